@@ -1,0 +1,18 @@
+"""Layers, found by how a model uses its parameters.
+
+Here lives everything that knows jaxprs: the walker that finds which parameter
+meets which activations, the matrix view of a leaf that follows from it, the
+canonical parameter paths, and the capture of activations. Nothing here knows
+optimizers or eigenvalues.
+"""
+
+from dsbp_jax.layers.paths import (
+    canonical_path as canonical_path,
+    leaves_by_path as leaves_by_path,
+    require_paths as require_paths,
+)
+from dsbp_jax.layers.views import (
+    Layout as Layout,
+    MatrixView as MatrixView,
+    guess_view as guess_view,
+)

@@ -1,0 +1,48 @@
+"""What a layer saw and answered: the rows of its inputs and outputs."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class LayerActivations(NamedTuple):
+    """The rows that met one kernel in one evaluation of a model.
+
+    `n_in` and `n_out` count every batch, spatial and sequence position
+    together; they differ for strided convolutions. Rows that were not computed
+    (a branch of `lax.cond` not taken) are zero and not counted.
+
+    Attributes:
+      inputs: Shape `(*batch, n_in, d_in)`, or None where not asked for.
+      outputs: The linear response before any bias, shape `(*batch, n_out,
+        d_out)`, or None where not asked for.
+      count: Valid rows of `outputs` (of `inputs` where there are no outputs),
+        shape `(*batch)`, int32. The same share of the inputs is valid.
+    """
+
+    inputs: jax.Array | None
+    outputs: jax.Array | None
+    count: jax.Array
+
+    def rows(self, side: str) -> tuple[jax.Array, jax.Array]:
+        """The rows of one side and how many of them are valid.
+
+        Args:
+          side: `"input"` or `"output"`.
+
+        Returns:
+          The rows, shape `(*batch, n, d)`, and their count, shape `(*batch)`,
+          float32.
+
+        Raises:
+          ValueError: That side was not captured.
+        """
+        rows = self.inputs if side == "input" else self.outputs
+        if rows is None:
+            raise ValueError(
+                f"activations hold no {side}s; capture them with "
+                f'which=("{side}s",) or both'
+            )
+        reference = self.inputs if self.outputs is None else self.outputs
+        share = self.count.astype("float32") / reference.shape[-2]
+        return rows, share * rows.shape[-2]

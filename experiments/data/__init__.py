@@ -1,0 +1,28 @@
+"""Image sets for classification, decoded once into memory, and their batches.
+
+`load` returns a `Dataset` of uint8 images in three splits, whatever the source:
+scikit-learn's digits (no file needed), any image classification set prepared by
+TensorFlow Datasets in the array_record format, and the publishers' own files of
+MedMNIST and Tiny ImageNet. TensorFlow is never needed to read. What cannot be
+loaded raises a `DataError` that says what would be accepted.
+"""
+
+from experiments.data.batches import (
+    augment as augment,
+)
+from experiments.data.batches import (
+    epoch_batches as epoch_batches,
+)
+from experiments.data.batches import (
+    normalize as normalize,
+)
+from experiments.data.dataset import (
+    DataError as DataError,
+)
+from experiments.data.dataset import (
+    Dataset as Dataset,
+)
+from experiments.data.dataset import (
+    Split as Split,
+)
+from experiments.data.loading import load as load

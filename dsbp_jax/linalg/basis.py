@@ -1,0 +1,328 @@
+"""The eigenbasis of a symmetric operator: started, refreshed, solved.
+
+One refresh is one cycle of thick-restarted block Lanczos. From the carried
+orthonormal V it builds the Krylov block `[V, CV, …, C^{b-1}V]`, orthonormalised
+block by block, projects C on it (Rayleigh-Ritz) and keeps the best k Ritz
+vectors. Warm, a single refresh follows a drifting C; cold, refreshes are
+repeated until the residual is at rounding level.
+
+Where the Krylov block would fill the whole space, the dense matrix is formed and
+solved instead: the same answer, cheaper.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax.linalg.batching import unbatched_max
+from dsbp_jax.linalg.operators import SymmetricOperator
+from dsbp_jax.linalg.orthogonal import extend_basis, polish
+
+_TINY = 1e-30
+
+
+class EigenBasis(NamedTuple):
+    """The leading eigenpairs of a symmetric operator.
+
+    Attributes:
+      vectors: Orthonormal columns, shape `(…, d, k)`, float32.
+      values: Their eigenvalues, descending, shape `(…, k)`, float32.
+      trace: Trace of the operator, shape `(…)`, float32.
+    """
+
+    vectors: jax.Array
+    values: jax.Array
+    trace: jax.Array
+
+
+class RefreshInfo(NamedTuple):
+    """What a refresh saw and did, for the reader; the next refresh needs none of it.
+
+    Attributes:
+      residual: `‖CV − V(VᵀCV)‖_F / ‖CV‖_F` of the basis that came in: how far it
+        was from spanning an invariant subspace. Shape `(…)`, float32.
+      ok: Whether the result was finite and orthonormal; where not, the old basis
+        was kept. Shape `(…)`, bool.
+    """
+
+    residual: jax.Array
+    ok: jax.Array
+
+
+def _require_rank(rank: int, dim: int) -> None:
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= dim:
+        raise ValueError(
+            f"rank must be an int between 1 and the dimension {dim}, got {rank!r}"
+        )
+
+
+def init_basis(dim: int, rank: int, *, key: jax.Array) -> EigenBasis:
+    """A random orthonormal start: uniform over subspaces, eigenvalues unknown (0).
+
+    Args:
+      dim: Dimension d of the operator to come.
+      rank: Number k of columns, `1 ≤ k ≤ d`.
+      key: A PRNG key.
+
+    Returns:
+      A basis of shape `(d, k)` with zero values and trace.
+
+    Raises:
+      ValueError: `rank` does not fit.
+
+    Example:
+      >>> init_basis(5, 2, key=jax.random.key(0)).vectors.shape
+      (5, 2)
+    """
+    _require_rank(rank, dim)
+    with jax.default_matmul_precision("highest"):
+        gaussian = jax.random.normal(key, (dim, rank), jnp.float32)
+        vectors = polish(jnp.linalg.qr(gaussian)[0])
+    return EigenBasis(vectors, jnp.zeros(rank), jnp.zeros(()))
+
+
+def refresh_basis(
+    operator: SymmetricOperator, basis: EigenBasis, *, num_blocks: int = 2
+) -> EigenBasis:
+    """One warm refresh: the basis moves towards the operator's top eigenvectors.
+
+    Costs `2·num_blocks − 1` products of a data matrix with k columns where the
+    operator has a factor (`gram`), `num_blocks` products with C otherwise.
+
+    Args:
+      operator: The matrix C, of dimension d.
+      basis: The carried basis, `(d, k)`.
+      num_blocks: Krylov blocks including V itself, at least 2. Two suffice to
+        track; spectra with a small gap want 3 or 4.
+
+    Returns:
+      The new basis. Where the result would not be finite and orthonormal (C holds
+      a NaN), the basis that came in.
+
+    Raises:
+      ValueError: Shapes do not fit, or `num_blocks` is not an int of at least 2.
+
+    References:
+      Golub and Underwood, The block Lanczos method, 1977; Wu and Simon,
+      Thick-restart Lanczos, 2000.
+
+    Example:
+      >>> from dsbp_jax import linalg
+      >>> operator = linalg.matrix(jnp.diag(jnp.array([1.0, 9.0, 4.0, 2.0])))
+      >>> basis = linalg.init_basis(4, 2, key=jax.random.key(0))
+      >>> print(linalg.refresh_basis(operator, basis).values.round(3))
+      [9. 4.]
+    """
+    return refresh_with_info(operator, basis, num_blocks=num_blocks)[0]
+
+
+def refresh_with_info(
+    operator: SymmetricOperator,
+    basis: EigenBasis,
+    *,
+    num_blocks: int = 2,
+    tolerance: float | jax.Array = 0.0,
+) -> tuple[EigenBasis, RefreshInfo]:
+    """`refresh_basis`, with a tolerance and an account of what happened.
+
+    Args:
+      operator: The matrix C, of dimension d.
+      basis: The carried basis, `(d, k)`.
+      num_blocks: Krylov blocks including V itself, at least 2.
+      tolerance: The basis is kept while the residual of `RefreshInfo` is at most
+        this. Saves the orthogonalisation; the first product is paid either way.
+        A static 0 traces no test.
+
+    Returns:
+      The new basis and the account.
+
+    Raises:
+      ValueError: As `refresh_basis`.
+
+    Example:
+      >>> from dsbp_jax import linalg
+      >>> operator = linalg.matrix(jnp.diag(jnp.array([3.0, 2.0, 1.0])))
+      >>> start = linalg.EigenBasis(jnp.eye(3, 1), jnp.zeros(1), jnp.zeros(()))
+      >>> linalg.refresh_with_info(operator, start)[1].residual
+      Array(0., dtype=float32)
+    """
+    dim, rank = basis.vectors.shape
+    if dim != operator.dim:
+        raise ValueError(
+            f"basis must have {operator.dim} rows to fit the operator, got {dim}"
+        )
+    if not isinstance(num_blocks, int) or num_blocks < 2:
+        raise ValueError(f"num_blocks must be an int of at least 2, got {num_blocks!r}")
+    with jax.default_matmul_precision("highest"):
+        image = operator.matmat(basis.vectors)
+        inside = basis.vectors @ (basis.vectors.T @ image)
+        # Norms through the largest entry: squares would lose 1e±30.
+        scale = jnp.maximum(jnp.max(jnp.abs(image)), _TINY)
+        residual = jnp.linalg.norm((image - inside) / scale) / jnp.maximum(
+            jnp.linalg.norm(image / scale), _TINY
+        )
+
+        def solve() -> tuple[EigenBasis, jax.Array]:
+            if num_blocks * rank >= dim:
+                new = _dense_eigenpairs(operator, rank)
+            else:
+                new = _block_lanczos(operator, basis.vectors, image, num_blocks)
+            ok = _is_sound(new)
+            kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, basis)
+            return kept, ok
+
+        if isinstance(tolerance, int | float) and tolerance == 0:
+            new, ok = solve()
+        else:
+            stale = ~(residual <= tolerance)
+            new, ok = jax.lax.cond(
+                unbatched_max(stale) > 0, solve, lambda: (basis, jnp.array(True))
+            )
+            new = jax.tree.map(lambda a, b: jnp.where(stale, a, b), new, basis)
+            ok = ok | ~stale
+    return new, RefreshInfo(residual, ok)
+
+
+def _is_sound(basis: EigenBasis) -> jax.Array:
+    rank = basis.vectors.shape[1]
+    gram = basis.vectors.T @ basis.vectors
+    error = jnp.max(jnp.abs(gram - jnp.eye(rank, dtype=gram.dtype)))
+    return (error <= 1e-5) & jnp.all(jnp.isfinite(basis.values))
+
+
+def _keep_top(eigenvalues: jax.Array, vectors: jax.Array, rank: int) -> tuple:
+    """The last `rank` of ascending eigenpairs, in descending order."""
+    return eigenvalues[::-1][:rank], vectors[:, ::-1][:, :rank]
+
+
+def _scaled_eigh(c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`eigh` of a symmetric matrix of any scale."""
+    largest = jnp.max(jnp.abs(c))
+    scale = jnp.where(largest > 0, largest, 1)
+    values, vectors = jnp.linalg.eigh(c / scale)
+    return values * scale, vectors
+
+
+def _dense_eigenpairs(operator: SymmetricOperator, rank: int) -> EigenBasis:
+    c = operator.matmat(jnp.eye(operator.dim, dtype=jnp.float32))
+    values, vectors = _keep_top(*_scaled_eigh(c), rank)
+    return EigenBasis(polish(vectors), values, operator.trace)
+
+
+def _block_lanczos(
+    operator: SymmetricOperator, start: jax.Array, image: jax.Array, num_blocks: int
+) -> EigenBasis:
+    """Rayleigh-Ritz on the Krylov block of `start`, whose image `C start` is given.
+
+    The images of all blocks but the last are by-products of building the next
+    block; T is assembled from them, so nothing is multiplied twice.
+    """
+    dim, rank = start.shape
+    project = operator.matmat if operator.half is None else operator.half
+
+    def write(buffer: jax.Array, block: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(buffer, block, index * rank, 1)
+
+    # With a factor the projected images are half(Q), without one they are CQ.
+    # (For the first block, XLA shares the product of half(V) and matmat(V).)
+    first = image if operator.half is None else operator.half(start)
+    width = num_blocks * rank
+    q = jnp.zeros((dim, width)).at[:, :rank].set(start)
+    images = jnp.zeros((first.shape[0], width)).at[:, :rank].set(first)
+
+    def add_block(index: jax.Array, carry: tuple) -> tuple:
+        q, images, image = carry
+        q = extend_basis(q, image, index * rank)
+        block = jax.lax.dynamic_slice_in_dim(q, index * rank, rank, 1)
+        return q, write(images, project(block), index), block
+
+    def step(index: jax.Array, carry: tuple) -> tuple:
+        q, images, block = add_block(index, carry)
+        return q, images, operator.matmat(block)
+
+    # The last block's image under C is not needed, hence it is peeled off.
+    carry = (q, images, image)
+    if num_blocks > 2:
+        carry = jax.lax.fori_loop(1, num_blocks - 1, step, carry)
+    q, images, _ = add_block(jnp.int32(num_blocks - 1), carry)
+
+    largest = jnp.maximum(jnp.max(jnp.abs(images)), _TINY)
+    images = images / largest
+    if operator.half is None:
+        t = q.T @ images
+        t, scale = 0.5 * (t + t.T), largest
+    else:
+        t, scale = images.T @ images, largest**2
+    values, rotation = _keep_top(*_scaled_eigh(t), rank)
+    return EigenBasis(polish(q @ rotation), values * scale, operator.trace)
+
+
+def top_eigenpairs(
+    operator: SymmetricOperator,
+    rank: int,
+    *,
+    key: jax.Array,
+    num_blocks: int = 4,
+    max_restarts: int = 100,
+) -> EigenBasis:
+    """The largest eigenpairs from a cold start, restarted to convergence.
+
+    A few guard columns are carried beside the k asked for, which speeds up the
+    last ones. The iteration ends when the residual `‖CV − VΛ‖_F` of the k pairs
+    is at rounding level, or has not fallen for five restarts.
+
+    Args:
+      operator: The matrix C, of dimension d.
+      rank: Number k of pairs, `1 ≤ k ≤ d`.
+      key: A PRNG key for the random start.
+      num_blocks: Krylov blocks per restart, at least 2.
+      max_restarts: Restarts at the most.
+
+    Returns:
+      The k eigenpairs of largest (signed) value.
+
+    Raises:
+      ValueError: `rank` or `num_blocks` does not fit.
+
+    References:
+      As `refresh_basis`.
+
+    Example:
+      >>> from dsbp_jax import linalg
+      >>> operator = linalg.matrix(jnp.diag(jnp.arange(100.0)))
+      >>> print(linalg.top_eigenpairs(operator, 3, key=jax.random.key(0)).values)
+      [99. 98. 97.]
+    """
+    _require_rank(rank, operator.dim)
+    columns = min(rank + max(8, rank // 4), operator.dim)
+    if num_blocks * columns >= operator.dim:
+        with jax.default_matmul_precision("highest"):
+            return _dense_eigenpairs(operator, rank)
+    eps = jnp.finfo(jnp.float32).eps
+
+    def pair_residual(basis: EigenBasis) -> jax.Array:
+        image = operator.matmat(basis.vectors[:, :rank])
+        largest = jnp.maximum(jnp.max(jnp.abs(image)), _TINY)
+        error = (image - basis.vectors[:, :rank] * basis.values[None, :rank]) / largest
+        return jnp.linalg.norm(error) / jnp.maximum(
+            jnp.linalg.norm(image / largest, axis=0).max(), _TINY
+        )
+
+    def unfinished(carry: tuple) -> jax.Array:
+        _, residual, stalled, restarts = carry
+        going = (residual > 8 * eps) & (stalled < 5) & (restarts < max_restarts)
+        return unbatched_max(going) > 0
+
+    def restart(carry: tuple) -> tuple:
+        basis, best, stalled, restarts = carry
+        basis = refresh_basis(operator, basis, num_blocks=num_blocks)
+        residual = pair_residual(basis)
+        stalled = jnp.where(residual < 0.9 * best, 0, stalled + 1)
+        return basis, jnp.minimum(best, residual), stalled, restarts + 1
+
+    with jax.default_matmul_precision("highest"):
+        basis = init_basis(operator.dim, columns, key=key)
+        start = (basis, jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0))
+        basis, _, _, _ = jax.lax.while_loop(unfinished, restart, start)
+    return EigenBasis(basis.vectors[:, :rank], basis.values[:rank], operator.trace)

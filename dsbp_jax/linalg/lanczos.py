@@ -1,0 +1,119 @@
+"""Lanczos tridiagonalisation with full re-orthogonalisation.
+
+For cold starts and diagnostics; the tracking of bases uses blocks
+(`dsbp_jax.linalg.basis`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax.linalg.operators import SymmetricOperator
+
+
+class Lanczos(NamedTuple):
+    """A partial tridiagonalisation `CQ = QT + r e_mᵀ`.
+
+    Attributes:
+      vectors: Orthonormal Q, shape `(d, m)`, float32.
+      alphas: Diagonal of T, shape `(m,)`, float32.
+      betas: Off-diagonal of T, shape `(m - 1,)`, float32, not negative; zero
+        where an invariant subspace was found and a new direction begun.
+      residual: The vector r, shape `(d,)`, float32.
+    """
+
+    vectors: jax.Array
+    alphas: jax.Array
+    betas: jax.Array
+    residual: jax.Array
+
+    def tridiagonal(self) -> jax.Array:
+        """The matrix T, shape `(m, m)`; its eigenvalues approximate C's."""
+        off_diagonal = jnp.diag(self.betas, 1)
+        return jnp.diag(self.alphas) + off_diagonal + off_diagonal.T
+
+
+def lanczos(operator: SymmetricOperator, start: jax.Array, num_steps: int) -> Lanczos:
+    """Runs Lanczos with full re-orthogonalisation; safe at breakdown.
+
+    Where the Krylov space is exhausted (an invariant subspace, a zero matrix),
+    the iteration goes on from a coordinate vector orthogonal to all before, with
+    a zero in `betas`: the identity and the orthonormality hold regardless.
+
+    Args:
+      operator: The matrix C, of dimension d.
+      start: First direction, shape `(d,)`; need not be normalised. Zero stands
+        for the first coordinate vector.
+      num_steps: Number m of steps, `1 ≤ m ≤ d`.
+
+    Returns:
+      The tridiagonalisation.
+
+    Raises:
+      ValueError: `num_steps` or the shape of `start` does not fit.
+
+    References:
+      Golub and Van Loan, Matrix Computations, 2013, section 10.3.
+
+    Example:
+      >>> from dsbp_jax import linalg
+      >>> c = linalg.matrix(jnp.diag(jnp.array([1.0, 2.0, 3.0])))
+      >>> t = linalg.lanczos(c, jnp.ones(3), 3).tridiagonal()
+      >>> print(jnp.linalg.eigvalsh(t).round(4))
+      [1. 2. 3.]
+    """
+    if start.shape != (operator.dim,):
+        raise ValueError(
+            f"start must have shape ({operator.dim},) to fit the operator, "
+            f"got {start.shape}"
+        )
+    if not isinstance(num_steps, int) or not 1 <= num_steps <= operator.dim:
+        raise ValueError(
+            f"num_steps must be an int between 1 and the operator's dimension "
+            f"{operator.dim}, got {num_steps!r}"
+        )
+    with jax.default_matmul_precision("highest"):
+        return _lanczos(operator, start.astype(jnp.float32), num_steps)
+
+
+def _lanczos(operator: SymmetricOperator, start: jax.Array, num_steps: int) -> Lanczos:
+    eps = jnp.finfo(jnp.float32).eps
+
+    def orthogonalize(vectors: jax.Array, w: jax.Array) -> jax.Array:
+        for _ in range(2):
+            w = w - vectors @ (vectors.T @ w)
+        return w
+
+    def fresh_direction(vectors: jax.Array) -> jax.Array:
+        # The coordinate vector that the basis covers least.
+        row = jnp.argmin(jnp.sum(vectors**2, axis=1))
+        coordinate = jax.nn.one_hot(row, operator.dim, dtype=jnp.float32)
+        return orthogonalize(vectors, coordinate)
+
+    def unit(w: jax.Array) -> jax.Array:
+        norm = jnp.linalg.norm(w)
+        return w / jnp.where(norm > 0, norm, 1)
+
+    def next_vector(vectors: jax.Array, w: jax.Array, vanished: jax.Array) -> jax.Array:
+        w = unit(jnp.where(vanished, fresh_direction(vectors), w))
+        # Normalising magnifies what rounding left along the basis.
+        return unit(orthogonalize(vectors, w))
+
+    def step(carry: tuple, i: jax.Array) -> tuple[tuple, tuple]:
+        vectors, q, scale = carry
+        vectors = vectors.at[:, i].set(q)
+        w = operator.matmat(q[:, None])[:, 0]
+        alpha = q @ w
+        scale = jnp.maximum(scale, jnp.linalg.norm(w))
+        w = orthogonalize(vectors, w)
+        vanished = jnp.linalg.norm(w) <= 10 * eps * scale
+        beta = jnp.where(vanished, 0.0, jnp.linalg.norm(w))
+        return (vectors, next_vector(vectors, w, vanished), scale), (alpha, beta, w)
+
+    vectors = jnp.zeros((operator.dim, num_steps), jnp.float32)
+    first = next_vector(vectors, start, jnp.linalg.norm(start) == 0)
+    carry, (alphas, betas, residuals) = jax.lax.scan(
+        step, (vectors, first, jnp.float32(0)), jnp.arange(num_steps)
+    )
+    return Lanczos(carry[0], alphas, betas[:-1], residuals[-1])

@@ -1,0 +1,66 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsbp_jax import linalg
+
+KEY = jax.random.key(0)
+
+
+def dense(operator):
+    return np.asarray(operator.matmat(jnp.eye(operator.dim)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gram(dtype):
+    x = jax.random.normal(KEY, (7, 5), dtype)
+    operator = linalg.gram(x)
+    expected = np.asarray(x, np.float64).T @ np.asarray(x, np.float64) / 7
+    np.testing.assert_allclose(dense(operator), expected, atol=1e-5)
+    half = np.asarray(operator.half(jnp.eye(5)))
+    np.testing.assert_allclose(half.T @ half, expected, atol=1e-5)
+    np.testing.assert_allclose(operator.trace, np.trace(expected), rtol=1e-5)
+
+
+def test_gram_counts_only_what_it_is_told():
+    x = jax.random.normal(KEY, (4, 3))
+    padded = jnp.concatenate([x, jnp.zeros((6, 3))])
+    operator = linalg.gram(padded, count=4)
+    np.testing.assert_allclose(dense(operator), dense(linalg.gram(x)), rtol=1e-5)
+    assert np.all(dense(linalg.gram(jnp.zeros((2, 3)), count=0)) == 0)
+
+
+def loss_fn(params, x):
+    return jnp.sum(jnp.tanh(x @ params["w"] + params["b"]) ** 2)
+
+
+def test_hessian_and_gauss_newton_against_dense():
+    params = {"b": jnp.ones(2), "w": jax.random.normal(KEY, (3, 2))}
+    x = jax.random.normal(KEY, (4, 3))
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    exact = jax.hessian(lambda p: loss_fn(unravel(p), x))(flat)
+    operator = linalg.hessian(loss_fn, params, x)
+    np.testing.assert_allclose(dense(operator), exact, atol=1e-4)
+    assert np.isnan(operator.trace)
+
+    model = lambda p, x: jnp.tanh(x @ p["w"] + p["b"])
+    jacobian = jax.jacobian(lambda p: model(unravel(p), x).ravel())(flat)
+    operator = linalg.gauss_newton(lambda y: jnp.sum(y**2), model, params, x)
+    np.testing.assert_allclose(dense(operator), 2 * jacobian.T @ jacobian, atol=1e-4)
+
+
+def test_crosses_jit_without_retracing():
+    traces = []
+
+    @jax.jit
+    def top(operator):
+        traces.append(1)
+        return linalg.top_eigenpairs(operator, 1, key=KEY)
+
+    params = {"b": jnp.ones(2), "w": jax.random.normal(KEY, (3, 2))}
+    x = jax.random.normal(KEY, (4, 3))
+    first = top(linalg.hessian(loss_fn, params, x))
+    second = top(linalg.hessian(loss_fn, params, 2 * x))
+    assert len(traces) == 1
+    assert first.values != second.values

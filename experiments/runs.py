@@ -1,0 +1,297 @@
+"""The folder of a run: claimed once, written line by line, never lost silently.
+
+runs/<name>/config.json     what was run, with the versions it ran on
+            metrics.jsonl   one line per evaluation, the test result last
+            checkpoints/    the state after each evaluation
+            report.html     plots
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from experiments.config import Config, differences, from_json, to_json
+
+KEEP = 2  # checkpoints
+_PLACES = ("data.data_dir", "data.download")  # where, not what
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's folder.
+
+    Attributes:
+      path: The folder.
+      config: What is run.
+      preset: The preset that it came from.
+    """
+
+    path: Path
+    config: Config
+    preset: str
+
+    @property
+    def metrics_path(self) -> Path:
+        """The file of `records`."""
+        return self.path / "metrics.jsonl"
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a record to the metrics, through to the disk."""
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records so far; a line cut off by a kill is left out."""
+        if not self.metrics_path.exists():
+            return []
+        records = []
+        for line in self.metrics_path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def truncate(self, step: int | None) -> None:
+        """Drops what was logged after a step; with None, everything.
+
+        The test result is dropped as well: the run that goes on logs it again.
+        """
+        kept = [
+            record
+            for record in self.records()
+            if step is not None and record["step"] <= step and "test" not in record
+        ]
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomically(self.metrics_path, lines)
+
+    def result(self) -> dict[str, Any] | None:
+        """The record of the test, where the run is complete."""
+        return next((r for r in self.records() if "test" in r), None)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def default_name(preset: str, config: Config) -> str:
+    """The name of a run that was given none."""
+    return f"{Path(preset).stem}-{config.optimizer.name}-seed{config.seed}"
+
+
+def start(
+    out: Path, name: str | None, preset: str, config: Config, *, overwrite: bool
+) -> Run:
+    """Claims the folder of a new run.
+
+    Args:
+      out: The folder of all runs.
+      name: The name of the run. Without one, the default name, with the first
+        number that is free where it is taken.
+      preset: The preset of the run.
+      config: What will be run.
+      overwrite: Replace a run of that name.
+
+    Returns:
+      The run; its `config.json` is written.
+
+    Raises:
+      ValueError: If the name is taken, or no folder can be made there.
+    """
+    base = default_name(preset, config) if name is None else name
+    if not base or Path(base).name != base:
+        raise ValueError(f"name={base!r}; accepted are names of a folder under {out}")
+    if overwrite:
+        _remove(out / base)
+    path = _claim(out, base, numbered=name is None)
+    described = {"preset": preset, "config": to_json(config), "ran_on": environment()}
+    write_atomically(path / "config.json", json.dumps(described, indent=2) + "\n")
+    return Run(path, config, preset)
+
+
+def _claim(out: Path, base: str, *, numbered: bool) -> Path:
+    number = 1
+    while True:
+        path = out / (base if number == 1 else f"{base}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not numbered:
+                raise ValueError(
+                    f"name={base!r}; {path} exists: accepted are a new name, --resume "
+                    "to go on with it, or --overwrite to replace it"
+                ) from None
+            number += 1
+        except OSError as error:
+            raise ValueError(f"out={str(out)!r}; {error}") from None
+        else:
+            return path
+
+
+def _remove(path: Path) -> None:
+    """Deletes a run, and nothing that is not one."""
+    if not path.exists():
+        return
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"overwrite=True; {path} holds no config.json, so it is no run: "
+            "accepted is to remove it by hand"
+        )
+    shutil.rmtree(path)
+
+
+def find(out: Path, name: str | None, base: str) -> Run:
+    """Opens the folder of a run that was started before.
+
+    Args:
+      out: The folder of all runs.
+      name: The name of the run. Without one, the latest of those called `base`.
+      base: The default name.
+
+    Returns:
+      The run, with the config it was started with.
+
+    Raises:
+      ValueError: If there is no such run, or its `config.json` cannot be read.
+    """
+    if name is None:
+        same = [p for p in out.glob(f"{base}*") if _number(p.name, base) is not None]
+        path = max(same, key=lambda p: _number(p.name, base), default=out / base)
+    else:
+        path = out / name
+    file = path / "config.json"
+    if not file.is_file():
+        started = sorted(p.parent.name for p in out.glob("*/config.json"))
+        accepted = ", ".join(started) or "none: no run was started yet"
+        raise ValueError(
+            f"name={path.name!r}; there is no run to resume; accepted are {accepted}"
+        )
+    try:
+        described = json.loads(file.read_text())
+        config = from_json(Config, described["config"])
+        return Run(path, config, described["preset"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"name={path.name!r}; cannot read {file}: {error}") from None
+
+
+def _number(name: str, base: str) -> int | None:
+    """The number of a default name: 1 without a suffix; None for other names."""
+    if name == base:
+        return 1
+    suffix = name.removeprefix(base + "-")
+    return int(suffix) if suffix != name and suffix.isdecimal() else None
+
+
+def check_unchanged(new: Config, old: Config) -> None:
+    """Raises a `ValueError` where a resumed run would become another experiment."""
+    changed = {k: v for k, v in differences(new, old).items() if k not in _PLACES}
+    for field, (value, before) in changed.items():
+        raise ValueError(
+            f"{field}={value!r}; the run was started with {before!r}: accepted are "
+            "that value, or a new run without --resume"
+        )
+
+
+def environment() -> dict[str, str]:
+    """The versions and the device that a result depends on."""
+    packages = ("dsbp-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    device = jax.devices()[0]
+    return versions | {
+        "python": platform.python_version(),
+        "device": f"{device.platform}: {device.device_kind}",
+    }
+
+
+class Checkpoints:
+    """States on the disk, written whole or not at all.
+
+    `params` is an item of its own, so that it can be opened without the rest.
+
+    Args:
+      path: The folder.
+    """
+
+    def __init__(self, path: Path):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEEP, enable_async_checkpointing=False
+        )
+        self._manager = ocp.CheckpointManager(path.resolve(), options=options)
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, **items: Any) -> None:
+        """Saves pytrees of arrays by name."""
+        saved = {k: ocp.args.StandardSave(_storable(v)) for k, v in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**saved))
+
+    def restore(self, step: int, **like: Any) -> dict[str, Any]:
+        """Reads what `save` wrote.
+
+        Args:
+          step: The step.
+          **like: For each item a pytree of the same structure, shapes and dtypes.
+
+        Returns:
+          The items by name.
+        """
+        abstract = {
+            name: ocp.args.StandardRestore(
+                jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(tree))
+            )
+            for name, tree in like.items()
+        }
+        restored = self._manager.restore(step, args=ocp.args.Composite(**abstract))
+        return {name: _restored(restored[name], tree) for name, tree in like.items()}
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _storable(tree: Any) -> dict[str, jax.Array]:
+    """The leaves by path; random keys as the numbers behind them."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        )
+        for path, leaf in leaves
+    }
+
+
+def _restored(stored: dict[str, jax.Array], like: Any) -> Any:
+    """The inverse of `_storable`."""
+
+    def leaf(path: Any, old: jax.Array) -> jax.Array:
+        new = stored[jax.tree_util.keystr(path, simple=True, separator="/")]
+        if _is_key(old):
+            return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
+        return new
+
+    return jax.tree.map_with_path(leaf, like)

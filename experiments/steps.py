@@ -1,0 +1,189 @@
+"""A Flax model as pure functions, and the compiled steps of training and evaluation.
+
+Everything that changes during training is in `TrainState`; everything random in a
+step follows from a key and the number of the step. So a state that was saved and
+read back goes on exactly as the one in memory would have.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments import data, models, optimizers
+from experiments.config import Config, ModelConfig
+
+
+class TrainState(NamedTuple):
+    """All that training carries from one step to the next.
+
+    Attributes:
+      params: The trainable parameters, nested dicts of arrays.
+      rest: Whatever else the model keeps: batch statistics, random counts.
+      opt_state: The state of the optimizer.
+      step: Steps done.  # shape=(), dtype=int32
+    """
+
+    params: Any
+    rest: Any
+    opt_state: Any
+    step: jax.Array
+
+
+class Classifier:
+    """A model as pure functions of its parameters.
+
+    Args:
+      dataset: The images that it classifies.
+      config: Which model.
+
+    Raises:
+      ValueError: If there is no such model, or it has no such option.
+    """
+
+    def __init__(self, dataset: data.Dataset, config: ModelConfig):
+        self.dataset = dataset
+        self.config = config
+        model = self._build(0)
+        model.train()
+        train, _, _ = nnx.split(model, nnx.Param, ...)
+        model.eval()
+        evaluation, _, _ = nnx.split(model, nnx.Param, ...)
+        self._graphs = {"train": train, "eval": evaluation}
+
+    def _build(self, seed: int) -> nnx.Module:
+        return models.build(
+            self.config.name,
+            image_shape=self.dataset.image_shape,
+            num_classes=self.dataset.num_classes,
+            rngs=nnx.Rngs(seed),
+            **self.config.options,
+        )
+
+    def init(self, seed: int) -> tuple[Any, Any]:
+        """Fresh parameters, and the rest of the model's state."""
+        _, params, rest = nnx.split(self._build(seed), nnx.Param, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+    def apply(
+        self, params: Any, rest: Any, images: jax.Array, *, mode: str
+    ) -> tuple[jax.Array, Any]:
+        """Logits of uint8 images, and the rest after them.
+
+        Args:
+          params: The parameters.
+          rest: The rest of the model's state.
+          images: uint8 images `(n, height, width, channels)`.
+          mode: `"train"` or `"eval"`.
+
+        Returns:
+          Logits `(n, num_classes)` and the new rest.
+        """
+        model = nnx.merge(self._graphs[mode], params, rest, copy=True)
+        logits = model(data.normalize(images, self.dataset))
+        return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+    def loss(
+        self, params: Any, rest: Any, images: jax.Array, labels: jax.Array, mode: str
+    ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        """Mean cross entropy; beside it the logits and the rest."""
+        logits, rest = self.apply(params, rest, images, mode=mode)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (logits, rest)
+
+
+class Trainer:
+    """The compiled steps of one experiment, shared by its seeds and learning rates.
+
+    Args:
+      classifier: The model.
+      config: The experiment.
+      num_steps: Steps of the whole run, for the schedule.
+    """
+
+    def __init__(self, classifier: Classifier, config: Config, num_steps: int):
+        self.classifier = classifier
+        self.config = config
+        self.num_steps = num_steps
+        self.train_step = jax.jit(self._train_step, donate_argnums=0)
+        self.evaluation_step = jax.jit(self._evaluation_step)
+
+    def init(self, seed: int) -> TrainState:
+        """The state before the first step."""
+        params, rest = self.classifier.init(seed)
+        optimizer = optimizers.build(self.config.optimizer, self.num_steps)
+        return TrainState(params, rest, optimizer.init(params), jnp.int32(0))
+
+    def _train_step(
+        self,
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array,
+        peak: jax.Array,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step on a batch.
+
+        Args:
+          state: The state; its buffers are reused.
+          images: uint8 images `(n, height, width, channels)`.
+          labels: int32 labels `(n,)`.
+          key: The key of the run.
+          peak: The peak learning rate.
+
+        Returns:
+          The new state, and loss and accuracy before the step.
+        """
+        config = self.config
+        optimizer = optimizers.build(config.optimizer, self.num_steps, peak)
+        if config.data.augment:
+            images = data.augment(images, jax.random.fold_in(key, state.step))
+        loss = partial(self.classifier.loss, mode="train")
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, (logits, rest)), grads = gradient(
+            state.params, state.rest, images, labels
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": value, "accuracy": jnp.mean(logits.argmax(-1) == labels)}
+        return TrainState(params, rest, opt_state, state.step + 1), metrics
+
+    def _evaluation_step(self, params, rest, images, labels, weights):
+        """Sums of loss and of right answers over the examples of weight one."""
+        logits, _ = self.classifier.apply(params, rest, images, mode="eval")
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        hits = (logits.argmax(-1) == labels).astype(jnp.float32)
+        # A weight of zero must hide even a loss that is not finite.
+        return jnp.where(weights, jnp.stack([losses, hits]), 0).sum(axis=1)
+
+    def evaluate(
+        self, state: TrainState, split: data.Split, batch_size: int = 500
+    ) -> dict[str, float]:
+        """Mean loss and accuracy on a whole split, the model in evaluation mode.
+
+        Args:
+          state: The state.
+          split: The examples.
+          batch_size: Images at a time; the last batch is padded.
+
+        Returns:
+          A dict with `loss` and `accuracy`.
+        """
+        batch_size = min(batch_size, len(split))
+        pending = []
+        for start in range(0, len(split), batch_size):
+            index = np.arange(start, start + batch_size)
+            real = index < len(split)
+            part = split.take(np.where(real, index, 0))
+            pending.append(
+                self.evaluation_step(
+                    state.params, state.rest, part.images, part.labels, real
+                )
+            )
+        sums = np.sum(jax.device_get(pending), axis=0, dtype=np.float64)
+        loss, accuracy = sums / len(split)
+        return {"loss": float(loss), "accuracy": float(accuracy)}

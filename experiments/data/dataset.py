@@ -1,6 +1,7 @@
 """What a data set is here: three splits of uint8 images in memory."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 
@@ -119,6 +120,28 @@ def hold_out(split: Split, *, seed: int, fraction: float = 0.1) -> tuple[Split, 
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held[rng.permutation(members)[:count]] = True
     return split.take(np.flatnonzero(~held)), split.take(np.flatnonzero(held))
+
+
+def find_raw(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:
+    """The publishers' file in a folder, or None.
+
+    Args:
+      folder: Where to look.
+      pattern: The name of the file; may hold `*`.
+
+    Returns:
+      The one file that matches.
+
+    Raises:
+      DataError: If several match.
+    """
+    found = sorted(folder.glob(pattern))
+    if len(found) > 1:
+        raise DataError(
+            f"data_dir={str(folder)!r} holds {', '.join(f.name for f in found)}; "
+            f"accepted is one file {pattern}"
+        )
+    return found[0] if found else None
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,67 +8,65 @@ import pathlib
 
 import numpy as np
 
+from experiments.data import images
 from experiments.data.dataset import DataError, Dataset, Split, make_dataset
 
 _BATCH = 1024
+_VERSION = "[0-9]*.[0-9]*.[0-9]*"
 
 
-def prepared_sets(data_dir: pathlib.Path) -> list[str]:
-    """The names of the sets that a folder holds, `name/config` where configured."""
-    versions = (
-        path.parent.parent
-        for pattern in ("*/*/features.json", "*/*/*/features.json")
-        for path in data_dir.glob(pattern)
-    )
-    return sorted({version.relative_to(data_dir).as_posix() for version in versions})
+def prepared_sets(data_dir: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The sets that a folder holds.
+
+    Args:
+      data_dir: The folder.
+
+    Returns:
+      From name (`name/config` where configured) to the folder of its latest
+      version, in order of the names.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for pattern in (f"*/{_VERSION}", f"*/*/{_VERSION}"):
+        for version in sorted(data_dir.glob(pattern), key=_version):
+            if (version / "dataset_info.json").exists():
+                found[version.parent.relative_to(data_dir).as_posix()] = version
+    return dict(sorted(found.items()))
 
 
-def load(name: str, *, data_dir: pathlib.Path, seed: int) -> Dataset:
-    """Reads a prepared image classification set.
+def load(directory: pathlib.Path, *, name: str, seed: int) -> Dataset:
+    """Loads a prepared set for classification.
 
     Splits are called `train`, `test` and, if any, `validation` or `val`. Where
     the publishers label no test split, their validation split is the test split
     and another one is held out of train.
 
     Args:
-      name: A name that `prepared_sets` gives.
-      data_dir: The folder that TFDS prepared it in.
+      directory: The folder of one version, as `prepared_sets` gives it.
+      name: The name of the set.
       seed: Chooses the examples held out, where there is no validation split.
 
     Returns:
-      The data set, under the last part of its name.
+      The data set.
 
     Raises:
       DataError: If a file is missing or damaged, or the set is none for image
         classification with uint8 images of one shape.
     """
-    import tensorflow_datasets as tfds
-
-    where = f"name={name!r}: in data_dir={str(data_dir)!r}"
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        info = builder.info
-        features, names = info.features, list(info.splits)
-    except Exception as error:  # TFDS raises what its parsers raise.
-        raise DataError(f"{where} the metadata is damaged: {_line(error)}") from error
-    shape, num_classes = _image_classification(tfds, features, where)
-
-    def read(*accepted: str) -> Split | None:
-        found = [split for split in accepted if split in names]
-        return _read(builder, found[0], shape, where) if found else None
-
-    train, validation = read("train"), read("validation", "val")
-    test = read("test")
+    splits, num_classes = read(
+        directory, name=name, only=("train", "validation", "val", "test")
+    )
+    validation = splits.get("validation", splits.get("val"))
+    test = splits.get("test")
     if test is None:
         test, validation = validation, None
-    if train is None or test is None:
+    if test is None or "train" not in splits:
         raise DataError(
-            f"{where} there are the splits {', '.join(names) or 'none'}; needed are "
-            "train and one of test, validation, val"
+            f"name={name!r}: {directory} has the splits {', '.join(splits) or 'none'};"
+            " needed are train and one of test, validation, val"
         )
     return make_dataset(
-        name.rsplit("/")[-1],
-        train=train,
+        name,
+        train=splits["train"],
         validation=validation,
         test=test,
         num_classes=num_classes,
@@ -76,12 +74,34 @@ def load(name: str, *, data_dir: pathlib.Path, seed: int) -> Dataset:
     )
 
 
-def _image_classification(tfds, features, where: str) -> tuple[tuple[int, ...], int]:
-    """The image shape and number of classes that the features promise."""
-    image, label = (
-        features[key] if key in features.keys() else None  # noqa: SIM118
-        for key in ("image", "label")
-    )
+def read(
+    directory: pathlib.Path, *, name: str, only: tuple[str, ...] | None = None
+) -> tuple[dict[str, Split], int]:
+    """Reads the splits of a prepared set.
+
+    Args:
+      directory: The folder of one version, as `prepared_sets` gives it.
+      name: The name of the set, for messages.
+      only: The splits to read where they exist; by default all.
+
+    Returns:
+      The splits by name, and the number of classes.
+
+    Raises:
+      DataError: As `load` does.
+    """
+    import tensorflow_datasets as tfds
+
+    where = f"name={name!r}: {directory}"
+    try:
+        builder = tfds.builder_from_directory(directory)
+        features, names = dict(builder.info.features), list(builder.info.splits)
+    except Exception as error:  # TFDS lets through whatever its parsers raise.
+        raise DataError(
+            f"{where} has damaged metadata ({images.first_line(error)}); prepare the "
+            "set again"
+        ) from error
+    image, label = features.get("image"), features.get("label")
     if not (
         isinstance(image, tfds.features.Image)
         and isinstance(label, tfds.features.ClassLabel)
@@ -89,31 +109,39 @@ def _image_classification(tfds, features, where: str) -> tuple[tuple[int, ...], 
         and None not in image.shape
     ):
         raise DataError(
-            f"{where} the features are {features!r}; accepted are a uint8 `image` of "
-            "known shape and a `label`".replace("\n", " ")
+            f"{where} has the features {', '.join(features)}; accepted are sets with a "
+            "uint8 `image` of known shape and a `label`"
         )
-    return image.shape, label.num_classes
+    splits = {}
+    for split in names:
+        if only is None or split in only:
+            try:
+                splits[split] = _read_split(builder, split, image.shape)
+            except Exception as error:  # RuntimeError, and what protobuf raises.
+                raise DataError(
+                    f"{where} has an unreadable split {split!r} "
+                    f"({images.first_line(error)}); prepare the set again, in the "
+                    "array_record format"
+                ) from error
+    return splits, label.num_classes
 
 
-def _read(builder, split: str, shape: tuple[int, ...], where: str) -> Split:
+def _read_split(builder, split: str, shape: tuple[int, ...]) -> Split:
     """Decodes one split into one array."""
-    try:
-        source = builder.as_data_source(split)
-        images = np.empty((len(source), *shape), np.uint8)
-        labels = np.empty(len(source), np.int32)
-        for start in range(0, len(source), _BATCH):
-            indices = range(start, min(start + _BATCH, len(source)))
-            for index, example in zip(
-                indices, source.__getitems__(list(indices)), strict=True
-            ):
-                images[index], labels[index] = example["image"], example["label"]
-    except Exception as error:  # The record reader raises RuntimeError and others.
-        raise DataError(
-            f"{where} the split {split!r} cannot be read: {_line(error)}"
-        ) from error
-    return Split(images, labels)
+    import tensorflow_datasets as tfds
+
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    source = builder.as_data_source(split, decoders=decoders)
+    pixels = np.empty((len(source), *shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for start in range(0, len(source), _BATCH):
+        indices = list(range(start, min(start + _BATCH, len(source))))
+        for index, example in zip(indices, source.__getitems__(indices), strict=True):
+            pixels[index] = images.decode(example["image"], shape)
+            labels[index] = example["label"]
+    return Split(pixels, labels)
 
 
-def _line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _version(directory: pathlib.Path) -> list[int]:
+    """Orders versions by number: 3.10.0 comes after 3.9.0."""
+    return [int(part) for part in directory.name.split(".") if part.isdigit()]

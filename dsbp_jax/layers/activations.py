@@ -22,7 +22,7 @@ class LayerActivations(NamedTuple):
 
     inputs: jax.Array | None
     outputs: jax.Array | None
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # shadows tuple.count
 
     def rows(self, side: str) -> tuple[jax.Array, jax.Array]:
         """The rows of one side and how many of them are valid.
@@ -43,6 +43,6 @@ class LayerActivations(NamedTuple):
                 f"activations hold no {side}s; capture them with "
                 f'which=("{side}s",) or both'
             )
-        reference = self.inputs if self.outputs is None else self.outputs
-        share = self.count.astype("float32") / reference.shape[-2]
+        counted = rows if self.outputs is None else self.outputs
+        share = self.count.astype("float32") / counted.shape[-2]
         return rows, share * rows.shape[-2]

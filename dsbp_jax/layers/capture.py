@@ -1,0 +1,157 @@
+"""Capturing what every layer saw and answered, in the model's own forward pass."""
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsbp_jax.layers import primitives
+from dsbp_jax.layers.activations import LayerActivations
+from dsbp_jax.layers.finder import array_leaves, trace
+from dsbp_jax.layers.rewrite import Bind, evaluate
+from dsbp_jax.layers.sites import Site
+
+_SIDES = ("inputs", "outputs")
+
+
+def capture_activations(
+    fn: Callable[..., Any],
+    *,
+    max_rows: int | None = None,
+    which: Iterable[str] = _SIDES,
+) -> Callable[..., tuple[Any, dict[str, LayerActivations]]]:
+    """Makes a model function return its layers' activations as well.
+
+    The layers are found by how `fn` uses its parameters; nothing needs to be
+    registered. `fn` is run once, equation by equation and with its own
+    derivative rules, so the result and its gradient are those of `fn`, and the
+    captured function may be the loss itself under `jax.value_and_grad`. Each
+    call traces `fn`, so wrap the outermost function in `jax.jit`.
+
+    Stacked kernels (`jax.lax.scan` over layers, experts) have batch axes in
+    front. A kernel that a loop uses again and again has the rows of all
+    iterations, time first. Of a convolution the rows are positions and the
+    features are channels. Kernels inside a `while` loop, of grouped
+    convolutions and others that `explain` lists are left out.
+
+    Args:
+      fn: A function `fn(params, *args, **kwargs)` that returns any pytree.
+        Arguments that are no arrays are static, as in a plain call.
+      max_rows: At most so many rows per matrix, every s-th modulo their number,
+        with the smallest s that covers all and has no divisor in common with
+        that number, so that it does not fall in step with a sequence length.
+        Inside a loop that shares the kernel the cap holds for each iteration
+        until the loop ends.
+      which: `"inputs"`, `"outputs"` or both.
+
+    Returns:
+      A function of the same arguments that returns `(out, activations)`: the
+      result of `fn` and a dict from canonical path (`path#1`, … for further
+      uses of a leaf) to `LayerActivations`, in the dtype of the computation.
+
+    Raises:
+      ValueError: `max_rows` is no positive integer, or `which` names something
+        else. When called: no leaf of `params` is used as a layer.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> model = lambda params, x: jax.nn.relu(x @ params["kernel"]) + params["bias"]
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+      >>> out, activations = capture_activations(model)(params, jnp.ones((5, 3)))
+      >>> activations["kernel"].inputs.shape, activations["kernel"].outputs.shape
+      ((5, 3), (5, 2))
+    """
+    limit = _positive("max_rows", max_rows)
+    sides = _sides(which)
+
+    def captured(
+        params: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Any, dict[str, LayerActivations]]:
+        traced = trace(fn, params, args, kwargs)
+        if not traced.sites:
+            raise ValueError(
+                f"params match no layer: none of {len(traced.leaves)} array leaves is "
+                "the weight of a matrix product or convolution in fn; "
+                "dsbp_jax.explain(fn, params, *args) says why, leaf by leaf"
+            )
+
+        def visit(
+            site: Site, bind: Bind, x: jax.Array, w: jax.Array, extra: Any
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
+            y = bind(x, w)
+            found = {}
+            if "inputs" in sides:
+                found["inputs"] = _subsample(site.inputs.to_rows(x), limit)
+            if "outputs" in sides:
+                found["outputs"] = _subsample(site.outputs.to_rows(y), limit)
+            if site.conditional:
+                rows = found[sides[-1]]
+                found["valid"] = jnp.ones((*rows.shape[:-1], 1), jnp.int32)
+            return y, found
+
+        arrays = array_leaves((params, args, kwargs))
+        outputs, collected = evaluate(traced, visit, arrays, sites=traced.sites)
+        activations = {
+            site.name: _activations(site, collected[site.name], sides, limit)
+            for site in traced.sites
+        }
+        return traced.unflatten(outputs), activations
+
+    return captured
+
+
+def _activations(
+    site: Site, found: dict[str, jax.Array], sides: tuple[str, ...], limit: int | None
+) -> LayerActivations:
+    """The visits of one site as `LayerActivations`."""
+    found = {
+        name: _subsample(site.gather(stacked), limit) for name, stacked in found.items()
+    }
+    if "valid" in found:
+        count = jnp.sum(found["valid"], axis=(-2, -1), dtype=jnp.int32)
+    else:
+        rows = found[sides[-1]]
+        count = jnp.full(rows.shape[:-2], rows.shape[-2], jnp.int32)
+    return LayerActivations(found.get("inputs"), found.get("outputs"), count)
+
+
+def _subsample(rows: jax.Array, limit: int | None) -> jax.Array:
+    """At most `limit` of the rows of `rows`, shape `(*batch, n, d)`."""
+    number = rows.shape[-2]
+    if limit is None or number <= limit:
+        return rows
+    stride = -(-number // limit)
+    while math.gcd(stride, number) != 1:
+        stride += 1
+    indices = np.sort(np.arange(limit) * stride % number)
+    sharding = primitives.explicit_sharding(rows)
+    if sharding is not None:
+        spec = list(sharding.spec) + [None] * (rows.ndim - len(sharding.spec))
+        spec[-2] = None
+        sharding = sharding.update(spec=jax.sharding.PartitionSpec(*spec))
+    return rows.at[..., indices, :].get(
+        mode="promise_in_bounds", unique_indices=True, out_sharding=sharding
+    )
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    try:
+        number = None if value is None else operator.index(value)
+    except TypeError:
+        number = 0
+    if number is not None and (number < 1 or isinstance(value, bool)):
+        raise ValueError(f"{name} must be a positive integer or None, got {value!r}")
+    return number
+
+
+def _sides(which: Iterable[str]) -> tuple[str, ...]:
+    given = (which,) if isinstance(which, str) else tuple(which)
+    if isinstance(which, str) or not given or not set(given) <= set(_SIDES):
+        raise ValueError(
+            f'which must be a tuple of "inputs", "outputs" or both, got {which!r}'
+        )
+    return tuple(side for side in _SIDES if side in given)

@@ -1,0 +1,432 @@
+"""Finding the sites of a model: a walk over its jaxpr, without any numbers.
+
+`trace` runs a model function abstractly and follows every parameter leaf. Where
+a leaf meets data in a matrix product or an ungrouped convolution it has found a
+`Site`. Every other use is written down as well, since code that replaces a
+leaf (and not only its gradient) must know that there is none.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax.layers import primitives
+from dsbp_jax.layers.following import LeafView, follow, whole
+from dsbp_jax.layers.paths import leaves_by_path
+from dsbp_jax.layers.sites import Axes, Operand, Site, matrix_view
+from dsbp_jax.layers.views import MatrixView
+
+
+class Use(NamedTuple):
+    """A use of a leaf that is no site, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A traced model function and what it does with its parameters.
+
+    Attributes:
+      body: The jaxpr; its inputs are the array leaves of `(params, args,
+        kwargs)` in flattening order.
+      leaves: Canonical path to shape and dtype, for every array leaf of params.
+      sites: In the order in which the model runs them.
+      uses: Every other use of a leaf.
+      unflatten: Builds the function's result from the jaxpr's outputs.
+    """
+
+    body: primitives.Body
+    leaves: Mapping[str, jax.ShapeDtypeStruct]
+    sites: tuple[Site, ...]
+    uses: tuple[Use, ...]
+    unflatten: Callable[[Iterable[Any]], Any]
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is traced; all others are static, as in a plain call."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def array_leaves(tree: Any) -> list[Any]:
+    """The leaves of a tree that are arrays, in flattening order."""
+    return [leaf for leaf in jax.tree.leaves(tree) if is_array(leaf)]
+
+
+def _split(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
+    """The array leaves of a tree, and a function that puts others in place."""
+    leaves, treedef = jax.tree.flatten(tree)
+    arrays = [leaf for leaf in leaves if is_array(leaf)]
+    # What the arrays were must not outlive the call: they may be tracers.
+    static = [_ARRAY if is_array(leaf) else leaf for leaf in leaves]
+
+    def rebuild(values: Iterable[Any]) -> Any:
+        rest = iter(values)
+        return jax.tree.unflatten(
+            treedef, [next(rest) if leaf is _ARRAY else leaf for leaf in static]
+        )
+
+    return arrays, rebuild
+
+
+_ARRAY = object()
+
+
+def trace(
+    fn: Callable[..., Any],
+    params: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Trace:
+    """Traces `fn(params, *args, **kwargs)` and finds its sites.
+
+    Args:
+      fn: The function.
+      params: Its parameters, any pytree. Leaves that are no arrays are static.
+      args: Its other arguments, arrays or `jax.ShapeDtypeStruct`s; what is
+        neither is static.
+      kwargs: Likewise.
+
+    Returns:
+      The trace.
+    """
+    arrays, rebuild = _split((params, args, dict(kwargs)))
+    unflatten: list[Callable[[Iterable[Any]], Any]] = []
+
+    def flat(*values: Any) -> list[Any]:
+        params, args, kwargs = rebuild(values)
+        outputs, rebuild_result = _split(fn(params, *args, **kwargs))
+        unflatten.append(rebuild_result)
+        return outputs
+
+    closed = jax.make_jaxpr(flat)(*arrays)
+    leaves = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for path, leaf in leaves_by_path(params).items()
+        if is_array(leaf)
+    }
+    walk = _Walk(leaves)
+    body = primitives.Body(closed.jaxpr, closed.consts)
+    walk.run(body)
+    return Trace(body, leaves, tuple(walk.sites), tuple(walk.uses), unflatten[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """What is known of a value: it comes from parameters only, perhaps a leaf."""
+
+    view: LeafView | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Context:
+    """Where in the calls the walk is."""
+
+    key: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    conditional: bool = False
+    rule: str | None = None
+
+    def at(self, *index: int) -> "_Context":
+        return dataclasses.replace(self, key=(*self.key, *index))
+
+
+_Values = list[_Value | None]  # None: depends on data
+
+
+class _Walk:
+    """Collects sites and other uses; `run` follows one jaxpr."""
+
+    def __init__(self, leaves: Mapping[str, jax.ShapeDtypeStruct]):
+        self.paths = list(leaves)
+        self.shapes = [leaf.shape for leaf in leaves.values()]
+        self.floating = [
+            jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves.values()
+        ]
+        self.sites: list[Site] = []
+        self.uses: list[Use] = []
+        self.counts: dict[str, int] = {}
+
+    def run(self, body: primitives.Body) -> None:
+        """Walks the jaxpr of a whole function."""
+        values: _Values = [None] * len(body.jaxpr.invars)
+        for leaf, floating in enumerate(self.floating):
+            if floating:
+                values[leaf] = _Value(whole(leaf, self.shapes[leaf]))
+        for value in self.walk(body.jaxpr, values, _Context()):
+            self.use(value, "returned by the function")
+
+    def use(self, value: _Value | None, reason: str) -> None:
+        """Writes down a use of a leaf that is no site."""
+        if value is not None and value.view is not None:
+            use = Use(self.paths[value.view.leaf], reason)
+            if use not in self.uses:
+                self.uses.append(use)
+
+    def walk(
+        self, jaxpr: primitives.Jaxpr, values: _Values, context: _Context
+    ) -> _Values:
+        """Follows the inputs of a jaxpr to its outputs."""
+        env: dict[Any, _Value | None] = dict(zip(jaxpr.invars, values, strict=True))
+
+        def read(atom: Any) -> _Value | None:
+            # A literal is known without any data, like a parameter.
+            return _Value() if primitives.is_literal(atom) else env.get(atom)
+
+        for index, equation in enumerate(jaxpr.eqns):
+            operands = [read(atom) for atom in equation.invars]
+            if all(value is None for value in operands):
+                continue
+            results = self.equation(equation, operands, context.at(index))
+            env.update(zip(equation.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def equation(
+        self, equation: primitives.Equation, operands: _Values, context: _Context
+    ) -> _Values:
+        """What is known of the results of one equation; collects on the way."""
+        call = primitives.call_of(equation)
+        data = any(value is None for value in operands)
+        leaf = any(value is not None and value.view for value in operands)
+        results: _Values = [None if data else _Value()] * len(equation.outvars)
+        if not leaf or all(primitives.is_dropped(var) for var in equation.outvars):
+            return results
+        if call is not None:
+            enter = getattr(self, call.kind)
+            results = enter(equation, call.bodies, operands, context)
+            return results if data else [value or _Value() for value in results]
+        if equation.primitive.name in (primitives.DENSE, primitives.CONVOLUTION):
+            self.product(equation, operands, context)
+            return results
+        for index, value in enumerate(operands):
+            if value is None or value.view is None:
+                continue
+            view = follow(equation, value.view, index)
+            if view is None:
+                self.use(value, _reason(equation, value.view))
+            else:
+                results[index] = _Value(view)
+        return results
+
+    def product(
+        self, equation: primitives.Equation, operands: _Values, context: _Context
+    ) -> None:
+        """A site, or the reason why this product of a leaf is none."""
+        position = 1 if operands[1] is not None and operands[1].view else 0
+        value, other = operands[position], operands[1 - position]
+        assert value is not None
+        assert value.view is not None
+        dense = equation.primitive.name == primitives.DENSE
+        shape = self.shapes[value.view.leaf]
+        if other is not None:
+            roles: _Roles | str = "multiplied with what depends on parameters only"
+        elif dense:
+            roles = _dense(equation, value.view, position)
+        else:
+            roles = _convolution(equation, value.view, position)
+        if not isinstance(roles, str):
+            view = matrix_view(
+                shape, value.view, roles.contracted, roles.kept, roles.batch
+            )
+            roles = roles._replace(view=view) if isinstance(view, MatrixView) else view
+        if isinstance(roles, str):
+            self.use(value, roles)
+            self.use(other, roles)
+            return
+        path = self.paths[value.view.leaf]
+        number = self.counts.get(path, 0)
+        self.counts[path] = number + 1
+        site = Site(
+            name=f"{path}#{number}" if number else path,
+            path=path,
+            kind="dense" if dense else "convolution",
+            view=roles.view,
+            shape=shape,
+            weight=value.view,
+            position=position,
+            inputs=roles.inputs,
+            outputs=roles.outputs,
+            **vars(context),
+        )
+        self.sites.append(site)
+
+    def call(
+        self,
+        equation: primitives.Equation,
+        bodies: tuple[primitives.Body, ...],
+        operands: _Values,
+        context: _Context,
+    ) -> _Values:
+        """A body that runs once, on the same operands."""
+        return self.walk(bodies[0].jaxpr, operands, context)
+
+    remat = call
+
+    def rule(
+        self,
+        equation: primitives.Equation,
+        bodies: tuple[primitives.Body, ...],
+        operands: _Values,
+        context: _Context,
+    ) -> _Values:
+        """A body with a derivative rule: its results are the rule's."""
+        rule = context.rule or equation.primitive.name
+        inner = dataclasses.replace(context, rule=rule)
+        for value in self.walk(bodies[0].jaxpr, operands, inner):
+            self.use(value, f"passed through {rule}")
+        return [None] * len(equation.outvars)
+
+    def scan(
+        self,
+        equation: primitives.Equation,
+        bodies: tuple[primitives.Body, ...],
+        operands: _Values,
+        context: _Context,
+    ) -> _Values:
+        """A loop: stacked leaves lose an axis, shared ones and carries do not."""
+        jaxpr = bodies[0].jaxpr
+        num_consts, num_carry = primitives.scan_sizes(equation)
+        inner: _Values = []
+        for index, value in enumerate(operands):
+            view = None if value is None else value.view
+            carried = num_consts <= index < num_consts + num_carry
+            if carried and jaxpr.outvars[index - num_consts] != jaxpr.invars[index]:
+                self.use(value, "carried and changed by a loop")
+                inner.append(None)
+            elif view is None:
+                inner.append(value)
+            elif index < num_consts + num_carry:
+                inner.append(_Value(_enter(view, None, view.axes)))
+            else:
+                inner.append(_Value(_enter(view, view.axes[0], view.axes[1:])))
+        length = equation.params["length"]
+        context = dataclasses.replace(context, lengths=(*context.lengths, length))
+        results = self.walk(jaxpr, inner, context)
+        outer: _Values = []
+        for index, (value, var) in enumerate(
+            zip(results, equation.outvars, strict=True)
+        ):
+            if value is None or value.view is None or primitives.is_dropped(var):
+                outer.append(None)
+                continue
+            *loops, last = value.view.loops
+            axes = value.view.axes
+            if index >= num_carry and last is None:
+                self.use(value, "stacked by a loop")
+                outer.append(None)
+                continue
+            if index >= num_carry:
+                assert last is not None
+                axes = (last, *axes)
+            view = dataclasses.replace(value.view, axes=axes, loops=tuple(loops))
+            outer.append(_Value(view))
+        return outer
+
+    def cond(
+        self,
+        equation: primitives.Equation,
+        bodies: tuple[primitives.Body, ...],
+        operands: _Values,
+        context: _Context,
+    ) -> _Values:
+        """Branches: a result is a leaf only where all branches agree."""
+        context = dataclasses.replace(context, conditional=True)
+        branches = [
+            self.walk(body.jaxpr, operands[1:], context.at(branch))
+            for branch, body in enumerate(bodies)
+        ]
+        results: _Values = []
+        for values in zip(*branches, strict=True):
+            if all(value == values[0] for value in values):
+                results.append(values[0])
+                continue
+            for value in values:
+                self.use(value, "chosen by a branch")
+            results.append(None)
+        return results
+
+
+def _enter(view: LeafView, loop: Any, axes: Any) -> LeafView:
+    return dataclasses.replace(view, axes=axes, loops=(*view.loops, loop))
+
+
+class _Roles(NamedTuple):
+    """The axes of a weight by what becomes of them, and the other operand."""
+
+    batch: Axes
+    contracted: Axes
+    kept: Axes
+    inputs: Operand
+    outputs: Operand
+    view: MatrixView = MatrixView((), ())
+
+
+def _dense(equation: primitives.Equation, view: LeafView, position: int) -> _Roles:
+    """Roles of the axes of a matrix product with the weight at `position`."""
+    contracted, batched = equation.params["dimension_numbers"]
+    shape = primitives.aval(equation.invars[1 - position]).shape
+    named = lambda axes: tuple((axis, view.axes[axis]) for axis in axes)
+    contract, batch = named(contracted[position]), named(batched[position])
+    taken = {axis for axis, _ in (*contract, *batch)}
+    kept = named(axis for axis in range(len(view.axes)) if axis not in taken)
+    # The response lists the batch axes, then the left and the right operand's.
+    leading = len(batch)
+    other_taken = {*contracted[1 - position], *batched[1 - position]}
+    rows = tuple(axis for axis in range(len(shape)) if axis not in other_taken)
+    first_kept = leading if position == 0 else leading + len(rows)
+    first_row = leading + len(kept) if position == 0 else leading
+    digits = lambda axes: [digits for _, digits in axes]
+    operand = Operand(
+        shape,
+        tuple(zip(batched[1 - position], digits(batch), strict=True)),
+        rows,
+        tuple(zip(contracted[1 - position], digits(contract), strict=True)),
+    )
+    response = Operand(
+        primitives.aval(equation.outvars[0]).shape,
+        tuple(enumerate(digits(batch))),
+        tuple(range(first_row, first_row + len(rows))),
+        tuple(enumerate(digits(kept), first_kept)),
+    )
+    return _Roles(batch, contract, kept, operand, response)
+
+
+def _convolution(
+    equation: primitives.Equation, view: LeafView, position: int
+) -> _Roles | str:
+    """Roles of the axes of a convolution kernel, or why it is no site."""
+    params = equation.params
+    if position == 0:
+        return "convolved with a kernel that is no parameter"
+    if params["feature_group_count"] != 1:
+        return "kernel of a grouped or depthwise convolution"
+    if params["batch_group_count"] != 1:
+        return "kernel of a convolution with batch groups"
+    lhs, rhs, out = params["dimension_numbers"]
+    kept, contract = ((rhs[axis], view.axes[rhs[axis]]) for axis in (0, 1))
+    operand, response = (
+        Operand(aval.shape, (), (spec[0], *spec[2:]), ((spec[1], digits),))
+        for aval, spec, digits in (
+            (primitives.aval(equation.invars[0]), lhs, contract[1]),
+            (primitives.aval(equation.outvars[0]), out, kept[1]),
+        )
+    )
+    return _Roles((), (contract,), (kept,), operand, response)
+
+
+def _reason(equation: primitives.Equation, view: LeafView) -> str:
+    """Why a use of a leaf that is no product is no site either."""
+    name = equation.primitive.name
+    known = {
+        "gather": "looked up by index (gather)",
+        "dynamic_slice": "sliced before use; jax.lax.scan over the stack is followed",
+        "slice": "sliced before use; jax.lax.scan over the stack is followed",
+        "while": "inside a while loop, whose number of iterations is not known",
+        "shard_map": "inside a shard_map",
+        "convert_element_type": "converted to a type that is not floating",
+    }
+    return known.get(name, f"used by {name}")

@@ -1,0 +1,196 @@
+"""Everything here that depends on the version of JAX.
+
+The names and parameters of JAX's primitives are no public interface and move
+between releases. The rest of the package asks this module which jaxprs an
+equation runs, which operations only rearrange an array, and how to run one
+equation as it stands. Supported from jax 0.10 on.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+Equation = jex.JaxprEqn
+Jaxpr = jex.Jaxpr
+Var = jex.Var
+
+DENSE = "dot_general"
+CONVOLUTION = "conv_general_dilated"
+
+# Operations whose i-th result is their i-th operand, axis by axis.
+AXISWISE = frozenset(
+    {
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "device_put",
+        "layout_constraint",
+        "mesh_cast",
+        "name",
+        "optimization_barrier",
+        "pcast",
+        "pvary",
+        "reduce_precision",
+        "reshard",
+        "sharding_constraint",
+        "stop_gradient",
+    }
+)
+
+_CALLS = {
+    "call": "call",
+    "closed_call": "call",
+    "core_call": "call",
+    "core_closed_call": "call",
+    "jit": "call",
+    "pjit": "call",
+    "checkpoint": "remat",
+    "remat": "remat",
+    "remat2": "remat",
+    "custom_jvp_call": "rule",
+    "custom_vjp_call": "rule",
+    "custom_vjp_call_jaxpr": "rule",
+    "scan": "scan",
+    "cond": "cond",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """One jaxpr that an equation runs.
+
+    Attributes:
+      jaxpr: Its equations.
+      consts: Values of its constant inputs.
+    """
+
+    jaxpr: Jaxpr
+    consts: Sequence[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """An equation that runs other jaxprs on its operands.
+
+    Attributes:
+      kind: `"call"` (runs its body once), `"remat"`, `"rule"` (a body with a
+        derivative rule of the user's), `"scan"` or `"cond"`.
+      bodies: The branches of a `"cond"`, else one jaxpr.
+    """
+
+    kind: str
+    bodies: tuple[Body, ...]
+
+
+def call_of(equation: Equation) -> Call | None:
+    """What `equation` runs, or None where it is no call that can be entered."""
+    kind = _CALLS.get(equation.primitive.name)
+    params = equation.params
+    if kind is None or (kind == "remat" and params.get("differentiated")):
+        # A rematerialisation that was already differentiated carries barriers
+        # that `jax.checkpoint` would not put back.
+        return None
+    if kind == "cond":
+        inner = tuple(params["branches"])
+    elif "fun_jaxpr" in params:
+        inner = (params["fun_jaxpr"],)
+    else:
+        inner = (params["call_jaxpr" if "call_jaxpr" in params else "jaxpr"],)
+    bodies = tuple(
+        # Plain and closed jaxprs alike; the two are one class since jax 0.11.
+        Body(getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ())))
+        for jaxpr in inner
+    )
+    return Call(kind, bodies)
+
+
+def scan_sizes(equation: Equation) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # since jax 0.11
+    return len(consts), len(carry)
+
+
+def scan_options(equation: Equation) -> dict[str, Any]:
+    """The keyword arguments of `jax.lax.scan` that `equation` was made with."""
+    names = ("length", "reverse", "unroll", "_split_transpose")
+    return {name: equation.params[name] for name in names if name in equation.params}
+
+
+def remat_options(equation: Equation) -> dict[str, Any]:
+    """The keyword arguments of `jax.checkpoint` for `equation`."""
+    return {name: equation.params[name] for name in ("prevent_cse", "policy")}
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand is a constant written into the equation."""
+    return isinstance(atom, jex.Literal)
+
+
+def aval(atom: Any) -> jax.core.ShapedArray:
+    """The shape and dtype of an operand or a result."""
+    return atom.aval
+
+
+def is_dropped(var: Any) -> bool:
+    """Whether a result is used nowhere."""
+    return isinstance(var, jex.DropVar)
+
+
+def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:
+    """Runs one equation as it stands, on other operands of the same types.
+
+    Args:
+      equation: The equation. All its parameters are kept, and so are the
+        context (mesh, metadata) and the source it was traced with.
+      values: One value per operand, literals included.
+
+    Returns:
+      The results, always as a list.
+    """
+    atoms = zip(equation.invars, values, strict=True)
+    variables = {
+        atom: value for atom, value in atoms if not isinstance(atom, jex.Literal)
+    }
+    jaxpr = Jaxpr(
+        constvars=[],
+        invars=list(variables),
+        outvars=list(equation.outvars),
+        eqns=[equation],
+        effects=equation.effects,
+        debug_info=_DEBUG_INFO,
+    )
+    return jax.core.eval_jaxpr(jaxpr, [], *variables.values())
+
+
+def zeros(struct: jax.ShapeDtypeStruct) -> jax.Array:
+    """Zeros of a type that tracing found, its sharding and varying axes too."""
+    sharding = getattr(struct, "sharding", None)
+    explicit = sharding is not None and any(
+        kind == jax.sharding.AxisType.Explicit for kind in sharding.mesh.axis_types
+    )
+    result = jnp.zeros(
+        struct.shape, struct.dtype, device=sharding if explicit else None
+    )
+    varying = getattr(struct, "vma", None)
+    if varying:
+        result = jax.lax.pcast(result, tuple(varying), to="varying")
+    return result
+
+
+def explicit_sharding(array: jax.Array) -> jax.sharding.NamedSharding | None:
+    """The sharding that is part of an array's type, on meshes with such axes."""
+    sharding = jax.typeof(array).sharding
+    kinds = sharding.mesh.axis_types
+    explicit = any(kind == jax.sharding.AxisType.Explicit for kind in kinds)
+    return sharding if explicit else None
+
+
+_DEBUG_INFO = jex.DebugInfo("dsbp_jax", "dsbp_jax", None, None)

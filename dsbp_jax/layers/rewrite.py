@@ -1,0 +1,238 @@
+"""Running a traced function again, with its sites in other hands.
+
+`evaluate` interprets the jaxpr of a `Trace` equation by equation. At a site it
+calls `visit` instead, which may run the equation as it stands and collect
+something (capture), or replace it by something with another derivative or
+other parameters. Whatever is no site, and contains none, is bound unchanged.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from dsbp_jax.layers import primitives
+from dsbp_jax.layers.finder import Trace
+from dsbp_jax.layers.sites import Site
+
+Bind = Callable[[jax.Array, jax.Array], jax.Array]
+Visit = Callable[[Site, Bind, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+_Plan = dict[int, Any]  # equation or branch index -> Site or a nested plan
+_Collected = dict[str, Any]
+
+
+def evaluate(
+    trace: Trace,
+    visit: Visit,
+    args: Sequence[Any],
+    extras: Mapping[str, Any] | None = None,
+    *,
+    sites: Iterable[Site] | None = None,
+) -> tuple[list[Any], _Collected]:
+    """Runs a traced function with `visit` in place of its sites.
+
+    `visit(site, bind, x, w, extra)` is called with the operands of the site's
+    equation as they are, input first, and returns its result and a pytree of
+    arrays to collect (or None). `bind(x, w)` runs the equation itself, all its
+    parameters kept. `visit` must be pure: branches are traced twice.
+
+    Args:
+      trace: What `finder.trace` found.
+      visit: The callback.
+      args: The array leaves of `(params, args, kwargs)`.
+      extras: Site name to a pytree of arrays for `visit`, each of shape
+        `(*batch_shape, ...)`. Loops that stack the leaf slice them, so that a
+        visit sees `(*batch, ...)` with the batch axes of `Operand.to_rows`.
+      sites: Those to visit; all that are outside of the user's own derivative
+        rules by default. Inside of one the result is always the rule's, and
+        the visit's is used for nothing but what it collects.
+
+    Returns:
+      The outputs of the jaxpr, and per site name what was collected, with the
+      lengths of the enclosing loops in front. Zeros where a branch was not
+      taken.
+    """
+    if sites is None:
+        sites = [site for site in trace.sites if site.rule is None]
+    sites = list(sites)
+    extras = extras or {}
+    local = {
+        site.name: jax.tree.map(site.scatter, extras[site.name])
+        for site in sites
+        if site.name in extras
+    }
+    return _Interpreter(visit).run(trace.body, args, _plan(sites), local, 0)
+
+
+def _plan(sites: Iterable[Site]) -> _Plan:
+    plan: _Plan = {}
+    for site in sites:
+        inner = plan
+        for index in site.key[:-1]:
+            inner = inner.setdefault(index, {})
+        inner[site.key[-1]] = site
+    return plan
+
+
+def _sites(plan: _Plan) -> list[Site]:
+    """All sites of a nested plan."""
+    found = []
+    for entry in plan.values():
+        found += [entry] if isinstance(entry, Site) else _sites(entry)
+    return found
+
+
+class _Entered(NamedTuple):
+    """A call with sites inside, and all that its evaluation needs."""
+
+    equation: primitives.Equation
+    bodies: tuple[primitives.Body, ...]
+    values: list[Any]
+    plan: _Plan
+    extras: Mapping[str, Any]
+    depth: int
+
+
+_Results = tuple[list[Any], _Collected]
+
+
+class _Interpreter:
+    """One evaluation; the methods named like a kind of call enter it."""
+
+    def __init__(self, visit: Visit):
+        self.visit = visit
+
+    def run(
+        self,
+        body: primitives.Body,
+        args: Sequence[Any],
+        plan: _Plan,
+        extras: Mapping[str, Any],
+        depth: int,
+    ) -> _Results:
+        """Evaluates one jaxpr; `depth` counts the loops around it."""
+        jaxpr = body.jaxpr
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, body.consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        collected: _Collected = {}
+
+        def read(atom: Any) -> Any:
+            return atom.val if primitives.is_literal(atom) else env[atom]
+
+        for index, equation in enumerate(jaxpr.eqns):
+            values = [read(atom) for atom in equation.invars]
+            entry = plan.get(index)
+            if entry is None:
+                results = primitives.bind(equation, values)
+                found: _Collected = {}
+            elif isinstance(entry, Site):
+                results, found = self.site(equation, entry, values, extras)
+            else:
+                call = primitives.call_of(equation)
+                assert call is not None
+                enter = getattr(self, call.kind)
+                results, found = enter(
+                    _Entered(equation, call.bodies, values, entry, extras, depth)
+                )
+            collected.update(found)
+            env.update(zip(equation.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars], collected
+
+    def site(
+        self,
+        equation: primitives.Equation,
+        site: Site,
+        values: Sequence[Any],
+        extras: Mapping[str, Any],
+    ) -> _Results:
+        """Hands one equation to the visitor."""
+        swapped = site.position == 0
+
+        def bind(x: jax.Array, w: jax.Array) -> jax.Array:
+            (result,) = primitives.bind(equation, (w, x) if swapped else (x, w))
+            return result
+
+        x, w = values[::-1] if swapped else values
+        result, found = self.visit(site, bind, x, w, extras.get(site.name))
+        return [result], {} if found is None else {site.name: found}
+
+    def inside(
+        self,
+        call: _Entered,
+        values: Sequence[Any],
+        extras: Mapping[str, Any],
+        *,
+        loops: int = 0,
+    ) -> _Results:
+        """Evaluates the one body of a call."""
+        return self.run(call.bodies[0], values, call.plan, extras, call.depth + loops)
+
+    def call(self, call: _Entered) -> _Results:
+        """Runs the body in place."""
+        return self.inside(call, call.values, call.extras)
+
+    def remat(self, call: _Entered) -> _Results:
+        """Wraps the body in `jax.checkpoint` again, under the same policy."""
+        inside = functools.partial(self.inside, call)
+        options = primitives.remat_options(call.equation)
+        return jax.checkpoint(inside, **options)(call.values, dict(call.extras))
+
+    def rule(self, call: _Entered) -> _Results:
+        """Keeps the equation, rule and all, and visits a second evaluation."""
+        _, collected = self.inside(call, call.values, call.extras)
+        return primitives.bind(call.equation, call.values), collected
+
+    def scan(self, call: _Entered) -> _Results:
+        """Scans the body again; what is collected leaves with the outputs."""
+        num_consts, num_carry = primitives.scan_sizes(call.equation)
+        consts, rest = call.values[:num_consts], call.values[num_consts:]
+        stacked = {
+            site.name: call.extras[site.name]
+            for site in _sites(call.plan)
+            if site.name in call.extras and site.weight.loops[call.depth] is not None
+        }
+
+        def body(carry: Any, slices: Any) -> Any:
+            xs, sliced = slices
+            outputs, collected = self.inside(
+                call, [*consts, *carry, *xs], {**call.extras, **sliced}, loops=1
+            )
+            return outputs[:num_carry], (outputs[num_carry:], collected)
+
+        carry, (outputs, collected) = jax.lax.scan(
+            body,
+            rest[:num_carry],
+            (rest[num_carry:], stacked),
+            **primitives.scan_options(call.equation),
+        )
+        return [*carry, *outputs], collected
+
+    def cond(self, call: _Entered) -> _Results:
+        """Switches again; each branch returns zeros for the others' sites."""
+        index, *operands = call.values
+
+        def run(branch: int, operands: Sequence[Any]) -> _Results:
+            plan = call.plan.get(branch, {})
+            return self.run(
+                call.bodies[branch], operands, plan, call.extras, call.depth
+            )
+
+        structs: dict[str, Any] = {}
+        for branch in range(len(call.bodies)):
+            _, found = jax.eval_shape(functools.partial(run, branch), operands)
+            structs.update(found)
+
+        def taken(branch: int, operands: Sequence[Any]) -> _Results:
+            outputs, found = run(branch, operands)
+            missing = {
+                name: jax.tree.map(primitives.zeros, struct)
+                for name, struct in structs.items()
+                if name not in found
+            }
+            return outputs, {**found, **missing}
+
+        branches = [
+            functools.partial(taken, branch) for branch in range(len(call.bodies))
+        ]
+        return jax.lax.switch(index, branches, operands)

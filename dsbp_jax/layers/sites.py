@@ -1,0 +1,198 @@
+"""Sites: the places where a parameter leaf meets activations.
+
+A `Site` is one matrix product or convolution with a leaf as one operand. It
+knows, statically, which axes of its input and response are rows, which are
+features in the order of the leaf, and which enclosing loops stack leaf and
+rows, so that whatever visits it works on plain `(*batch, n, d)` matrices.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax.layers.following import Digit, LeafView, in_order
+from dsbp_jax.layers.views import MatrixView
+
+Axes = tuple[tuple[int, tuple[Digit, ...]], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """How the input or the response of a site is laid out.
+
+    Attributes:
+      shape: Its shape.
+      batch: Pairs of an axis and the digits of the leaf that it shares, for
+        axes that index independent matrices.
+      rows: The axes of batch, space and sequence positions.
+      features: Pairs of an axis and the digits of the leaf that it meets (for
+        a response: that it comes from).
+    """
+
+    shape: tuple[int, ...]
+    batch: Axes
+    rows: tuple[int, ...]
+    features: Axes
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows, in one iteration of the enclosing loops."""
+        return math.prod(self.shape[axis] for axis in self.rows)
+
+    def to_rows(self, array: jax.Array) -> jax.Array:
+        """Rows and features, both in the order of the leaf.
+
+        Args:
+          array: The operand, of shape `shape`.
+
+        Returns:
+          An array of shape `(*batch, n, d)`, one batch axis per digit.
+        """
+        batch = [digit for _, digits in self.batch for digit in digits]
+        features = [digit for _, digits in self.features for digit in digits]
+        order = [axis for axis, _ in self.batch]
+        order += [*self.rows, *(axis for axis, _ in self.features)]
+        array = jnp.transpose(array, order)
+        array = array.reshape(
+            [digit.size for digit in batch]
+            + [self.num_rows]
+            + [digit.size for digit in features]
+        )
+        order = [batch.index(digit) for digit in in_order(batch)]
+        order.append(len(batch))
+        order += [len(order) + features.index(digit) for digit in in_order(features)]
+        array = jnp.transpose(array, order)
+        width = math.prod(digit.size for digit in features)
+        return array.reshape(*array.shape[: len(batch) + 1], width)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One use of a parameter leaf as the weight of a linear map.
+
+    Attributes:
+      name: The canonical path, followed by `#1`, `#2`, … for further uses.
+      path: The canonical path of the leaf.
+      key: Where the equation is: its indices down the calls and branches.
+      kind: `"dense"` or `"convolution"`.
+      view: The matrix view of the leaf.
+      shape: The shape of the leaf.
+      weight: The leaf as the equation sees it.
+      position: Which operand of the equation it is, 0 or 1.
+      inputs: Layout of the other operand.
+      outputs: Layout of the response.
+      lengths: The lengths of the enclosing loops, outermost first. Where
+        `weight.loops` has digits the leaf is stacked, else shared.
+      conditional: Whether a branch must be taken for the site to run.
+      rule: The derivative rule (`"custom_vjp_call"`, …) the site is inside
+        of, or None. Its derivative is the user's, so it must not be replaced.
+    """
+
+    name: str
+    path: str
+    key: tuple[int, ...]
+    kind: str
+    view: MatrixView
+    shape: tuple[int, ...]
+    weight: LeafView
+    position: int
+    inputs: Operand
+    outputs: Operand
+    lengths: tuple[int, ...] = ()
+    conditional: bool = False
+    rule: str | None = None
+
+    @property
+    def repeats(self) -> int:
+        """How many iterations of the enclosing loops share one matrix."""
+        loops = zip(self.lengths, self.weight.loops, strict=True)
+        return math.prod(length for length, digits in loops if digits is None)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The sizes of the batch axes of the matrix view."""
+        return tuple(self.shape[axis] for axis in self.view.batch_axes)
+
+    def gather(self, stacked: jax.Array) -> jax.Array:
+        """What the visits of one site collected, as one stack of matrices.
+
+        Args:
+          stacked: Shape `(*lengths, *batch, n, d)`: per iteration what has the
+            axes of `Operand.to_rows`.
+
+        Returns:
+          An array of shape `(*batch_shape, n * repeats, d)`.
+        """
+        digits: list[Digit | None] = []
+        sizes: list[int] = []
+        for length, loop in zip(self.lengths, self.weight.loops, strict=True):
+            digits += [None] if loop is None else loop
+            sizes += [length] if loop is None else [digit.size for digit in loop]
+        local = in_order(digit for _, group in self.inputs.batch for digit in group)
+        digits += local
+        sizes += [digit.size for digit in local]
+        rows, features = stacked.shape[-2:]
+        batch = in_order(digit for digit in digits if digit is not None)
+        order = [digits.index(digit) for digit in batch]
+        order += [axis for axis, digit in enumerate(digits) if digit is None]
+        order += [len(digits), len(digits) + 1]
+        array = jnp.transpose(stacked.reshape(*sizes, rows, features), order)
+        return array.reshape(*self.batch_shape, rows * self.repeats, features)
+
+    def scatter(self, matrices: jax.Array) -> jax.Array:
+        """The inverse of `gather` for one matrix per batch entry.
+
+        Args:
+          matrices: Shape `(*batch_shape, ...)`, such as a basis per matrix.
+
+        Returns:
+          Shape `(*lengths, *batch, ...)` without the loops that share the leaf.
+        """
+        stacked = [loop for loop in self.weight.loops if loop is not None]
+        local = in_order(digit for _, group in self.inputs.batch for digit in group)
+        wanted = [digit for loop in stacked for digit in loop] + list(local)
+        batch = in_order(wanted)
+        rest = matrices.shape[len(self.batch_shape) :]
+        array = matrices.reshape(*(digit.size for digit in batch), *rest)
+        order = [batch.index(digit) for digit in wanted]
+        order += range(len(batch), array.ndim)
+        array = jnp.transpose(array, order)
+        lengths = [math.prod(digit.size for digit in loop) for loop in stacked]
+        return array.reshape(*lengths, *(digit.size for digit in local), *rest)
+
+
+def matrix_view(
+    shape: Sequence[int], view: LeafView, inputs: Axes, outputs: Axes, batch: Axes
+) -> MatrixView | str:
+    """The matrix view of a leaf that is used with the given roles.
+
+    Args:
+      shape: The shape of the leaf.
+      view: The leaf as the equation sees it.
+      inputs: Its contracted axes, with their digits.
+      outputs: Its axes that the response keeps.
+      batch: Its axes shared with the input.
+
+    Returns:
+      The view, or the reason why there is none.
+    """
+    roles: dict[int, set[str]] = {}
+    loops = tuple((0, loop) for loop in view.loops if loop is not None)
+    named = (("input", inputs), ("output", outputs), ("batch", (*batch, *loops)))
+    covered = [1] * len(shape)
+    for role, axes in named:
+        for _, digits in axes:
+            for digit in digits:
+                roles.setdefault(digit.axis, set()).add(role)
+                covered[digit.axis] *= digit.size
+    for axis, found in roles.items():
+        if len(found) > 1 or covered[axis] != shape[axis]:
+            return f"axis {axis} of the leaf is split between several roles"
+    axes_of = lambda role: tuple(sorted(a for a in roles if role in roles[a]))
+    result = MatrixView(axes_of("input"), axes_of("output"), axes_of("batch"))
+    if not result.input_axes or not result.output_axes:
+        return "met as a vector: a matrix has both a contracted and a kept axis"
+    return result

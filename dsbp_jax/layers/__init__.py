@@ -8,7 +8,12 @@ optimizers or eigenvalues.
 
 from dsbp_jax.layers.activations import LayerActivations as LayerActivations
 from dsbp_jax.layers.capture import capture_activations as capture_activations
-from dsbp_jax.layers.explain import layout as layout
+from dsbp_jax.layers.explain import (
+    explain as explain,
+)
+from dsbp_jax.layers.explain import (
+    layout as layout,
+)
 from dsbp_jax.layers.paths import (
     canonical_path as canonical_path,
 )

@@ -275,6 +275,10 @@ class _Walk:
     ) -> _Values:
         """A body with a derivative rule: its results are the rule's."""
         rule = context.rule or equation.primitive.name
+        if bodies[0].jaxpr.effects:  # a second evaluation would have them twice
+            for value in operands:
+                self.use(value, f"inside {rule}, which has side effects")
+            return [None] * len(equation.outvars)
         inner = dataclasses.replace(context, rule=rule)
         for value in self.walk(bodies[0].jaxpr, operands, inner):
             self.use(value, f"passed through {rule}")

@@ -179,7 +179,7 @@ def zeros(struct: jax.ShapeDtypeStruct) -> jax.Array:
     result = jnp.zeros(
         struct.shape, struct.dtype, device=sharding if explicit else None
     )
-    varying = getattr(struct, "vma", None)
+    varying = getattr(getattr(struct, "manual_axis_type", None), "varying", None)
     if varying:
         result = jax.lax.pcast(result, tuple(varying), to="varying")
     return result

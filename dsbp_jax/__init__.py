@@ -6,3 +6,22 @@ re-exported here; those of `linalg` stay behind their prefix.
 """
 
 from dsbp_jax import linalg as linalg
+from dsbp_jax.layers import (
+    LayerActivations as LayerActivations,
+    Layout as Layout,
+    MatrixView as MatrixView,
+    capture_activations as capture_activations,
+    explain as explain,
+    layout as layout,
+)
+from dsbp_jax.transforms import (
+    STATIC_ARGS as STATIC_ARGS,
+    Diagnostics as Diagnostics,
+    SpectralState as SpectralState,
+    add_spectral_decay as add_spectral_decay,
+    bases as bases,
+    diagnostics as diagnostics,
+    dsbp as dsbp,
+    sam_value_and_grad as sam_value_and_grad,
+    spectral_projection as spectral_projection,
+)

@@ -10,6 +10,7 @@ Where the Krylov block would fill the whole space, the dense matrix is formed an
 solved instead: the same answer, cheaper.
 """
 
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -51,7 +52,8 @@ class RefreshInfo(NamedTuple):
 
 
 def _require_rank(rank: int, dim: int) -> None:
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= dim:
+    integral = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
+    if not integral or not 1 <= rank <= dim:
         raise ValueError(
             f"rank must be an int between 1 and the dimension {dim}, got {rank!r}"
         )

@@ -1,0 +1,222 @@
+"""Spectral projection: gradients on the leading eigenspace of their layer.
+
+For a kernel seen as a matrix W of shape `(d_in, d_out)` with gradient G and an
+orthonormal eigenbasis V of its input or output covariance, the update becomes
+
+    G − (1 − κ)(G − PG),   PG = VVᵀG (input side) or GVVᵀ (output side),
+
+with `residual` κ in [0, 1]: 0 projects, 1 changes nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dsbp_jax.layers import Layout, canonical_path
+from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.transforms import checks
+from dsbp_jax.transforms.tracking import SpectralState, Tracker
+
+
+def spectral_projection(
+    rank: int,
+    *,
+    source: str = "gradient",
+    side: str = "output",
+    residual: float | jax.Array = 0.0,
+    refresh_every: int = 10,
+    num_blocks: int = 2,
+    tolerance: float = 0.0,
+    energy: float | jax.Array | None = None,
+    layout: Layout | Callable[[Any], Layout] | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Projects every kernel's gradient on a tracked eigenspace of its layer.
+
+    Put it before momentum or any other optimizer in `optax.chain`. An elementwise
+    optimizer after it (Adam) leaves the subspace again.
+
+    Args:
+      rank: Columns k of each eigenbasis. Where k reaches the layer's dimension the
+        projection is the identity, and nothing is tracked.
+      source: `"gradient"` follows the gradient's own covariance and needs nothing
+        else; `"activation"` follows the layer's activations, which `update` then
+        takes as `activations=` (see `dsbp_jax.capture_activations`).
+      side: `"output"` projects the layer's response (the paper's choice),
+        `"input"` its input, `"both"` both.
+      residual: κ, the share of the complement that is kept. A static 1 skips
+        everything: the updates are the gradients, bit for bit.
+      refresh_every: Steps between two refreshes of a leaf; the leaves take turns.
+      num_blocks: Krylov blocks of a refresh, at least 2.
+      tolerance: Skip the rest of a refresh while the basis is invariant to this
+        relative residual.
+      energy: Use only the leading columns that hold this share of the trace (the
+        paper's p), at most k. None uses all k.
+      layout: Matrix views from `dsbp_jax.layout`, or a function from params to
+        them; leaves it does not name keep their gradient. None goes by the shapes:
+        2-D is `(in, out)`, 4-D `(height, width, in, out)`, others have the matrix
+        last.
+      seed: Of the bases' random start.
+
+    Returns:
+      A transformation whose state is a `SpectralState`. `update` also takes
+      `refresh=True` or `False` (static) to overrule the schedule.
+
+    Raises:
+      ValueError: An argument is out of its range; in `update`, activations are
+        missing or do not fit.
+
+    References:
+      Muthuraman, Dynamic spectral backpropagation, arXiv 2505.23369, 2025, for
+      κ = 0 on the output side with activations; the rest is this project's design.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, dsbp_jax
+      >>> tx = optax.chain(dsbp_jax.spectral_projection(rank=1), optax.sgd(0.1))
+      >>> params = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+      >>> grads = {"kernel": jnp.diag(jnp.array([2.0, 1.0, 0.0]))[:, :2],
+      ...          "bias": jnp.ones(2)}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> updates["kernel"].tolist()
+      [[-0.200, -0.000], [-0.000, -0.000], [-0.000, -0.000]]
+    """
+    checks.in_unit_interval("residual", residual)
+    tracker = Tracker(
+        rank=rank,
+        source=source,
+        side=side,
+        refresh_every=refresh_every,
+        num_blocks=num_blocks,
+        tolerance=tolerance,
+        layout=layout,
+        seed=seed,
+    )
+    if energy is not None:
+        checks.in_unit_interval("energy", energy, open_left=True)
+    inert = isinstance(residual, int | float) and residual == 1
+
+    def init_fn(params: Any) -> SpectralState:
+        if inert:
+            return SpectralState(jnp.zeros((), jnp.int32), {})
+        return tracker.init(params)
+
+    def update_fn(
+        updates: Any,
+        state: SpectralState,
+        params: Any = None,
+        *,
+        activations: Any = None,
+        refresh: bool | None = None,
+        **extra_args: Any,
+    ) -> tuple[Any, SpectralState]:
+        del params, extra_args
+        state = tracker.update(state, updates, activations=activations, refresh=refresh)
+        projected = project(updates, state, tracker, residual=residual, energy=energy)
+        return projected, state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def project(
+    updates: Any,
+    state: SpectralState,
+    tracker: Tracker,
+    *,
+    residual: float | jax.Array,
+    energy: float | jax.Array | None = None,
+) -> Any:
+    """Projects a tree of gradients on the bases of a spectral state.
+
+    Args:
+      updates: Gradients; leaves without a basis, or with a full one, pass through.
+      state: The bases.
+      tracker: What the state was made by.
+      residual: The share of the complement that is kept.
+      energy: The share of the trace to reach with the leading columns, or None.
+
+    Returns:
+      The projected gradients, dtypes kept.
+    """
+    views = tracker.views(updates)
+
+    def project_leaf(key_path: Any, leaf: jax.Array) -> jax.Array:
+        path = canonical_path(key_path)
+        held = {
+            side: entries[path].basis
+            for side, entries in state.tracked.items()
+            if path in entries and not _is_full(entries[path].basis)
+        }
+        if not held:
+            return leaf
+        view = views[path]
+        matrix = view.to_matrix(leaf).astype(jnp.float32)
+        inside = matrix
+        with jax.default_matmul_precision("highest"):
+            for side, basis in held.items():
+                inside = project_matrix(inside, basis, side, energy)
+        if not (isinstance(residual, int | float) and residual == 0):
+            inside = matrix - (1 - residual) * (matrix - inside)
+        return view.from_matrix(inside, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map_with_path(project_leaf, updates)
+
+
+def _is_full(basis: EigenBasis) -> bool:
+    return basis.vectors.shape[-1] == basis.vectors.shape[-2]
+
+
+def energy_mask(basis: EigenBasis, energy: float | jax.Array) -> jax.Array:
+    """Marks the leading columns that hold a share of the trace.
+
+    Args:
+      basis: Of k columns.
+      energy: The share p in (0, 1].
+
+    Returns:
+      Shape `(…, k)`, bool: the smallest number of leading columns with
+      `Σλ ≥ p·trace`, all of them where k columns hold less.
+
+    Example:
+      >>> basis = EigenBasis(jnp.eye(3), jnp.array([6.0, 3.0, 1.0]), jnp.array(10.0))
+      >>> print(energy_mask(basis, 0.9))
+      [ True  True False]
+    """
+    values = jnp.maximum(basis.values, 0)
+    before = jnp.cumsum(values, axis=-1) - values
+    # A column is needed while those before it fall short, up to rounding.
+    eps = values.shape[-1] * jnp.finfo(values.dtype).eps
+    return before < (energy - eps) * basis.trace[..., None]
+
+
+def project_matrix(
+    matrix: jax.Array,
+    basis: EigenBasis,
+    side: str,
+    energy: float | jax.Array | None = None,
+) -> jax.Array:
+    """`VVᵀG` or `GVVᵀ` for a stack of matrices.
+
+    Args:
+      matrix: G, shape `(*batch, window, d_in, d_out)`, float32.
+      basis: Of shape `(*batch, d, k)`, d by the side.
+      side: `"input"` or `"output"`.
+      energy: As `spectral_projection`.
+
+    Returns:
+      The projection, shaped like `matrix`.
+    """
+    v = basis.vectors
+    kept = v if energy is None else v * energy_mask(basis, energy)[..., None, :]
+    *batch, window, d_in, d_out = matrix.shape
+    if side == "output":
+        # One thin product for all window taps: they are rows like the others.
+        rows = matrix.reshape(*batch, window * d_in, d_out)
+        return ((rows @ kept) @ jnp.swapaxes(v, -1, -2)).reshape(matrix.shape)
+    if window == 1:
+        matrix, squeezed = matrix[..., 0, :, :], matrix.shape
+        return (v @ (jnp.swapaxes(kept, -1, -2) @ matrix)).reshape(squeezed)
+    v, kept = v[..., None, :, :], kept[..., None, :, :]
+    return v @ (jnp.swapaxes(kept, -1, -2) @ matrix)

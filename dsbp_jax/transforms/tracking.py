@@ -1,0 +1,359 @@
+"""The spectral state: one eigenbasis per layer and side, kept fresh in a schedule.
+
+A `Tracker` says which leaves are followed and how; `Tracker.init` builds a
+`SpectralState`, `Tracker.update` refreshes what is due. Every transform that
+needs eigenbases carries one such state, and every other use reads it through
+`bases`.
+
+The schedule: a leaf is solved from cold the first time that it sees a gradient
+(or activations) that is not zero; from then on it is refreshed warm, once every
+`refresh_every` steps, the leaves in turn so that no step pays for all.
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dsbp_jax import linalg
+from dsbp_jax.layers import (
+    Layout,
+    MatrixView,
+    guess_view,
+    leaves_by_path,
+    require_paths,
+)
+from dsbp_jax.layers.activations import LayerActivations
+from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.transforms import checks
+
+SIDES = ("input", "output")
+
+#: Arguments of every spectral transform that shape its program. Pass them as
+#: `optax.inject_hyperparams(dsbp_jax.dsbp, static_args=dsbp_jax.STATIC_ARGS)`,
+#: which would otherwise turn ints into arrays and call `layout` as a schedule.
+STATIC_ARGS = ("rank", "refresh_every", "num_blocks", "tolerance", "layout", "seed")
+
+# A cold solve repeats refreshes until the basis is this close to invariant: a
+# minibatch's gradient or covariance is itself no better known.
+_COLD_TOLERANCE = 1e-2
+_COLD_REFRESHES = 16
+
+
+class TrackedBasis(NamedTuple):
+    """An eigenbasis and how its tracking goes; one per leaf and side.
+
+    Attributes:
+      basis: The basis carried since the last refresh.
+      drift: Mean squared sine of the angles between the last two bases, shape
+        `(*batch)`, float32.
+      refreshes: Successful refreshes so far, shape `(*batch)`, int32.
+      failures: Refreshes refused because their result was not finite or not
+        orthonormal, shape `(*batch)`, int32.
+    """
+
+    basis: EigenBasis
+    drift: jax.Array
+    refreshes: jax.Array
+    failures: jax.Array
+
+
+class SpectralState(NamedTuple):
+    """Optimizer state: the eigenbases of all tracked leaves.
+
+    Attributes:
+      count: Updates so far.  # shape=(), dtype=int32
+      tracked: Side (`"input"`, `"output"`) to canonical path to tracked basis.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # optax's name for it
+    tracked: dict[str, dict[str, TrackedBasis]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tracker:
+    """What to track and when; static.
+
+    Attributes:
+      rank: Columns k per basis.
+      source: `"gradient"` (of GᵀG, GGᵀ) or `"activation"` (of the layers' own
+        covariances).
+      side: `"input"`, `"output"` or `"both"`.
+      refresh_every: Steps between two refreshes of a leaf.
+      num_blocks: Krylov blocks of a refresh.
+      tolerance: Keep a basis while its relative residual is at most this.
+      layout: The matrix views, or a function from params to them, or None to go
+        by the shapes.
+      seed: Of the random start.
+      cap_rank: Whether a leaf of dimension d ≤ k is tracked with d columns;
+        otherwise it is not tracked.
+    """
+
+    rank: int
+    source: str = "gradient"
+    side: str = "output"
+    refresh_every: int = 10
+    num_blocks: int = 2
+    tolerance: float = 0.0
+    layout: Layout | Callable[[Any], Layout] | None = None
+    seed: int = 0
+    cap_rank: bool = False
+
+    def __post_init__(self) -> None:
+        """Validates every field."""
+        checks.positive_int("rank", self.rank)
+        checks.positive_int("refresh_every", self.refresh_every)
+        checks.positive_int("num_blocks", self.num_blocks, minimum=2)
+        checks.non_negative("tolerance", self.tolerance)
+        checks.one_of("source", self.source, ("gradient", "activation"))
+        checks.one_of("side", self.side, (*SIDES, "both"))
+
+    def views(self, params: Any) -> dict[str, MatrixView]:
+        """The matrix view of every leaf that is a floating-point matrix.
+
+        Args:
+          params: The params, or updates of their shape.
+
+        Returns:
+          A dict from canonical path to view.
+
+        Raises:
+          ValueError: The layout names no leaf of the params.
+        """
+        layout = self.layout(params) if callable(self.layout) else self.layout
+        leaves = leaves_by_path(params)
+        if layout and leaves and not any(path in leaves for path in layout):
+            require_paths(list(layout)[:1], leaves, "params")
+        views = {}
+        for path, leaf in leaves.items():
+            view = guess_view(leaf.shape) if layout is None else layout.get(path)
+            if view is not None and jnp.issubdtype(leaf.dtype, jnp.floating):
+                views[path] = view
+        return views
+
+    def sides(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """The sides tracked of a matrix `(*batch, window, d_in, d_out)`, with ranks."""
+        ranks = {}
+        for side, dim in zip(SIDES, shape[-2:], strict=True):
+            if self.side in (side, "both") and (self.rank < dim or self.cap_rank):
+                ranks[side] = min(self.rank, dim)
+        return ranks
+
+    def init(self, params: Any) -> SpectralState:
+        """Random orthonormal bases for every leaf to be tracked."""
+        count = jnp.zeros((), jnp.int32)
+        if not _is_tree_of_arrays(params):
+            # optax.tree.map_params asks for the structure with a placeholder.
+            return SpectralState(count, jnp.zeros(()))  # type: ignore[arg-type]
+        leaves = leaves_by_path(params)
+        tracked: dict[str, dict[str, TrackedBasis]] = {}
+        for path, view in self.views(params).items():
+            shape = view.matrix_shape(leaves[path].shape)
+            for side, rank in self.sides(shape).items():
+                start = functools.partial(_start, shape, side, rank)
+                key = jax.random.key(self.seed ^ zlib.crc32(f"{side}/{path}".encode()))
+                tracked.setdefault(side, {})[path] = start(key)
+        return SpectralState(count, tracked)
+
+    def update(
+        self,
+        state: SpectralState,
+        updates: Any,
+        *,
+        activations: Mapping[str, LayerActivations] | None = None,
+        refresh: bool | None = None,
+    ) -> SpectralState:
+        """Refreshes what is due.
+
+        Args:
+          state: The state of the last step.
+          updates: Gradients, shaped like the params.
+          activations: As `dsbp_jax.capture_activations` returns them; needed with
+            `source="activation"`.
+          refresh: None to follow the schedule; True to refresh every leaf now,
+            False to refresh none (two compiled steps instead of one with
+            branches). Must be static.
+
+        Returns:
+          The new state.
+
+        Raises:
+          ValueError: Activations are missing, or are of another path or shape.
+        """
+        count = optax.safe_increment(state.count)
+        if refresh not in (None, True, False):
+            raise ValueError(
+                f"refresh must be a static True, False or None, got {refresh!r}"
+            )
+        if refresh is False or not any(state.tracked.values()):
+            return SpectralState(count, state.tracked)
+        signal = self._signals(state, updates, activations)
+        offsets = self._offsets(state)
+        tracked: dict[str, dict[str, TrackedBasis]] = {}
+        for side, entries in state.tracked.items():
+            tracked[side] = {}
+            for path, entry in entries.items():
+                phase = state.count % self.refresh_every == offsets[side, path]
+                due = True if refresh else phase | jnp.all(entry.refreshes == 0)
+                tracked[side][path] = self._refresh(
+                    entry, signal(entry, side, path), due
+                )
+        return SpectralState(count, tracked)
+
+    def _signals(
+        self,
+        state: SpectralState,
+        updates: Any,
+        activations: Mapping[str, LayerActivations] | None,
+    ) -> Callable[[TrackedBasis, str, str], "_Signal"]:
+        """A function from entry, side and path to what the basis follows."""
+        if self.source == "gradient":
+            leaves, views = leaves_by_path(updates), self.views(updates)
+            return lambda _, side, path: _gradient_signal(
+                views[path], leaves[path], side
+            )
+        if activations is None:
+            raise ValueError(
+                "update needs activations=..., the second output of "
+                "dsbp_jax.capture_activations, because source='activation'"
+            )
+        wanted = [path for entries in state.tracked.values() for path in entries]
+        require_paths(wanted, activations, "activations")
+        return lambda entry, side, path: _activation_signal(
+            activations[path], entry, side, path
+        )
+
+    def _offsets(self, state: SpectralState) -> dict[tuple[str, str], int]:
+        """The step of the period at which each leaf is due, balanced by cost."""
+        cost = {
+            (side, path): math.prod(entry.basis.vectors.shape)
+            for side, entries in state.tracked.items()
+            for path, entry in entries.items()
+        }
+        # The longest first, each to the step with the least to do so far; steps
+        # are tried far from each other first.
+        load = [0] * self.refresh_every
+        stride = max(1, self.refresh_every // max(1, len(cost)))
+        order = sorted(range(self.refresh_every), key=lambda step: step % stride)
+        offsets = {}
+        for key in sorted(cost, key=lambda key: -cost[key]):
+            offsets[key] = min(order, key=lambda step: load[step])
+            load[offsets[key]] += cost[key]
+        return offsets
+
+    def _refresh(
+        self, entry: TrackedBasis, signal: "_Signal", due: bool | jax.Array
+    ) -> TrackedBasis:
+        # A constant to every derivative; and reverse mode has no while_loop.
+        x = jax.lax.stop_gradient(signal.x)
+        count = jax.lax.stop_gradient(signal.count)
+        solve = functools.partial(self._solve, axis=signal.axis)
+        for _ in x.shape[:-2]:
+            solve = jax.vmap(solve)
+        if due is True:
+            return solve(entry, x, count)
+        keep = lambda entry, x, count: entry
+        due = linalg.unbatched_max(jnp.asarray(due)) > 0
+        return jax.lax.cond(due, solve, keep, entry, x, count)
+
+    def _solve(
+        self, entry: TrackedBasis, x: jax.Array, count: jax.Array, *, axis: int
+    ) -> TrackedBasis:
+        """A cold solve, or one warm refresh, of one basis."""
+        operator = linalg.gram(x, count=count, axis=axis)
+        cold = entry.refreshes == 0
+        finite = jnp.isfinite(operator.trace)
+        # Without a signal (a layer behind zero-initialised ones) there is nothing
+        # to solve, and the leaf stays cold.
+        limit = jnp.where(operator.trace > 0, jnp.where(cold, _COLD_REFRESHES, 1), 0)
+
+        def refine(carry: tuple) -> tuple:
+            basis, _, ok, step = carry
+            new, info = linalg.refresh_with_info(
+                operator,
+                basis,
+                num_blocks=self.num_blocks,
+                tolerance=self.tolerance,
+            )
+            take = (step < limit) & ok
+            basis = jax.tree.map(lambda a, b: jnp.where(take, a, b), new, basis)
+            return basis, info.residual, ok & (info.ok | ~take), step + 1
+
+        def unfinished(carry: tuple) -> jax.Array:
+            _, residual, ok, step = carry
+            rough = (step == 0) | (residual > _COLD_TOLERANCE)
+            return linalg.unbatched_max((step < limit) & rough & ok) > 0
+
+        start = (entry.basis, jnp.float32(0), finite, jnp.int32(0))
+        basis, _, ok, _ = jax.lax.while_loop(unfinished, refine, start)
+        done = ok & (limit > 0)
+        overlap = basis.vectors.T @ entry.basis.vectors
+        moved = 1 - jnp.sum(overlap**2) / overlap.shape[0]
+        return TrackedBasis(
+            basis=basis,
+            drift=jnp.where(done & ~cold, jnp.maximum(moved, 0), entry.drift),
+            refreshes=entry.refreshes + done.astype(jnp.int32),
+            failures=entry.failures + (~ok).astype(jnp.int32),
+        )
+
+
+def _is_tree_of_arrays(params: Any) -> bool:
+    return all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(params))
+
+
+def _start(
+    shape: tuple[int, ...], side: str, rank: int, key: jax.Array
+) -> TrackedBasis:
+    """The entry of a leaf whose matrices have shape `(*batch, window, in, out)`."""
+    batch, dim = shape[:-3], shape[-2 + SIDES.index(side)]
+    basis = linalg.init_basis(dim, rank, key=key)
+    basis = jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, *x.shape)), basis)
+    # Three arrays of their own: one buffer cannot be donated twice.
+    return TrackedBasis(
+        basis=basis,
+        drift=jnp.zeros(batch, jnp.float32),
+        refreshes=jnp.zeros(batch, jnp.int32),
+        failures=jnp.zeros(batch, jnp.int32),
+    )
+
+
+class _Signal(NamedTuple):
+    """What a basis follows: the operator `gram(x, count=count, axis=axis)`.
+
+    `x` has shape `(*batch, ·, ·)`, `count` shape `(*batch)`.
+    """
+
+    x: jax.Array
+    count: jax.Array  # type: ignore[assignment]
+    axis: int
+
+
+def _gradient_signal(view: MatrixView, gradient: jax.Array, side: str) -> _Signal:
+    """GᵀG on the output side, GGᵀ on the input side, summed over window taps."""
+    matrix = view.to_matrix(gradient)
+    *batch, _, d_in, d_out = matrix.shape
+    count = jnp.ones(batch, jnp.float32)
+    if side == "output":
+        return _Signal(matrix.reshape(*batch, -1, d_out), count, axis=1)
+    matrix = jnp.moveaxis(matrix, -3, -2)
+    return _Signal(matrix.reshape(*batch, d_in, -1), count, axis=0)
+
+
+def _activation_signal(
+    activations: LayerActivations, entry: TrackedBasis, side: str, path: str
+) -> _Signal:
+    rows, count = activations.rows(side)
+    *batch, dim, _ = entry.basis.vectors.shape
+    if rows.shape[:-2] != tuple(batch) or rows.shape[-1] != dim:
+        expected = ", ".join(str(n) for n in (*batch, "n", dim))
+        raise ValueError(
+            f"activations of {path!r} must have {side}s of shape ({expected}) to fit "
+            f"the params, got {rows.shape}"
+        )
+    return _Signal(rows, count, axis=1)

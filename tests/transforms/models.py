@@ -1,0 +1,41 @@
+"""Small parameter trees and problems that the transform tests share."""
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax import Layout, MatrixView
+
+SHAPES = {
+    "dense": (12, 10),
+    "conv": (3, 3, 6, 8),
+    "attention": (12, 2, 5),
+    "stacked": (3, 10, 8),
+}
+
+LAYOUT = Layout(
+    (
+        ("attention", MatrixView((0,), (1, 2))),
+        ("conv", MatrixView((2,), (3,))),
+        ("dense", MatrixView((0,), (1,))),
+        ("stacked", MatrixView((1,), (2,), (0,))),
+    )
+)
+
+
+def params(dtype=jnp.float32, seed=0):
+    """One leaf of every kind, a bias, and a hole."""
+    keys = jax.random.split(jax.random.key(seed), len(SHAPES))
+    tree = {
+        name: jax.random.normal(key, shape, dtype)
+        for key, (name, shape) in zip(keys, SHAPES.items(), strict=True)
+    }
+    return {**tree, "bias": jnp.ones(7, dtype), "hole": None}
+
+
+def loss_fn(tree):
+    """A strongly convex loss with its minimum at 1."""
+    weights = {name: jnp.arange(1, shape[-1] + 1) for name, shape in SHAPES.items()}
+    total = jnp.sum((tree["bias"].astype(jnp.float32) - 1) ** 2)
+    for name, weight in weights.items():
+        total += jnp.sum(weight / 10 * (tree[name].astype(jnp.float32) - 1) ** 2)
+    return total

@@ -13,10 +13,14 @@ from flax import nnx
 
 from experiments.models.cnn import CNN as CNN
 from experiments.models.mlp import MLP as MLP
+from experiments.models.resnet import ResNet18 as ResNet18
+from experiments.models.vit import ViT as ViT
 
 MODELS: dict[str, type[nnx.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
+    "resnet18": ResNet18,
+    "vit": ViT,
 }
 
 
@@ -54,7 +58,7 @@ def build(
     """
     if name not in MODELS:
         raise ValueError(f"name={name!r}; accepted are {', '.join(MODELS)}")
-    signature = inspect.signature(MODELS[name]).parameters
+    signature = inspect.signature(MODELS[name].__init__).parameters
     accepted = [key for key in signature if key not in _COMMON]
     if unknown := [key for key in options if key not in accepted]:
         raise ValueError(
@@ -64,4 +68,4 @@ def build(
     return MODELS[name](image_shape, num_classes, rngs=rngs, **options)
 
 
-_COMMON = ("image_shape", "num_classes", "rngs")
+_COMMON = ("self", "image_shape", "num_classes", "rngs")

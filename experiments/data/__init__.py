@@ -9,20 +9,12 @@ loaded raises a `DataError` that says what would be accepted.
 
 from experiments.data.batches import (
     augment as augment,
-)
-from experiments.data.batches import (
     epoch_batches as epoch_batches,
-)
-from experiments.data.batches import (
     normalize as normalize,
 )
 from experiments.data.dataset import (
     DataError as DataError,
-)
-from experiments.data.dataset import (
     Dataset as Dataset,
-)
-from experiments.data.dataset import (
     Split as Split,
 )
 from experiments.data.loading import load as load

@@ -94,8 +94,8 @@ def _folder(name: str, data_dir: str | None, *, create: bool) -> pathlib.Path:
             f"{_accepted()}"
         )
     folder = pathlib.Path(data_dir).expanduser()
-    if create:
-        folder.mkdir(parents=True, exist_ok=True)
+    if create and not folder.exists():
+        folder.mkdir(parents=True)
     if not folder.is_dir():
         raise DataError(
             f"data_dir={data_dir!r} is no folder; accepted is the folder of prepared "

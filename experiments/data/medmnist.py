@@ -194,7 +194,8 @@ def read(path: pathlib.Path, *, name: str) -> dict[str, Split]:
         shapes or dtypes than the set's.
     """
     try:
-        with np.load(path) as arrays:
+        # Opened as a zip file first: `np.load` also takes bare arrays and pickles.
+        with zipfile.ZipFile(path), np.load(path) as arrays:
             return {
                 split: _split(arrays, key, f"name={name!r}: {path}", SETS[name])
                 for split, key in _SPLITS.items()

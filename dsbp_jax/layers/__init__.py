@@ -10,25 +10,15 @@ from dsbp_jax.layers.activations import LayerActivations as LayerActivations
 from dsbp_jax.layers.capture import capture_activations as capture_activations
 from dsbp_jax.layers.explain import (
     explain as explain,
-)
-from dsbp_jax.layers.explain import (
     layout as layout,
 )
 from dsbp_jax.layers.paths import (
     canonical_path as canonical_path,
-)
-from dsbp_jax.layers.paths import (
     leaves_by_path as leaves_by_path,
-)
-from dsbp_jax.layers.paths import (
     require_paths as require_paths,
 )
 from dsbp_jax.layers.views import (
     Layout as Layout,
-)
-from dsbp_jax.layers.views import (
     MatrixView as MatrixView,
-)
-from dsbp_jax.layers.views import (
     guess_view as guess_view,
 )

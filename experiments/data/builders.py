@@ -147,5 +147,6 @@ def _download(dl_manager, url: str, *, md5: str) -> pathlib.Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != md5:
+        path.unlink()  # Or TFDS would take it for the file next time.
         raise DataError(f"{url} has the MD5 checksum {found} instead of {md5}")
     return path

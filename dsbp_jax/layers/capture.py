@@ -29,8 +29,11 @@ def capture_activations(
     The layers are found by how `fn` uses its parameters; nothing needs to be
     registered. `fn` is run once, equation by equation and with its own
     derivative rules, so the result and its gradient are those of `fn`, and the
-    captured function may be the loss itself under `jax.value_and_grad`. Each
-    call traces `fn`, so wrap the outermost function in `jax.jit`.
+    captured function may be the loss itself under `jax.value_and_grad`. What is
+    inside a `jax.custom_vjp` or `jax.custom_jvp` is captured from a second
+    evaluation of its primal, which a compiler can merge. Each call traces `fn`,
+    so wrap the outermost function in `jax.jit`; inner ones are taken apart, and
+    outside of any `jax.jit` their results then agree to rounding only.
 
     Stacked kernels (`jax.lax.scan` over layers, experts) have batch axes in
     front. A kernel that a loop uses again and again has the rows of all

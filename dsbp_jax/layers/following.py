@@ -112,6 +112,8 @@ def _reshape(
     axes: tuple[tuple[Digit, ...], ...], sizes: Sequence[int]
 ) -> tuple[tuple[Digit, ...], ...] | None:
     """Deals the digits out to axes of the given sizes, splitting where needed."""
+    if 0 in sizes:
+        return None
     queue = [digit for digits in axes for digit in digits]
     result = []
     for size in sizes:

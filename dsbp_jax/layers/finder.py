@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dsbp_jax.layers import primitives
+from dsbp_jax.layers import primitives, products
 from dsbp_jax.layers.following import LeafView, follow, whole
 from dsbp_jax.layers.paths import leaves_by_path
-from dsbp_jax.layers.sites import Axes, Operand, Site, matrix_view
+from dsbp_jax.layers.sites import Site
 from dsbp_jax.layers.views import MatrixView
 
 
@@ -222,20 +222,17 @@ class _Walk:
         assert value.view is not None
         dense = equation.primitive.name == primitives.DENSE
         shape = self.shapes[value.view.leaf]
+        view: MatrixView | str
         if other is not None:
-            roles: _Roles | str = "multiplied with what depends on parameters only"
+            roles: products.Roles | str = "multiplied with parameters or constants only"
         elif dense:
-            roles = _dense(equation, value.view, position)
+            roles = products.dense(equation, value.view, position)
         else:
-            roles = _convolution(equation, value.view, position)
-        if not isinstance(roles, str):
-            view = matrix_view(
-                shape, value.view, roles.contracted, roles.kept, roles.batch
-            )
-            roles = roles._replace(view=view) if isinstance(view, MatrixView) else view
-        if isinstance(roles, str):
-            self.use(value, roles)
-            self.use(other, roles)
+            roles = products.convolution(equation, value.view, position)
+        view = roles if isinstance(roles, str) else roles.view(shape, value.view)
+        if isinstance(roles, str) or isinstance(view, str):
+            self.use(value, str(view))
+            self.use(other, str(view))
             return
         path = self.paths[value.view.leaf]
         number = self.counts.get(path, 0)
@@ -244,7 +241,7 @@ class _Walk:
             name=f"{path}#{number}" if number else path,
             path=path,
             kind="dense" if dense else "convolution",
-            view=roles.view,
+            view=view,
             shape=shape,
             weight=value.view,
             position=position,
@@ -356,70 +353,6 @@ class _Walk:
 
 def _enter(view: LeafView, loop: Any, axes: Any) -> LeafView:
     return dataclasses.replace(view, axes=axes, loops=(*view.loops, loop))
-
-
-class _Roles(NamedTuple):
-    """The axes of a weight by what becomes of them, and the other operand."""
-
-    batch: Axes
-    contracted: Axes
-    kept: Axes
-    inputs: Operand
-    outputs: Operand
-    view: MatrixView = MatrixView((), ())
-
-
-def _dense(equation: primitives.Equation, view: LeafView, position: int) -> _Roles:
-    """Roles of the axes of a matrix product with the weight at `position`."""
-    contracted, batched = equation.params["dimension_numbers"]
-    shape = primitives.aval(equation.invars[1 - position]).shape
-    named = lambda axes: tuple((axis, view.axes[axis]) for axis in axes)
-    contract, batch = named(contracted[position]), named(batched[position])
-    taken = {axis for axis, _ in (*contract, *batch)}
-    kept = named(axis for axis in range(len(view.axes)) if axis not in taken)
-    # The response lists the batch axes, then the left and the right operand's.
-    leading = len(batch)
-    other_taken = {*contracted[1 - position], *batched[1 - position]}
-    rows = tuple(axis for axis in range(len(shape)) if axis not in other_taken)
-    first_kept = leading if position == 0 else leading + len(rows)
-    first_row = leading + len(kept) if position == 0 else leading
-    digits = lambda axes: [digits for _, digits in axes]
-    operand = Operand(
-        shape,
-        tuple(zip(batched[1 - position], digits(batch), strict=True)),
-        rows,
-        tuple(zip(contracted[1 - position], digits(contract), strict=True)),
-    )
-    response = Operand(
-        primitives.aval(equation.outvars[0]).shape,
-        tuple(enumerate(digits(batch))),
-        tuple(range(first_row, first_row + len(rows))),
-        tuple(enumerate(digits(kept), first_kept)),
-    )
-    return _Roles(batch, contract, kept, operand, response)
-
-
-def _convolution(
-    equation: primitives.Equation, view: LeafView, position: int
-) -> _Roles | str:
-    """Roles of the axes of a convolution kernel, or why it is no site."""
-    params = equation.params
-    if position == 0:
-        return "convolved with a kernel that is no parameter"
-    if params["feature_group_count"] != 1:
-        return "kernel of a grouped or depthwise convolution"
-    if params["batch_group_count"] != 1:
-        return "kernel of a convolution with batch groups"
-    lhs, rhs, out = params["dimension_numbers"]
-    kept, contract = ((rhs[axis], view.axes[rhs[axis]]) for axis in (0, 1))
-    operand, response = (
-        Operand(aval.shape, (), (spec[0], *spec[2:]), ((spec[1], digits),))
-        for aval, spec, digits in (
-            (primitives.aval(equation.invars[0]), lhs, contract[1]),
-            (primitives.aval(equation.outvars[0]), out, kept[1]),
-        )
-    )
-    return _Roles((), (contract,), (kept,), operand, response)
 
 
 def _reason(equation: primitives.Equation, view: LeafView) -> str:

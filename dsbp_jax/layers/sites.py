@@ -8,7 +8,6 @@ rows, so that whatever visits it works on plain `(*batch, n, d)` matrices.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -162,37 +161,3 @@ class Site:
         array = jnp.transpose(array, order)
         lengths = [math.prod(digit.size for digit in loop) for loop in stacked]
         return array.reshape(*lengths, *(digit.size for digit in local), *rest)
-
-
-def matrix_view(
-    shape: Sequence[int], view: LeafView, inputs: Axes, outputs: Axes, batch: Axes
-) -> MatrixView | str:
-    """The matrix view of a leaf that is used with the given roles.
-
-    Args:
-      shape: The shape of the leaf.
-      view: The leaf as the equation sees it.
-      inputs: Its contracted axes, with their digits.
-      outputs: Its axes that the response keeps.
-      batch: Its axes shared with the input.
-
-    Returns:
-      The view, or the reason why there is none.
-    """
-    roles: dict[int, set[str]] = {}
-    loops = tuple((0, loop) for loop in view.loops if loop is not None)
-    named = (("input", inputs), ("output", outputs), ("batch", (*batch, *loops)))
-    covered = [1] * len(shape)
-    for role, axes in named:
-        for _, digits in axes:
-            for digit in digits:
-                roles.setdefault(digit.axis, set()).add(role)
-                covered[digit.axis] *= digit.size
-    for axis, found in roles.items():
-        if len(found) > 1 or covered[axis] != shape[axis]:
-            return f"axis {axis} of the leaf is split between several roles"
-    axes_of = lambda role: tuple(sorted(a for a in roles if role in roles[a]))
-    result = MatrixView(axes_of("input"), axes_of("output"), axes_of("batch"))
-    if not result.input_axes or not result.output_axes:
-        return "met as a vector: a matrix has both a contracted and a kept axis"
-    return result

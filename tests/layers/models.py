@@ -8,6 +8,7 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -16,6 +17,22 @@ KEY = jax.random.key(0)
 
 def normal(*shape, seed=0, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def filled(init, *args):
+    """Parameters of the shapes that `init` would give, without compiling it."""
+    generator = np.random.default_rng(0)
+
+    def fill(leaf):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(KEY, leaf.shape)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return jnp.asarray(generator.normal(size=leaf.shape) / 2, leaf.dtype)
+
+    return jax.tree.map(fill, eqx.filter_eval_shape(init, *args))
 
 
 class Model(NamedTuple):
@@ -38,7 +55,7 @@ def linen_cnn():
     model, x = LinenCNN(), normal(2, 8, 8, 3)
     return Model(
         model.apply,
-        jax.jit(model.init)(KEY, x),
+        filled(model.init, KEY, x),
         (x,),
         {
             "params/Conv_0/kernel": ((128, 3), (32, 4)),
@@ -56,7 +73,7 @@ def linen_attention():
         f"params/{name}/kernel": ((6, 8), (6, 8))
         for name in ("query", "key", "value", "out")
     }
-    return Model(model.apply, jax.jit(model.init)(KEY, x), (x,), shapes)
+    return Model(model.apply, filled(model.init, KEY, x), (x,), shapes)
 
 
 class LinenBlock(nn.Module):
@@ -81,7 +98,7 @@ def linen_scan_remat():
     model, x = LinenStack(), normal(2, 5, 4)
     return Model(
         model.apply,
-        jax.jit(model.init)(KEY, x),
+        filled(model.init, KEY, x),
         (x,),
         {"params/blocks/Dense_0/kernel": ((3, 10, 4), (3, 10, 4))},
     )
@@ -91,7 +108,7 @@ def linen_rnn():
     model, x = nn.RNN(nn.SimpleCell(4)), normal(2, 5, 3)
     return Model(
         model.apply,
-        jax.jit(model.init)(KEY, x),
+        filled(model.init, KEY, x),
         (x,),
         {
             "params/cell/i/kernel": ((10, 3), (10, 4)),
@@ -130,7 +147,8 @@ class NnxStack(nnx.Module):
 
 
 def nnx_scan_attention():
-    graph, params = nnx.split(NnxStack(nnx.Rngs(0)))
+    graph, params = nnx.split(nnx.eval_shape(lambda: NnxStack(nnx.Rngs(0))))
+    params = filled(lambda: params)
     shapes = {"blocks/linear/kernel": ((3, 6, 4), (3, 6, 4))}
     for name in ("query", "key", "value", "out"):
         shapes[f"head/{name}/kernel"] = ((6, 4), (6, 4))
@@ -161,7 +179,7 @@ def equinox_net():
     shapes["mlp/layers/0/weight"] = ((18, 4), (18, 5))
     shapes["mlp/layers/1/weight"] = ((18, 5), (18, 3))
     fn = lambda net, x: jax.vmap(net)(x)
-    return Model(fn, eqx.filter_jit(EquinoxNet)(KEY), (normal(2, 3, 7, 7),), shapes)
+    return Model(fn, filled(EquinoxNet, KEY), (normal(2, 3, 7, 7),), shapes)
 
 
 def haiku_net():
@@ -176,7 +194,7 @@ def haiku_net():
     for name in ("query", "key", "value", "linear"):
         width = 6 if name == "linear" else 4
         shapes[f"multi_head_attention/{name}/w"] = ((8, width), (8, 6))
-    return Model(transformed.apply, jax.jit(transformed.init)(KEY, x), (x,), shapes)
+    return Model(transformed.apply, filled(transformed.init, KEY, x), (x,), shapes)
 
 
 def tied_autoencoder():

@@ -156,7 +156,7 @@ def chosen(p, x):
         (in_shard_map, (4, 3), "inside a shard_map"),
         (chosen, (4, 4), "chosen by a branch"),
         (lambda p, x: x @ (p[:, :2] @ p[:2]), (4, 4), "sliced before use"),
-        (lambda p, x: x @ (p @ p), (4, 4), "depends on parameters only"),
+        (lambda p, x: x @ (p @ p), (4, 4), "parameters or constants only"),
         (lambda p, x: x @ (2.0 * p), (4, 4), "used by mul"),
         (lambda p, x: p[x[:, 0].astype(int)], (4, 4), "looked up by index"),
         (lambda p, x: (x @ p[0]) @ p[1], (2, 4, 4), "sliced before use"),

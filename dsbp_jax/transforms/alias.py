@@ -10,6 +10,7 @@ from dsbp_jax.layers import Layout
 from dsbp_jax.transforms import checks
 from dsbp_jax.transforms.decay import decay_term
 from dsbp_jax.transforms.projection import project
+from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.tracking import SpectralState, Tracker
 
 
@@ -119,6 +120,7 @@ def dsbp(
             spectral = SpectralState(spectral.count, {})
         return DsbpState(spectral, descent.init(params))
 
+    @keep_shardings
     def update_fn(
         updates: Any,
         state: DsbpState,

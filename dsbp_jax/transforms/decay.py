@@ -15,6 +15,7 @@ import optax
 from dsbp_jax.layers import Layout, canonical_path
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.transforms import checks
+from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.tracking import SIDES, SpectralState, Tracker
 
 
@@ -90,6 +91,7 @@ def add_spectral_decay(
             return SpectralState(jnp.zeros((), jnp.int32), {})
         return tracker.init(params)
 
+    @keep_shardings
     def update_fn(
         updates: Any,
         state: SpectralState,

@@ -18,6 +18,7 @@ import optax
 from dsbp_jax.layers import Layout, canonical_path
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.transforms import checks
+from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.tracking import SpectralState, Tracker
 
 
@@ -103,6 +104,7 @@ def spectral_projection(
             return SpectralState(jnp.zeros((), jnp.int32), {})
         return tracker.init(params)
 
+    @keep_shardings
     def update_fn(
         updates: Any,
         state: SpectralState,

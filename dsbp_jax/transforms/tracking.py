@@ -148,8 +148,7 @@ class Tracker:
     def init(self, params: Any) -> SpectralState:
         """Random orthonormal bases for every leaf to be tracked."""
         count = jnp.zeros((), jnp.int32)
-        if not _is_tree_of_arrays(params):
-            # optax.tree.map_params asks for the structure with a placeholder.
+        if _is_placeholder(params):
             return SpectralState(count, jnp.zeros(()))  # type: ignore[arg-type]
         leaves = leaves_by_path(params)
         tracked: dict[str, dict[str, TrackedBasis]] = {}
@@ -273,22 +272,26 @@ class Tracker:
         # to solve, and the leaf stays cold.
         limit = jnp.where(operator.trace > 0, jnp.where(cold, _COLD_REFRESHES, 1), 0)
 
+        def wanted(residual: jax.Array, ok: jax.Array, step: jax.Array) -> jax.Array:
+            rough = (step == 0) | (residual > _COLD_TOLERANCE)
+            return (step < limit) & rough & ok
+
         def refine(carry: tuple) -> tuple:
-            basis, _, ok, step = carry
+            basis, residual, ok, step = carry
             new, info = linalg.refresh_with_info(
                 operator,
                 basis,
                 num_blocks=self.num_blocks,
                 tolerance=self.tolerance,
             )
-            take = (step < limit) & ok
+            # Under vmap the loop runs until the last is done; the others wait.
+            take = wanted(residual, ok, step)
             basis = jax.tree.map(lambda a, b: jnp.where(take, a, b), new, basis)
-            return basis, info.residual, ok & (info.ok | ~take), step + 1
+            residual = jnp.where(take, info.residual, residual)
+            return basis, residual, ok & (info.ok | ~take), step + 1
 
         def unfinished(carry: tuple) -> jax.Array:
-            _, residual, ok, step = carry
-            rough = (step == 0) | (residual > _COLD_TOLERANCE)
-            return linalg.unbatched_max((step < limit) & rough & ok) > 0
+            return linalg.unbatched_max(wanted(*carry[1:])) > 0
 
         start = (entry.basis, jnp.float32(0), finite, jnp.int32(0))
         basis, _, ok, _ = jax.lax.while_loop(unfinished, refine, start)
@@ -303,8 +306,15 @@ class Tracker:
         )
 
 
-def _is_tree_of_arrays(params: Any) -> bool:
-    return all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(params))
+def _is_placeholder(params: Any) -> bool:
+    """Whether these are the params with which optax.tree.map_params calls `init`.
+
+    It passes one node of its own without children, and wants a state in which
+    whatever holds no copy of the params is a leaf.
+    """
+    structure: Any = jax.tree.structure(params)
+    empty = structure.num_nodes == 1 and structure.num_leaves == 0
+    return empty and not isinstance(params, dict | tuple | list | None | Mapping)
 
 
 def _start(

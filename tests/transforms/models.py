@@ -27,6 +27,7 @@ def params(dtype=jnp.float32, seed=0):
     keys = jax.random.split(jax.random.key(seed), len(SHAPES))
     tree = {
         name: jax.random.normal(key, shape, dtype)
+        * (0.5 ** jnp.arange(shape[-1])).astype(dtype)
         for key, (name, shape) in zip(keys, SHAPES.items(), strict=True)
     }
     return {**tree, "bias": jnp.ones(7, dtype), "hole": None}

@@ -1,0 +1,236 @@
+"""What every public transform does, on every kind of leaf.
+
+A new transform enters the table `TRANSFORMS` and gets all of these tests.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dsbp_jax
+from tests.transforms import models
+
+# So many Krylov blocks that these small leaves are solved exactly: what is compared
+# here is the transform, not the convergence.
+SHARED = {"layout": models.LAYOUT, "num_blocks": 12}
+TRANSFORMS = {
+    "spectral_projection": functools.partial(
+        dsbp_jax.spectral_projection, 3, residual=0.2, **SHARED
+    ),
+    "add_spectral_decay": functools.partial(
+        dsbp_jax.add_spectral_decay, 0.1, source="gradient", **SHARED
+    ),
+    "dsbp": functools.partial(dsbp_jax.dsbp, 0.1, 3, decay=0.01, **SHARED),
+}
+
+transforms = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
+dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+
+
+def assert_same_types(a, b):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_equal(
+            (jnp.shape(x), jnp.result_type(x)), (jnp.shape(y), jnp.result_type(y))
+        ),
+        a,
+        b,
+    )
+
+
+def run(tx, params, steps=4, **extra):
+    """Updates and state after a few compiled steps."""
+    update = jax.jit(functools.partial(tx.update, **extra))
+    state, updates = tx.init(params), None
+    for step in range(steps):
+        grads = jax.tree.map(lambda p, step=step: p * (1 + 0.1 * step), params)
+        updates, state = update(grads, state, params)
+    return updates, state
+
+
+@transforms
+@dtypes
+def test_shapes_dtypes_and_holes_are_kept(make, dtype):
+    tx, params = make(), models.params(dtype)
+    updates, state = run(tx, params)
+    assert_same_types(updates, params)
+    assert_same_types(state, tx.init(params))
+    for basis in dsbp_jax.bases(state).values():
+        assert basis.vectors.dtype == jnp.float32
+    assert all(
+        np.isfinite(np.asarray(u, "float32")).all() for u in jax.tree.leaves(updates)
+    )
+
+
+@transforms
+def test_foreign_arguments_are_tolerated(make):
+    updates, _ = run(make(), models.params(), value=1.0, grad_fn=lambda: None)
+    expected, _ = run(make(), models.params())
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+
+
+@transforms
+def test_compiles_once(make):
+    traces, tx, params = [], make(), models.params()
+
+    @jax.jit
+    def update(grads, state, params):
+        traces.append(1)
+        return tx.update(grads, state, params)
+
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = update(params, state, params)
+    assert len(traces) == 1
+
+
+@transforms
+def test_masked_and_partitioned(make):
+    params = models.params()
+    plain, _ = run(make(), {"dense": params["dense"]})
+    mask = {name: name == "dense" for name in params}
+    masked, state = run(optax.masked(make(), mask), params)
+    np.testing.assert_allclose(masked["dense"], plain["dense"], atol=1e-5)
+    assert set(dsbp_jax.bases(state)) == {"dense"}
+    labels = {name: "spectral" if name == "dense" else "plain" for name in params}
+    transforms = {"spectral": make(), "plain": optax.sgd(0.1)}
+    split, _ = run(optax.partition(transforms, labels), params)
+    np.testing.assert_allclose(split["dense"], plain["dense"], atol=1e-5)
+    np.testing.assert_allclose(split["bias"], -0.1 * 1.3 * params["bias"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["spectral_projection", "dsbp"])
+def test_injected_hyperparams_follow_the_plain_trajectory(name):
+    factory = {
+        "spectral_projection": dsbp_jax.spectral_projection,
+        "dsbp": dsbp_jax.dsbp,
+    }
+    arguments = {
+        "spectral_projection": {"rank": 3, "residual": 0.2},
+        "dsbp": {"learning_rate": 0.1, "rank": 3, "residual": 0.2},
+    }[name]
+    injected = optax.inject_hyperparams(
+        factory[name], static_args=dsbp_jax.STATIC_ARGS
+    )(**arguments, **SHARED)
+    plain = factory[name](**arguments, **SHARED)
+    actual, state = run(injected, models.params())
+    expected, _ = run(plain, models.params())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected
+    )
+    assert state.hyperparams["residual"] == pytest.approx(0.2)
+    assert "dense" in dsbp_jax.bases(state)
+    scheduled = optax.inject_hyperparams(
+        factory[name], static_args=dsbp_jax.STATIC_ARGS
+    )(**{**arguments, "residual": optax.linear_schedule(1.0, 0.0, 10)})
+    run(scheduled, models.params())
+
+
+def test_injected_without_static_args_says_what_to_do():
+    injected = optax.inject_hyperparams(dsbp_jax.dsbp)(learning_rate=0.1, rank=3)
+    with pytest.raises(ValueError, match=r"rank must be an int .*STATIC_ARGS"):
+        jax.jit(injected.init)(models.params())
+
+
+@transforms
+def test_inside_multi_steps_and_apply_if_finite(make):
+    params = models.params()
+    accumulating = optax.MultiSteps(make(), every_k_schedule=2)
+    state = accumulating.init(params)
+    update = jax.jit(accumulating.update)
+    first, state = update(params, state, params)
+    second, state = update(params, state, params)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(first))
+    assert any(leaf.any() for leaf in jax.tree.leaves(second))
+    guarded = optax.apply_if_finite(make(), max_consecutive_errors=3)
+    bad = {**params, "dense": params["dense"].at[0, 0].set(jnp.nan)}
+    updates, state = jax.jit(guarded.update)(bad, guarded.init(params), params)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(updates))
+    assert state.total_notfinite == 1
+
+
+@transforms
+def test_under_scan_vmap_and_cond(make):
+    tx, params = make(), models.params()
+
+    def body(state, scale):
+        updates, state = tx.update(
+            jax.tree.map(lambda p: p * scale, params), state, params
+        )
+        return state, updates
+
+    scales = 1 + 0.1 * jnp.arange(4.0)
+    state, scanned = jax.jit(lambda s: jax.lax.scan(body, s, scales))(tx.init(params))
+    looped, loop_state = run(tx, params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[-1], b, atol=1e-4), scanned, looped
+    )
+    assert_same_types(state, loop_state)
+    step = lambda state: body(state, jnp.float32(1))[0]
+    cond = jax.jit(lambda flag, s: jax.lax.cond(flag, step, lambda s: s, s))
+    assert_same_types(cond(True, state), state)
+
+    seeds = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    states = jax.vmap(tx.init)(seeds)
+    batched, _ = jax.jit(jax.vmap(tx.update))(seeds, states, seeds)
+    alone, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4), batched, alone
+    )
+
+
+@transforms
+def test_map_params_finds_its_structure(make):
+    tx, params = make(), models.params()
+    state = tx.init(params)
+    mapped = optax.tree.map_params(tx, lambda leaf: leaf, state)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+
+
+@transforms
+def test_deterministic(make):
+    first, second = (run(make(), models.params()) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@transforms
+@pytest.mark.parametrize("mode", ["auto", "explicit"])
+def test_sharded_params_agree_with_unsharded(make, mode):
+    draw = lambda *shape: (
+        jax.random.normal(jax.random.key(0), shape) * 0.5 ** jnp.arange(shape[-1])
+    )
+    params = {"dense": draw(32, 16), "stacked": draw(8, 10, 8), "bias": jnp.ones(8)}
+    expected, _ = run(make(), params)
+    kind = {
+        "auto": jax.sharding.AxisType.Auto,
+        "explicit": jax.sharding.AxisType.Explicit,
+    }[mode]
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    specs = {"dense": ("x", "y"), "stacked": ("x", None, "y"), "bias": ("x",)}
+    with jax.set_mesh(mesh):
+        sharded = {
+            name: jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*specs[name])))
+            for name, leaf in params.items()
+        }
+        actual, _ = run(make(), sharded)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected
+    )
+    for name in params:
+        assert actual[name].sharding.spec == sharded[name].sharding.spec
+
+
+@transforms
+def test_orbax_round_trip(make, tmp_path):
+    import orbax.checkpoint as ocp
+
+    params = models.params()
+    _, state = run(make(), params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "state", make().init(params))
+    jax.tree.map(np.testing.assert_array_equal, restored, state)

@@ -1,4 +1,4 @@
-"""Digits of scikit-learn, 8×8 pixels, with an MLP: needs no file and no network.
+"""Digits of scikit-learn, 8 × 8 pixels, with an MLP: needs no file and no network.
 
 python -m experiments.train
 """

@@ -126,20 +126,19 @@ def one_line(boxed: str) -> str:
       'Unrecognized options: --ep (accepted: --epochs INT)'
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    inside = [line[1:-1].rstrip() for line in plain.splitlines() if line[:1] == "│"]
+    has_frame = "╭" in plain
     sections: list[list[str]] = [[]]
-    for line in inside:
-        if line and not line.strip(" ─"):
+    for line in plain.splitlines():
+        if re.fullmatch(r"[│\s]*[─-]{5,}[│\s]*", line):
             sections.append([])
-        elif line.strip():
-            sections[-1].append(line)
-    message = " ".join(line.strip() for line in sections[0])
+        elif text := line.strip("│ ") if line[:1] not in ("╭", "╰") else "":
+            sections[-1].append(text)
+    # Without a frame, where the terminal is no UTF-8, the title is a section.
+    sections = sections if has_frame else sections[1:]
+    message = " ".join(sections[0])
     message = re.sub(r"^Error parsing (config\S*: )?", "", message)
     options = [
-        line.strip()
-        for section in sections[1:]
-        for line in section
-        if line.strip().startswith("-")
+        text for section in sections[1:] for text in section if text.startswith("-")
     ]
     return message + (f" (accepted: {', '.join(options)})" if options else "")
 

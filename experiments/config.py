@@ -28,7 +28,7 @@ class DataConfig:
     data_dir: Annotated[
         Path | None, tyro.conf.arg(aliases=("--data-dir",), metavar="PATH")
     ] = None
-    """Folder that holds the prepared data sets. By default the library's own."""
+    """Folder of the data sets; digits needs none."""
 
     download: bool = False
     """Download and prepare what is missing."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import optax
 
+import dsbp_jax
 from experiments import checks
 
 
@@ -20,8 +21,8 @@ from experiments import checks
 class OptimizerConfig:
     """How the parameters move."""
 
-    name: str = "momentum"
-    """One of sgd, momentum, adam, adamw, muon, galore."""
+    name: str = "dsbp"
+    """One of sgd, momentum, sam, adam, adamw, muon, galore, dsbp, dsbp+sam."""
 
     learning_rate: float | None = None
     """Peak learning rate. By default the one that the table has for the optimizer."""
@@ -33,16 +34,32 @@ class OptimizerConfig:
     """Part of the steps over which the learning rate rises linearly to its peak."""
 
     momentum: float = 0.9
-    """Momentum, of all but sgd, adam, adamw and galore."""
+    """Momentum of all but sgd, adam, adamw and galore."""
 
     weight_decay: float = 0.0
     """Weight decay of the kernels; biases and scales have none."""
 
     rank: int = 64
-    """Columns of a basis."""
+    """Columns of each basis of dsbp and galore, and of what the probes report."""
+
+    source: Literal["gradient", "activation"] = "gradient"
+    """What the bases of dsbp follow."""
+
+    side: Literal["output", "input", "both"] = "output"
+    """Which side of a kernel dsbp projects."""
+
+    residual: float = 0.1
+    """Share of the gradient outside the basis that dsbp keeps; 1 is momentum, 0 the
+    rule as published."""
+
+    decay: float = 0.0
+    """Strength of the decay of the leading direction in dsbp."""
 
     refresh_every: int = 10
-    """Steps between two refreshes of a basis."""
+    """Steps between two refreshes of a basis, of dsbp and galore."""
+
+    rho: float = 0.05
+    """Radius of the perturbation of sam and dsbp+sam."""
 
     def __post_init__(self):
         """Checks every value."""
@@ -53,7 +70,12 @@ class OptimizerConfig:
         checks.between("optimizer.momentum", self.momentum, 0, 1)
         checks.at_least("optimizer.weight_decay", self.weight_decay, 0)
         checks.at_least("optimizer.rank", self.rank, 1)
+        checks.one_of("optimizer.source", self.source, ("gradient", "activation"))
+        checks.one_of("optimizer.side", self.side, ("output", "input", "both"))
+        checks.between("optimizer.residual", self.residual, 0, 1)
+        checks.at_least("optimizer.decay", self.decay, 0)
         checks.at_least("optimizer.refresh_every", self.refresh_every, 1)
+        checks.at_least("optimizer.rho", self.rho, 0)
 
     @property
     def peak(self) -> float:
@@ -62,8 +84,20 @@ class OptimizerConfig:
             return self.learning_rate
         return OPTIMIZERS[self.name].learning_rate
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The activations that `update` wants of each layer; none for most."""
+        if self.source == "gradient" or not OPTIMIZERS[self.name].spectral:
+            return ()
+        return {"input": ("inputs",), "output": ("outputs",)}.get(
+            self.side, ("inputs", "outputs")
+        )
 
-Build = Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]
+
+Build = Callable[
+    [OptimizerConfig, optax.Schedule, dsbp_jax.Layout | None],
+    optax.GradientTransformation,
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +108,29 @@ class Optimizer:
       build: Builds the transformation, for a config and a schedule.
       learning_rate: The peak learning rate where none is chosen.
       grid: The learning rates to try when tuning, ascending.
-      evaluations: Gradient evaluations in one step.
+      sam: Whether its gradient is that at a perturbed point.
+      spectral: Whether it keeps eigenbases of the layers.
     """
 
     build: Build
     learning_rate: float
     grid: tuple[float, ...]
-    evaluations: int = 1
+    sam: bool = False
+    spectral: bool = False
+
+    @property
+    def evaluations(self) -> int:
+        """Gradient evaluations in one step."""
+        return 2 if self.sam else 1
+
+
+def gradient_estimator(
+    config: OptimizerConfig, value_and_grad_fn: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The gradient that the optimizer is given: the plain one, or that of SAM."""
+    if OPTIMIZERS[config.name].sam:
+        return dsbp_jax.sam_value_and_grad(value_and_grad_fn, config.rho)
+    return value_and_grad_fn
 
 
 def kernels(params: Any) -> Any:
@@ -96,23 +146,28 @@ def _with_decay(
     return optax.chain(decay, optimizer) if config.weight_decay else optimizer
 
 
-def _sgd(config, schedule):
+def _sgd(config, schedule, layout):
+    del layout
     return _with_decay(config, optax.sgd(schedule))
 
 
-def _momentum(config, schedule):
+def _momentum(config, schedule, layout):
+    del layout
     return _with_decay(config, optax.sgd(schedule, momentum=config.momentum))
 
 
-def _adam(config, schedule):
+def _adam(config, schedule, layout):
+    del layout
     return _with_decay(config, optax.adam(schedule))
 
 
-def _adamw(config, schedule):
+def _adamw(config, schedule, layout):
+    del layout
     return optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels)
 
 
-def _muon(config, schedule):
+def _muon(config, schedule, layout):
+    del layout
     return optax.contrib.muon(
         schedule,
         beta=config.momentum,
@@ -121,7 +176,8 @@ def _muon(config, schedule):
     )
 
 
-def _galore(config, schedule):
+def _galore(config, schedule, layout):
+    del layout
     return optax.contrib.galore(
         schedule,
         rank=config.rank,
@@ -131,16 +187,34 @@ def _galore(config, schedule):
     )
 
 
-_OF_SGD = (0.01, 0.03, 0.1, 0.3)
+def _dsbp(config, schedule, layout):
+    optimizer = dsbp_jax.dsbp(
+        schedule,
+        config.rank,
+        source=config.source,
+        side=config.side,
+        residual=config.residual,
+        momentum=config.momentum,
+        decay=config.decay,
+        refresh_every=config.refresh_every,
+        layout=layout,
+    )
+    return _with_decay(config, optimizer)
+
+
+_OF_MOMENTUM = (0.01, 0.03, 0.1, 0.3)
 _OF_ADAM = (3e-4, 1e-3, 3e-3, 1e-2)
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer(_sgd, 0.1, (0.03, 0.1, 0.3, 1.0)),
-    "momentum": Optimizer(_momentum, 0.05, _OF_SGD),
+    "momentum": Optimizer(_momentum, 0.05, _OF_MOMENTUM),
+    "sam": Optimizer(_momentum, 0.05, _OF_MOMENTUM, sam=True),
     "adam": Optimizer(_adam, 1e-3, _OF_ADAM),
     "adamw": Optimizer(_adamw, 1e-3, _OF_ADAM),
     "muon": Optimizer(_muon, 1e-3, _OF_ADAM),
     "galore": Optimizer(_galore, 1e-3, _OF_ADAM),
+    "dsbp": Optimizer(_dsbp, 0.05, _OF_MOMENTUM, spectral=True),
+    "dsbp+sam": Optimizer(_dsbp, 0.05, _OF_MOMENTUM, sam=True, spectral=True),
 }
 
 
@@ -170,7 +244,11 @@ def learning_rate_schedule(
 
 
 def build(
-    config: OptimizerConfig, num_steps: int, peak: float | jax.Array | None = None
+    config: OptimizerConfig,
+    num_steps: int,
+    *,
+    peak: float | jax.Array | None = None,
+    layout: dsbp_jax.Layout | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optimizer that a config names.
 
@@ -178,6 +256,7 @@ def build(
       config: The optimizer and its options.
       num_steps: Steps of the whole run, for the schedule.
       peak: Peak learning rate in place of the config's; may be traced.
+      layout: How the model uses its kernels, for those that are spectral.
 
     Returns:
       The transformation; its `update` accepts any extra argument. Its state does
@@ -185,5 +264,5 @@ def build(
     """
     peak = config.peak if peak is None else peak
     schedule = learning_rate_schedule(config, num_steps, peak)
-    optimizer = OPTIMIZERS[config.name].build(config, schedule)
+    optimizer = OPTIMIZERS[config.name].build(config, schedule, layout)
     return optax.with_extra_args_support(optimizer)

@@ -61,8 +61,8 @@ class Probe:
         Returns:
           A record that JSON can hold, and the eigenvectors for the next time. In
           the record `layers` has for each kernel its `values` (descending),
-          `captured` (their share of the trace), `drift` (the mean squared sine of
-          the principal angles between old and new eigenspace, 0 to 1; null the
+          `captured` (their share of the trace), `drift` (the share of what they
+          capture that the last eigenspace would have missed, 0 to 1; null the
           first time) and `angle` (between the leading eigenvectors, in degrees);
           `hessian` is the top eigenvalue.
         """
@@ -79,8 +79,6 @@ class Probe:
     def _bases(
         self, params: Any, rest: Any, images: jax.Array
     ) -> dict[str, linalg.EigenBasis]:
-        if not hasattr(dsbp_jax, "capture_activations"):
-            return {}
         forward = lambda params: self.classifier.apply(
             params, rest, images, mode="eval"
         )
@@ -130,14 +128,18 @@ def _covariance_basis(
 
 def _describe(basis: linalg.EigenBasis, previous: jax.Array) -> dict[str, jax.Array]:
     """Values, captured energy and drift of a basis; the mean over batch axes."""
-    rank = basis.values.shape[-1]
+    tiny = 1e-30
+    values = jnp.maximum(basis.values, 0)
     overlap = jnp.einsum("...di,...dj->...ij", previous, basis.vectors)
     leading = jnp.clip(jnp.abs(overlap[..., 0, 0]), 0, 1)
-    energy = basis.values.sum(-1) / jnp.maximum(basis.trace, 1e-30)
+    energy = values.sum(-1)
+    # Squared sines of the principal angles, seen from the new eigenvectors and
+    # weighted by their eigenvalues: those of the null space turn freely.
+    missed = jnp.sum(values * (1 - jnp.sum(overlap**2, axis=-2)), axis=-1)
     return {
-        "values": basis.values.reshape(-1, rank).mean(0),
-        "captured": jnp.clip(energy, 0, 1).mean(),
-        "drift": jnp.clip(1 - jnp.sum(overlap**2, (-2, -1)) / rank, 0, 1).mean(),
+        "values": values.reshape(-1, values.shape[-1]).mean(0),
+        "captured": jnp.clip(energy / jnp.maximum(basis.trace, tiny), 0, 1).mean(),
+        "drift": jnp.clip(missed / jnp.maximum(energy, tiny), 0, 1).mean(),
         "angle": jnp.degrees(jnp.arccos(leading)).mean(),
     }
 

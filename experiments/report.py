@@ -183,8 +183,8 @@ def _spectral_sections(probes: list[dict[str, Any]]) -> list[str]:
             section(
                 "Captured energy and drift",
                 "Left: the part of the covariance's trace in the leading eigenvalues. "
-                "Right: the mean squared sine of the principal angles between the "
-                "eigenspaces of one evaluation and the next; 0 is no change.",
+                "Right: the share of that energy which the eigenspace one evaluation "
+                "earlier would have missed; 0 is no change.",
                 figure(
                     [
                         _over_epochs(probes, layers, "captured", "captured energy"),
@@ -229,11 +229,8 @@ def _over_epochs(
         colors = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(layers)))
         for layer, color in zip(layers, colors, strict=True):
             points = [(r["epoch"], r["probe"]["layers"][layer][key]) for r in probes]
-            points = [point for point in points if point[1] is not None]
-            if points:
-                axis.plot(
-                    *zip(*points, strict=True), marker=".", color=color, label=layer
-                )
+            known = np.array([point for point in points if point[1] is not None])
+            axis.plot(*known.reshape(-1, 2).T, marker=".", color=color, label=layer)
         axis.set(xlabel="epoch", ylabel=label, ylim=(-0.02, 1.02))
         if len(layers) <= MAX_PANELS:
             axis.legend(fontsize=8)

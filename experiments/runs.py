@@ -88,6 +88,11 @@ def write_atomically(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a JSON file, whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
 def default_name(preset: str, config: Config) -> str:
     """The name of a run that was given none."""
     return f"{Path(preset).stem}-{config.optimizer.name}-seed{config.seed}"
@@ -112,18 +117,34 @@ def start(
     Raises:
       ValueError: If the name is taken, or no folder can be made there.
     """
-    base = default_name(preset, config) if name is None else name
+    base = default_name(preset, config)
+    path = claim(out, name, base, overwrite=overwrite)
+    described = {"preset": preset, "config": to_json(config), "ran_on": environment()}
+    write_json(path / "config.json", described)
+    return Run(path, config, preset)
+
+
+def claim(out: Path, name: str | None, base: str, *, overwrite: bool) -> Path:
+    """Makes a folder that nothing else has.
+
+    Args:
+      out: Where.
+      name: Its name. Without one, `base`, with the first number that is free where
+        that is taken.
+      base: The default name.
+      overwrite: Remove the run that has the name.
+
+    Returns:
+      The empty folder.
+
+    Raises:
+      ValueError: If the name is taken, or no folder can be made there.
+    """
+    numbered, base = name is None, base if name is None else name
     if not base or Path(base).name != base:
         raise ValueError(f"name={base!r}; accepted are names of a folder under {out}")
     if overwrite:
         _remove(out / base)
-    path = _claim(out, base, numbered=name is None)
-    described = {"preset": preset, "config": to_json(config), "ran_on": environment()}
-    write_atomically(path / "config.json", json.dumps(described, indent=2) + "\n")
-    return Run(path, config, preset)
-
-
-def _claim(out: Path, base: str, *, numbered: bool) -> Path:
     number = 1
     while True:
         path = out / (base if number == 1 else f"{base}-{number}")

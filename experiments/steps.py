@@ -14,8 +14,11 @@ import numpy as np
 import optax
 from flax import nnx
 
+import dsbp_jax
 from experiments import data, models, optimizers
 from experiments.config import Config, ModelConfig
+
+MAX_ROWS = 4096  # of a layer's activations, for the bases that follow them
 
 
 class TrainState(NamedTuple):
@@ -56,13 +59,19 @@ class Classifier:
         self._graphs = {"train": train, "eval": evaluation}
 
     def _build(self, seed: int) -> nnx.Module:
-        return models.build(
-            self.config.name,
-            image_shape=self.dataset.image_shape,
-            num_classes=self.dataset.num_classes,
-            rngs=nnx.Rngs(seed),
-            **self.config.options,
-        )
+        try:
+            return models.build(
+                self.config.name,
+                image_shape=self.dataset.image_shape,
+                num_classes=self.dataset.num_classes,
+                rngs=nnx.Rngs(seed),
+                **self.config.options,
+            )
+        except TypeError as error:
+            raise ValueError(
+                f"model.options={self.config.options}; {self.config.name} does not "
+                f"accept these: {error}"
+            ) from error
 
     def init(self, seed: int) -> tuple[Any, Any]:
         """Fresh parameters, and the rest of the model's state."""
@@ -95,6 +104,13 @@ class Classifier:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), (logits, rest)
 
+    def layout(self) -> dsbp_jax.Layout:
+        """How the model uses its kernels."""
+        params, rest = jax.eval_shape(lambda: self.init(0))
+        images = self.dataset.train.images[:1]
+        forward = lambda *args: self.apply(*args, images, mode="eval")[0]
+        return dsbp_jax.layout(forward, params, rest)
+
 
 class Trainer:
     """The compiled steps of one experiment, shared by its seeds and learning rates.
@@ -109,14 +125,41 @@ class Trainer:
         self.classifier = classifier
         self.config = config
         self.num_steps = num_steps
+        self._layout = classifier.layout()
         self.train_step = jax.jit(self._train_step, donate_argnums=0)
         self.evaluation_step = jax.jit(self._evaluation_step)
 
     def init(self, seed: int) -> TrainState:
         """The state before the first step."""
         params, rest = self.classifier.init(seed)
-        optimizer = optimizers.build(self.config.optimizer, self.num_steps)
+        optimizer = self._optimizer()
         return TrainState(params, rest, optimizer.init(params), jnp.int32(0))
+
+    def _optimizer(
+        self, peak: jax.Array | None = None
+    ) -> optax.GradientTransformationExtraArgs:
+        return optimizers.build(
+            self.config.optimizer, self.num_steps, peak=peak, layout=self._layout
+        )
+
+    def _loss(self, *args: Any) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
+        """The loss; beside it logits, rest, and the activations asked for."""
+        loss = partial(self.classifier.loss, mode="train")
+        activations = None
+        if sides := self.config.optimizer.sides:
+            loss = dsbp_jax.capture_activations(loss, max_rows=MAX_ROWS, which=sides)
+            (value, (logits, rest)), activations = loss(*args)
+        else:
+            value, (logits, rest) = loss(*args)
+        return value, (logits, rest, activations)
+
+    def compile(self) -> None:
+        """Compiles the training step, by one step of a state that is thrown away."""
+        first = self.classifier.dataset.train.take(np.arange(self.config.batch_size))
+        state, _ = self.train_step(
+            self.init(0), first.images, first.labels, jax.random.key(0), jnp.float32(0)
+        )
+        jax.block_until_ready(state)
 
     def _train_step(
         self,
@@ -138,16 +181,17 @@ class Trainer:
         Returns:
           The new state, and loss and accuracy before the step.
         """
-        config = self.config
-        optimizer = optimizers.build(config.optimizer, self.num_steps, peak)
-        if config.data.augment:
+        if self.config.data.augment:
             images = data.augment(images, jax.random.fold_in(key, state.step))
-        loss = partial(self.classifier.loss, mode="train")
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, (logits, rest)), grads = gradient(
+        gradient = optimizers.gradient_estimator(
+            self.config.optimizer, jax.value_and_grad(self._loss, has_aux=True)
+        )
+        (value, (logits, rest, activations)), grads = gradient(
             state.params, state.rest, images, labels
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = self._optimizer(peak).update(
+            grads, state.opt_state, state.params, activations=activations
+        )
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value, "accuracy": jnp.mean(logits.argmax(-1) == labels)}
         return TrainState(params, rest, opt_state, state.step + 1), metrics

@@ -47,7 +47,7 @@ class Train(cli.Command):
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error, 1 on divergence."""
     args = list(sys.argv[1:] if args is None else args)
-    console = Console()
+    console = Console(highlight=False)
     with cli.user_errors(PROG):
         command = cli.parse(Train, args, PROG)
         run = find_run(command, args) if command.resume else None

@@ -1,0 +1,18 @@
+"""CIFAR-10 with a ResNet-18, random shifts and flips.
+
+python -m experiments.train cifar10 --data-dir DIR
+"""
+
+from experiments.config import Config, DataConfig, ModelConfig
+from experiments.optimizers import OptimizerConfig
+
+
+def config() -> Config:
+    """The experiment."""
+    return Config(
+        data=DataConfig("cifar10", augment=True),
+        model=ModelConfig("resnet18"),
+        optimizer=OptimizerConfig("dsbp", weight_decay=5e-4),
+        epochs=30,
+        batch_size=128,
+    )

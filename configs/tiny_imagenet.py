@@ -1,0 +1,18 @@
+"""Tiny ImageNet, 200 classes of 64 × 64 pixels, with a ResNet-18.
+
+python -m experiments.train tiny_imagenet --data-dir DIR
+"""
+
+from experiments.config import Config, DataConfig, ModelConfig
+from experiments.optimizers import OptimizerConfig
+
+
+def config() -> Config:
+    """The experiment."""
+    return Config(
+        data=DataConfig("tiny_imagenet", augment=True),
+        model=ModelConfig("resnet18"),
+        optimizer=OptimizerConfig("dsbp", weight_decay=5e-4),
+        epochs=30,
+        batch_size=128,
+    )

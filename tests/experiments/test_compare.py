@@ -157,7 +157,7 @@ def test_rows_pair_by_seed():
     assert first.p_value is None
     assert not first.at_edge
     assert second.difference == pytest.approx(0.25 / 3)
-    test = scipy.stats.ttest_rel((0.6, 0.65, 0.8), accuracies)
+    test = scipy.stats.ttest_rel((0.6, 0.65, 0.8), (0.5, 0.6, 0.7))
     assert second.p_value == pytest.approx(test.pvalue)
     assert (second.at_edge, second.steps, second.diverged) == (True, 5, 1)
     assert compare.cells(second)[:4] == (

@@ -80,7 +80,7 @@ def init_basis(dim: int, rank: int, *, key: jax.Array) -> EigenBasis:
     _require_rank(rank, dim)
     with jax.default_matmul_precision("highest"):
         gaussian = jax.random.normal(key, (dim, rank), jnp.float32)
-        vectors = polish(jnp.linalg.qr(gaussian)[0])
+        vectors, _ = polish(jnp.linalg.qr(gaussian)[0])
     return EigenBasis(vectors, jnp.zeros(rank), jnp.zeros(()))
 
 
@@ -158,19 +158,17 @@ def refresh_with_info(
         raise ValueError(f"num_blocks must be an int of at least 2, got {num_blocks!r}")
     with jax.default_matmul_precision("highest"):
         image = operator.matmat(basis.vectors)
-        inside = basis.vectors @ (basis.vectors.T @ image)
-        # Norms through the largest entry: squares would lose 1e±30.
-        scale = jnp.maximum(jnp.max(jnp.abs(image)), _TINY)
-        residual = jnp.linalg.norm((image - inside) / scale) / jnp.maximum(
-            jnp.linalg.norm(image / scale), _TINY
-        )
+        # Scaled by the largest entry: squares would lose 1e±30.
+        image = image / jnp.maximum(jnp.max(jnp.abs(image)), _TINY)
+        outside = image - basis.vectors @ (basis.vectors.T @ image)
+        norm = jnp.maximum(jnp.linalg.norm(image), _TINY)
+        residual = jnp.linalg.norm(outside) / norm
 
         def solve() -> tuple[EigenBasis, jax.Array]:
             if num_blocks * rank >= dim:
-                new = _dense_eigenpairs(operator, rank)
+                new, ok = _dense_eigenpairs(operator, rank)
             else:
-                new = _block_lanczos(operator, basis.vectors, image, num_blocks)
-            ok = _is_sound(new)
+                new, ok = _block_lanczos(operator, basis.vectors, outside, num_blocks)
             kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, basis)
             return kept, ok
 
@@ -186,13 +184,6 @@ def refresh_with_info(
     return new, RefreshInfo(residual, ok)
 
 
-def _is_sound(basis: EigenBasis) -> jax.Array:
-    rank = basis.vectors.shape[1]
-    gram = basis.vectors.T @ basis.vectors
-    error = jnp.max(jnp.abs(gram - jnp.eye(rank, dtype=gram.dtype)))
-    return (error <= 1e-5) & jnp.all(jnp.isfinite(basis.values))
-
-
 def _keep_top(eigenvalues: jax.Array, vectors: jax.Array, rank: int) -> tuple:
     """The last `rank` of ascending eigenpairs, in descending order."""
     return eigenvalues[::-1][:rank], vectors[:, ::-1][:, :rank]
@@ -206,48 +197,62 @@ def _scaled_eigh(c: jax.Array) -> tuple[jax.Array, jax.Array]:
     return values * scale, vectors
 
 
-def _dense_eigenpairs(operator: SymmetricOperator, rank: int) -> EigenBasis:
+def _finish(
+    operator: SymmetricOperator, vectors: jax.Array, values: jax.Array
+) -> tuple[EigenBasis, jax.Array]:
+    """Polishes Ritz vectors; also says whether they are sound."""
+    vectors, close = polish(vectors)
+    ok = close & jnp.all(jnp.isfinite(values))
+    return EigenBasis(vectors, values, operator.trace), ok
+
+
+def _dense_eigenpairs(
+    operator: SymmetricOperator, rank: int
+) -> tuple[EigenBasis, jax.Array]:
     c = operator.matmat(jnp.eye(operator.dim, dtype=jnp.float32))
     values, vectors = _keep_top(*_scaled_eigh(c), rank)
-    return EigenBasis(polish(vectors), values, operator.trace)
+    return _finish(operator, vectors, values)
 
 
 def _block_lanczos(
-    operator: SymmetricOperator, start: jax.Array, image: jax.Array, num_blocks: int
-) -> EigenBasis:
-    """Rayleigh-Ritz on the Krylov block of `start`, whose image `C start` is given.
+    operator: SymmetricOperator, start: jax.Array, outside: jax.Array, num_blocks: int
+) -> tuple[EigenBasis, jax.Array]:
+    """Rayleigh-Ritz on the Krylov block of `start`.
 
-    The images of all blocks but the last are by-products of building the next
-    block; T is assembled from them, so nothing is multiplied twice.
+    `outside` is the part of `C start` that is orthogonal to `start`. The products
+    that build a block also give its image, from which T is assembled: nothing is
+    multiplied twice.
     """
     dim, rank = start.shape
-    project = operator.matmat if operator.half is None else operator.half
+    # With a factor the images are half(Q), without one they are CQ.
+    image = operator.matmat if operator.half is None else operator.half
+    first = image(start)
 
-    def write(buffer: jax.Array, block: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(buffer, block, index * rank, 1)
+    if num_blocks == 2:
+        block = extend_basis(start, outside)
+        q = jnp.concatenate([start, block], axis=1)
+        images = jnp.concatenate([first, image(block)], axis=1)
+    else:
+        width = num_blocks * rank
+        write = lambda buffer, block, index: jax.lax.dynamic_update_slice_in_dim(
+            buffer, block, index * rank, 1
+        )
+        q = jnp.zeros((dim, width)).at[:, :rank].set(start)
+        images = jnp.zeros((first.shape[0], width)).at[:, :rank].set(first)
 
-    # With a factor the projected images are half(Q), without one they are CQ.
-    # (For the first block, XLA shares the product of half(V) and matmat(V).)
-    first = image if operator.half is None else operator.half(start)
-    width = num_blocks * rank
-    q = jnp.zeros((dim, width)).at[:, :rank].set(start)
-    images = jnp.zeros((first.shape[0], width)).at[:, :rank].set(first)
+        def step(index: jax.Array, carry: tuple) -> tuple:
+            q, images, outside = carry
+            block = extend_basis(q, outside)
+            q, images = write(q, block, index), write(images, image(block), index)
+            product = operator.matmat(block)
+            return q, images, product - q @ (q.T @ product)
 
-    def add_block(index: jax.Array, carry: tuple) -> tuple:
-        q, images, image = carry
-        q = extend_basis(q, image, index * rank)
-        block = jax.lax.dynamic_slice_in_dim(q, index * rank, rank, 1)
-        return q, write(images, project(block), index), block
-
-    def step(index: jax.Array, carry: tuple) -> tuple:
-        q, images, block = add_block(index, carry)
-        return q, images, operator.matmat(block)
-
-    # The last block's image under C is not needed, hence it is peeled off.
-    carry = (q, images, image)
-    if num_blocks > 2:
-        carry = jax.lax.fori_loop(1, num_blocks - 1, step, carry)
-    q, images, _ = add_block(jnp.int32(num_blocks - 1), carry)
+        # The last block's product under C leads nowhere, hence it is peeled off.
+        carry = jax.lax.fori_loop(1, num_blocks - 1, step, (q, images, outside))
+        q, images, outside = carry
+        block = extend_basis(q[:, :-rank], outside)
+        q = write(q, block, num_blocks - 1)
+        images = write(images, image(block), num_blocks - 1)
 
     largest = jnp.maximum(jnp.max(jnp.abs(images)), _TINY)
     images = images / largest
@@ -257,7 +262,7 @@ def _block_lanczos(
     else:
         t, scale = images.T @ images, largest**2
     values, rotation = _keep_top(*_scaled_eigh(t), rank)
-    return EigenBasis(polish(q @ rotation), values * scale, operator.trace)
+    return _finish(operator, q @ rotation, values * scale)
 
 
 def top_eigenpairs(
@@ -294,13 +299,13 @@ def top_eigenpairs(
       >>> from dsbp_jax import linalg
       >>> operator = linalg.matrix(jnp.diag(jnp.arange(100.0)))
       >>> print(linalg.top_eigenpairs(operator, 3, key=jax.random.key(0)).values)
-      [99. 98. 97.]
+      [99.0 98.0 97.0]
     """
     _require_rank(rank, operator.dim)
     columns = min(rank + max(8, rank // 4), operator.dim)
     if num_blocks * columns >= operator.dim:
         with jax.default_matmul_precision("highest"):
-            return _dense_eigenpairs(operator, rank)
+            return _dense_eigenpairs(operator, rank)[0]
     eps = jnp.finfo(jnp.float32).eps
 
     def pair_residual(basis: EigenBasis) -> jax.Array:

@@ -34,54 +34,51 @@ def _normalize_columns(w: jax.Array) -> jax.Array:
     return w / jnp.where(norm > 0, norm, 1)
 
 
-def extend_basis(basis: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes an orthonormal basis of a block's new directions into a buffer.
+def extend_basis(basis: jax.Array, block: jax.Array) -> jax.Array:
+    """An orthonormal basis of the directions that a block adds to a basis.
 
     Args:
-      basis: Buffer of shape `(d, m)`, float32. Columns before `start` are
-        orthonormal, all others zero; `m ≤ d`.
-      block: Shape `(d, k)`, any rank and scale; finite.
-      start: First column to write, int32, with `start + k ≤ m`.
+      basis: Shape `(d, m)`, float32. Leading columns orthonormal, any others zero.
+      block: What is left of the new directions outside the basis, up to rounding;
+        shape `(d, k)`, any rank and scale, finite; `m' + k ≤ d` for m' columns
+        that are not zero.
 
     Returns:
-      The buffer with columns `start : start + k` set: orthonormal, orthogonal to
-      the earlier ones, and together with them spanning the block.
+      Shape `(d, k)`: orthonormal, orthogonal to the basis, and together with it
+      spanning the block.
 
     References:
       Fukaya et al., CholeskyQR2, 2014. Giraud et al., twice is enough, 2005.
 
     Example:
-      >>> buffer = jnp.eye(3, 2) * jnp.array([1.0, 0.0])
-      >>> block = jnp.array([[5.0], [0.0], [2.0]])
-      >>> print(jnp.abs(extend_basis(buffer, block, jnp.int32(1))))
-      [[1. 0.]
-       [0. 0.]
-       [0. 1.]]
+      >>> print(jnp.abs(extend_basis(jnp.eye(3, 1), jnp.array([[0.0], [0.0], [2.0]]))))
+      [[0.]
+       [0.]
+       [1.]]
     """
-    rank = block.shape[1]
     project_out = lambda w: w - basis @ (basis.T @ w)
 
-    # A residual at rounding level points back into the basis once normalised:
-    # hence one projection more than exact arithmetic would need.
-    w = _normalize_columns(project_out(_normalize_columns(block)))
-    w, _ = _cholesky_qr(_normalize_columns(project_out(w)))
+    # A block at rounding level points back into the basis once normalised: hence
+    # two more projections, one more than exact arithmetic would need.
+    w, _ = _cholesky_qr(_normalize_columns(project_out(_normalize_columns(block))))
     w, gram = _cholesky_qr(project_out(w))
-    error = jnp.max(jnp.abs(gram - jnp.eye(rank, dtype=gram.dtype)))
+    error = jnp.max(jnp.abs(gram - jnp.eye(gram.shape[0], dtype=gram.dtype)))
     broke_down = ~(error <= _GRAM_TOLERANCE)  # true for NaN, too
 
     def householder() -> jax.Array:
-        filled = jax.lax.dynamic_update_slice_in_dim(
-            basis, _normalize_columns(block), start, axis=1
-        )
-        q, _ = jnp.linalg.qr(filled)
-        return jax.lax.dynamic_slice_in_dim(q, start, rank, axis=1)
+        # Zero columns go last: QR would invent a direction for each.
+        filled = jnp.any(basis != 0, axis=0)
+        columns = jnp.concatenate([basis, _normalize_columns(block)], axis=1)
+        is_zero = jnp.concatenate([~filled, jnp.zeros(block.shape[1], bool)])
+        order = jnp.argsort(is_zero, stable=True)
+        q, _ = jnp.linalg.qr(columns[:, order])
+        return jax.lax.dynamic_slice_in_dim(q, jnp.sum(filled), block.shape[1], 1)
 
     robust = jax.lax.cond(unbatched_max(broke_down) > 0, householder, lambda: w)
-    w = jnp.where(broke_down, robust, w)
-    return jax.lax.dynamic_update_slice_in_dim(basis, w, start, axis=1)
+    return jnp.where(broke_down, robust, w)
 
 
-def polish(vectors: jax.Array) -> jax.Array:
+def polish(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One Newton-Schulz step towards the nearest orthonormal columns.
 
     Squares the error of nearly orthonormal columns, so that rounding does not
@@ -91,12 +88,15 @@ def polish(vectors: jax.Array) -> jax.Array:
       vectors: Shape `(d, k)`, orthonormal up to a small error.
 
     Returns:
-      Shape `(d, k)`, orthonormal up to rounding.
+      The improved columns, shape `(d, k)`, and whether the error was small enough
+      (1e-3 or less, NaN is not) for them to be orthonormal up to rounding.
 
     Example:
-      >>> print(polish(1.001 * jnp.eye(2)).round(5))
-      [[1. 0.]
-       [0. 1.]]
+      >>> print(polish(1.0001 * jnp.eye(2))[0])
+      [[1.00000 0.00000]
+       [0.00000 1.00000]]
     """
+    gram = vectors.T @ vectors
     identity = jnp.eye(vectors.shape[1], dtype=vectors.dtype)
-    return vectors @ (1.5 * identity - 0.5 * (vectors.T @ vectors))
+    close = jnp.max(jnp.abs(gram - identity)) <= 1e-3
+    return vectors @ (1.5 * identity - 0.5 * gram), close

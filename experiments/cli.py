@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
+import scipy.linalg  # noqa: F401
+import threadpoolctl
 import tyro
 
 from experiments import checks
@@ -143,6 +145,13 @@ def one_line(boxed: str) -> str:
     return message + (f" (accepted: {', '.join(options)})" if options else "")
 
 
+# On a CPU, JAX's eigenvalue solver runs in SciPy's OpenBLAS. Its threads wait for one
+# another by spinning: on small matrices that gains nothing, and where other programs
+# share the cores a solve takes up to fifty times as long. XLA keeps its own threads.
+# (SciPy is imported first because only libraries that are loaded can be limited.)
+single_threaded_lapack = threadpoolctl.threadpool_limits.wrap(limits=1, user_api="blas")
+
+
 @contextlib.contextmanager
 def user_errors(prog: str) -> Iterator[None]:
     """Ends the program with one line where a `ValueError` says what was wrong."""
@@ -152,7 +161,7 @@ def user_errors(prog: str) -> Iterator[None]:
         fail(prog, error)
 
 
-def fail(prog: str, error: Exception, code: int = 2) -> NoReturn:
+def fail(prog: str, error: Exception | str, code: int = 2) -> NoReturn:
     """Prints an error on one line of stderr and exits."""
     message = " ".join(str(error).split())
     print(f"{prog}: error: {message}", file=sys.stderr)

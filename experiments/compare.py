@@ -72,6 +72,7 @@ class Compare(cli.Command):
             checks.positive("learning_rates", rate)
 
 
+@cli.single_threaded_lapack
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error."""
     args = list(sys.argv[1:] if args is None else args)
@@ -102,29 +103,31 @@ def main(args: Sequence[str] | None = None) -> None:
         }
         runs.write_json(folder / "comparison.json", described)
 
+    tunes = command.tune or bool(command.learning_rates)
+    grids = {
+        c.name: c.grid(command.learning_rates) if tunes else () for c in contenders
+    }
+    seeds = range(config.seed, config.seed + command.seeds)
     with progress_bar(console) as progress:
         task = progress.add_task("compare", total=None)
         for contender in contenders:
+            name, rate = contender.name, contender.config.optimizer.peak
+            num_runs = len(grids[name]) * command.tune_seeds + len(seeds)
+            total = num_runs * contender.num_steps * contender.cost
+            progress.reset(task, description=name, total=total)
             advance = lambda evaluations: progress.advance(task, evaluations)
-            progress.update(task, description=contender.name)
-            rate = contender.config.optimizer.peak
-            if command.tune or command.learning_rates:
-                tuning[contender.name] = [
-                    contender.run(config.seed + k, rate, test=False, advance=advance)
-                    for rate in contender.grid(command.learning_rates)
-                    for k in range(command.tune_seeds)
+            if tunes:
+                tuning[name] = [
+                    contender.run(seed, rate, test=False, advance=advance)
+                    for rate in grids[name]
+                    for seed in seeds[: command.tune_seeds]
                 ]
-                rate = comparison.best_learning_rate(tuning[contender.name])
-            finals[contender.name] = []
-            for k in range(command.seeds):
-                outcome = contender.run(
-                    config.seed + k, rate, test=True, advance=advance
-                )
-                finals[contender.name].append(outcome)
+                rate = comparison.best_learning_rate(tuning[name])
+            finals[name] = []
+            for seed in seeds:
+                outcome = contender.run(seed, rate, test=True, advance=advance)
+                finals[name].append(outcome)
                 save()
-    grids = {
-        name: [run.learning_rate for run in tried] for name, tried in tuning.items()
-    }
     rows = comparison.make_rows(contenders, finals, grids)
     save(rows)
     write_report(folder, rows, finals)

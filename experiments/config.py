@@ -30,7 +30,7 @@ class DataConfig:
     ] = None
     """Folder of the data sets; digits needs none."""
 
-    download: bool = False
+    download: Annotated[bool, tyro.conf.arg(aliases=("--download",))] = False
     """Download and prepare what is missing."""
 
     augment: bool = False

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import Progress
 
-from experiments import data, runs
+from experiments import data, optimizers, runs
 from experiments.config import Config
 from experiments.probes import Probe
 from experiments.steps import Classifier, Trainer, TrainState
@@ -134,11 +134,9 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
     last = checkpoints.latest()
     run.truncate(last)
     if last is not None:
-        items = checkpoints.restore(last, **_items(state, vectors))
-        state, vectors = (
-            TrainState(items["params"], *items["rest"][:-1]),
-            items["rest"][-1],
-        )
+        restored = checkpoints.restore(last, **_items(state, vectors))
+        rest, vectors = restored["rest"]
+        state = rest._replace(params=restored["params"])
     # Time goes on from where an interrupted run was.
     began = time.perf_counter() - max([r["seconds"] for r in run.records()], default=0)
     task = progress.add_task(run.path.name, total=trainer.num_steps)
@@ -154,10 +152,16 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
                 f"optimizer.learning_rate than {config.optimizer.peak:g}"
             )
         measured, vectors = probe(state, vectors) if probe else (None, vectors)
-        record = {"epoch": epoch, "step": int(state.step)}
-        record["seconds"] = round(time.perf_counter() - began, 3)
         run.log(
-            record | {"train": training, "validation": validation, "probe": measured}
+            {
+                "epoch": epoch,
+                "step": int(state.step),
+                "seconds": round(time.perf_counter() - began, 3),
+                "train": training,
+                "validation": validation,
+                "bases": optimizers.diagnostics(config.optimizer, state.opt_state),
+                "probe": measured,
+            }
         )
         checkpoints.save(int(state.step), **_items(state, vectors))
 
@@ -182,4 +186,4 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
 
 def _items(state: TrainState, vectors: dict[str, jax.Array]) -> dict[str, Any]:
     """A state as the items of a checkpoint."""
-    return {"params": state.params, "rest": (*state[1:], vectors)}
+    return {"params": state.params, "rest": (state._replace(params=None), vectors)}

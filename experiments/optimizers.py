@@ -133,6 +133,31 @@ def gradient_estimator(
     return value_and_grad_fn
 
 
+def diagnostics(config: OptimizerConfig, opt_state: Any) -> dict[str, Any]:
+    """How well the optimizer's own bases do, as JSON holds it.
+
+    Args:
+      config: The optimizer.
+      opt_state: Its state.
+
+    Returns:
+      For each leaf that it tracks, on the output side where there are both, the
+      captured share of the trace (the mean over batch axes) and the refreshes that
+      failed. Empty for optimizers without bases.
+    """
+    if not OPTIMIZERS[config.name].spectral or config.residual == 1:
+        return {}
+    side = "input" if config.side == "input" else "output"
+    found = jax.device_get(dsbp_jax.diagnostics(opt_state, side=side))
+    return {
+        path: {
+            "captured": round(float(leaf.captured.mean()), 6),
+            "failures": int(leaf.failures.sum()),
+        }
+        for path, leaf in found.items()
+    }
+
+
 def kernels(params: Any) -> Any:
     """The mask of weight decay: True for matrices, False for biases and scales."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -36,6 +36,7 @@ class Probe:
     def __init__(self, classifier: Classifier, config: Config, split: data.Split):
         self.classifier = classifier
         self.rank = config.optimizer.rank
+        self._order = list(classifier.layout())  # that of the model; jit sorts
         self.hessian_steps = config.probe.hessian_steps
         size = min(config.probe.batch_size, len(split))
         chosen = np.random.default_rng(0).choice(len(split), size, replace=False)
@@ -70,6 +71,8 @@ class Probe:
             state.params, state.rest, self._batch.images, self._batch.labels, previous
         )
         measured = jax.tree.map(_to_json, jax.device_get(measured))
+        layers = measured["layers"]
+        measured["layers"] = {path: layers[path] for path in self._order}
         first = not any(np.any(old) for old in jax.device_get(previous).values())
         if first:
             for layer in measured["layers"].values():

@@ -96,6 +96,16 @@ def write_report(run: Run) -> None:
             figure([_curve(records, "loss"), _curve(records, "accuracy")]),
         ),
     ]
+    if records[0]["bases"]:
+        body.append(
+            section(
+                "Bases of the optimizer",
+                "The share of the trace that each basis held when it was last "
+                "refreshed: of the gradient's second moment, or of the covariance of "
+                "the activations, whichever it follows.",
+                figure([_captured(records)]),
+            )
+        )
     if probes:
         body += _spectral_sections(probes)
     config = json.dumps(to_json(run.config), indent=2)
@@ -129,6 +139,8 @@ def summary(run: Run) -> list[tuple[str, str]]:
         captured = [x["captured"] for x in last["probe"]["layers"].values()]
         rank = config.optimizer.rank
         rows.append((f"energy in rank {rank}, least", f"{min(captured):.1%}"))
+    if failures := sum(leaf["failures"] for leaf in last["bases"].values()):
+        rows.append(("refreshes that failed", str(failures)))
     rows.append(("training time", f"{last['seconds']:.1f} s"))
     return rows
 
@@ -225,17 +237,39 @@ def _spectrum(probes: list[dict[str, Any]], layer: str) -> Callable[[Axes], None
 def _over_epochs(
     probes: list[dict[str, Any]], layers: list[str], key: str, label: str
 ) -> Callable[[Axes], None]:
-    def draw(axis: Axes) -> None:
-        colors = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(layers)))
-        for layer, color in zip(layers, colors, strict=True):
-            points = [(r["epoch"], r["probe"]["layers"][layer][key]) for r in probes]
-            known = np.array([point for point in points if point[1] is not None])
-            axis.plot(*known.reshape(-1, 2).T, marker=".", color=color, label=layer)
-        axis.set(xlabel="epoch", ylabel=label, ylim=(-0.02, 1.02))
-        if len(layers) <= MAX_PANELS:
-            axis.legend(fontsize=8)
+    return lambda axis: _lines(
+        axis,
+        {
+            layer: [(r["epoch"], r["probe"]["layers"][layer][key]) for r in probes]
+            for layer in layers
+        },
+        label,
+    )
 
-    return draw
+
+def _captured(records: list[dict[str, Any]]) -> Callable[[Axes], None]:
+    # Before the first step a basis holds nothing.
+    return lambda axis: _lines(
+        axis,
+        {
+            leaf: [(r["epoch"], r["bases"][leaf]["captured"]) for r in records[1:]]
+            for leaf in records[0]["bases"]
+        },
+        "captured energy",
+    )
+
+
+def _lines(
+    axis: Axes, curves: dict[str, list[tuple[int, float | None]]], label: str
+) -> None:
+    """One line for each name, over epochs; unknown values are left out."""
+    colors = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(curves)))
+    for (name, points), color in zip(curves.items(), colors, strict=True):
+        known = np.array([point for point in points if point[1] is not None])
+        axis.plot(*known.reshape(-1, 2).T, marker=".", color=color, label=name)
+    axis.set(xlabel="epoch", ylabel=label)
+    if len(curves) <= MAX_PANELS:
+        axis.legend(fontsize=8)
 
 
 def _hessian(probes: list[dict[str, Any]]) -> Callable[[Axes], None]:

@@ -44,6 +44,7 @@ class Train(cli.Command):
     """Replace the run of that name."""
 
 
+@cli.single_threaded_lapack
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error, 1 on divergence."""
     args = list(sys.argv[1:] if args is None else args)
@@ -67,7 +68,12 @@ def main(args: Sequence[str] | None = None) -> None:
             with progress_bar(console) as progress:
                 run_experiment(run, trainer, progress)
         except Diverged as error:
+            if run.records():
+                write_report(run)
             cli.fail(PROG, error, code=1)
+        except KeyboardInterrupt:
+            hint = f"--resume --name {run.path.name} --out {run.path.parent}"
+            cli.fail(PROG, f"interrupted; {hint} goes on", code=130)
     write_report(run)
     console.print(closing_table(run))
     console.print(f"report: {run.path / 'report.html'}", soft_wrap=True)

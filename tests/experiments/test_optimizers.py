@@ -33,12 +33,9 @@ def train(trainer, peak=None):
 
 
 CONFIGS = {
-    **{name: OptimizerConfig(name, rank=4) for name in OPTIMIZERS},
-    "dsbp on activations": OptimizerConfig(
-        "dsbp", rank=8, source="activation", side="both", decay=1e-5
-    ),
-    "dsbp+sam on activations": OptimizerConfig(
-        "dsbp+sam", rank=8, source="activation", side="input"
+    **{name: OptimizerConfig(name, rank=8) for name in OPTIMIZERS},
+    "dsbp+sam": OptimizerConfig(
+        "dsbp+sam", rank=8, source="activation", side="both", decay=1e-5
     ),
     "decayed momentum": OptimizerConfig("momentum", weight_decay=1e-3),
 }

@@ -26,6 +26,7 @@ def record(epoch, probe):
         "seconds": 1.5 * epoch,
         "train": scores if epoch else None,
         "validation": scores,
+        "bases": {"head/kernel": {"captured": 0.8, "failures": 3}} if probe else {},
         "probe": {"layers": layers, "hessian": 12.5} if probe else None,
     }
 
@@ -37,7 +38,7 @@ def make_run(tmp_path, *, probe=True, epochs=3):
     return run
 
 
-@pytest.mark.parametrize(("probe", "plots"), [(True, 4), (False, 1)])
+@pytest.mark.parametrize(("probe", "plots"), [(True, 5), (False, 1)])
 def test_a_report_is_one_file_with_its_plots_inside(tmp_path, probe, plots):
     run = make_run(tmp_path, probe=probe)
     run.log({"epoch": 2, "step": 20, "test": {"loss": 0.3, "accuracy": 0.9876}})
@@ -55,6 +56,7 @@ def test_a_report_is_one_file_with_its_plots_inside(tmp_path, probe, plots):
         assert "top Hessian eigenvalue" in text
         assert "layers/0/kernel" in text
         assert "90.0%" in text
+        assert "refreshes that failed" in text
 
 
 def test_a_report_of_a_run_that_has_only_begun(tmp_path):

@@ -20,6 +20,7 @@ from tests.experiments.small_runs import PROBED, SMALL, Restless, records
 
 ARGS = [*SMALL, "--optimizer.name", "dsbp", "--data.augment"]
 RESTLESS = [*PROBED, "--model.name", "restless", "--optimizer.name", "momentum"]
+RESTLESS += ["--probe.hessian-steps", "0"]
 
 
 def final_state(folder: Path):

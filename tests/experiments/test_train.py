@@ -5,8 +5,9 @@ import json
 import numpy as np
 import optax
 import pytest
+import threadpoolctl
 
-from experiments import data, models, train
+from experiments import cli, data, models, train
 from experiments.config import Config, ModelConfig, ProbeConfig
 from experiments.loop import Diverged, make_trainer, train_epoch
 from experiments.optimizers import OptimizerConfig
@@ -44,6 +45,9 @@ def test_metrics_have_a_line_for_each_epoch_and_one_test(finished):
         for split in ("train", "validation"):
             assert set(record[split]) == {"loss", "accuracy"}
         assert set(record["probe"]) == {"layers", "hessian"}
+        assert all(leaf["failures"] == 0 for leaf in record["bases"].values())
+        assert set(record["bases"]) <= {"layers/0/kernel", "head/kernel"}
+        assert record["bases"]
     assert epochs[3]["train"]["loss"] < epochs[1]["train"]["loss"]
     assert "test" not in json.dumps(epochs)
     assert test["test"]["accuracy"] > 0.2
@@ -98,6 +102,24 @@ def test_a_diverged_run_says_at_which_step(tmp_path, capsys):
     assert error.count("\n") == 1
     assert "loss is nan at step 2 (epoch 1)" in error
     assert [record["epoch"] for record in records(*tmp_path.iterdir())] == [0]
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run_experiment", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        train.main([*SMALL, "--out", str(tmp_path), "--name", "mine"])
+    assert exit_.value.code == 130
+    assert f"--resume --name mine --out {tmp_path}" in capsys.readouterr().err
+
+
+def test_eigenvalues_are_solved_by_one_thread():
+    libraries = cli.single_threaded_lapack(threadpoolctl.threadpool_info)()
+    blas = [library for library in libraries if library["user_api"] == "blas"]
+    assert blas
+    assert all(library["num_threads"] == 1 for library in blas)
 
 
 def small_trainer(optimizer=None, **fields):

@@ -1,7 +1,6 @@
 """Capturing what every layer saw and answered, in the model's own forward pass."""
 
 import math
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsbp_jax.checks import positive_int
 from dsbp_jax.layers import primitives
 from dsbp_jax.layers.activations import LayerActivations
 from dsbp_jax.layers.finder import array_leaves, trace
@@ -68,7 +68,7 @@ def capture_activations(
       >>> activations["kernel"].inputs.shape, activations["kernel"].outputs.shape
       ((5, 3), (5, 2))
     """
-    limit = _positive("max_rows", max_rows)
+    limit = None if max_rows is None else positive_int("max_rows", max_rows)
     sides = _sides(which)
 
     def captured(
@@ -141,19 +141,10 @@ def _subsample(rows: jax.Array, limit: int | None) -> jax.Array:
     )
 
 
-def _positive(name: str, value: int | None) -> int | None:
-    try:
-        number = None if value is None else operator.index(value)
-    except TypeError:
-        number = 0
-    if number is not None and (number < 1 or isinstance(value, bool)):
-        raise ValueError(f"{name} must be a positive integer or None, got {value!r}")
-    return number
-
-
 def _sides(which: Iterable[str]) -> tuple[str, ...]:
-    given = (which,) if isinstance(which, str) else tuple(which)
-    if isinstance(which, str) or not given or not set(given) <= set(_SIDES):
+    names = isinstance(which, Iterable) and not isinstance(which, str)
+    given = tuple(which) if names else ()
+    if not given or not all(side in _SIDES for side in given):
         raise ValueError(
             f'which must be a tuple of "inputs", "outputs" or both, got {which!r}'
         )

@@ -8,15 +8,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dsbp_jax.checks import positive_int
 from dsbp_jax.layers.finder import trace
 from dsbp_jax.layers.sites import Site
 from dsbp_jax.layers.views import Layout, MatrixView, guess_view
 
-_FLOAT_BYTES = 4  # an EigenBasis is float32
+# Per matrix and side a transform holds vectors (d, k), values (k), a trace, and
+# three numbers on how the tracking goes, four bytes each.
+_NUMBER_BYTES = 4
+_NUMBERS_BESIDE = 4
 
 
 def layout(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Layout:
     """Reads off a model how each of its parameter leaves is a matrix.
+
+    An axis that `jax.vmap` made over several members of an ensemble looks like an
+    axis of attention heads where the members share their input: in
+    `jax.vmap(lambda w: x @ w)(stack)` the stack of shape `(members, d_in, d_out)`
+    is the one matrix from d_in to members times d_out, `MatrixView((1,), (0, 2))`,
+    and one basis mixes the members' outputs. Where each member is to have its own,
+    say so with a `Layout` (below); activations that fit it come from
+    `jax.vmap(capture_activations(member))`.
 
     Args:
       fn: A function `fn(params, *args, **kwargs)` that returns any pytree.
@@ -34,9 +46,26 @@ def layout(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> La
       >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(2)}
       >>> layout(model, params, jnp.ones((5, 3)))["kernel"]
       MatrixView(input_axes=(1,), output_axes=(0,), batch_axes=())
+
+      The members of an ensemble, each with spaces of its own:
+
+      >>> members = lambda params, x: jax.vmap(lambda w: x @ w)(params["stack"])
+      >>> params, x = {"stack": jnp.ones((4, 3, 2))}, jnp.ones((5, 3))
+      >>> found = layout(members, params, x)
+      >>> found["stack"]
+      MatrixView(input_axes=(1,), output_axes=(0, 2), batch_axes=())
+      >>> own = MatrixView(input_axes=(1,), output_axes=(2,), batch_axes=(0,))
+      >>> Layout(tuple({**found, "stack": own}.items()))["stack"].batch_axes
+      (0,)
     """
     sites = trace(fn, params, args, kwargs).sites
     return Layout(tuple((site.name, site.view) for site in sites))
+
+
+_LEGEND = (
+    "FLOPs a sketch would save: of the weight gradient, were it computed through a "
+    "sketch of that rank, which no transform does; projections do not depend on it"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +75,20 @@ class LeafReport:
     Attributes:
       name: The canonical path, with `#1`, … for further uses.
       shape: The shape of the leaf.
-      reason: Why the leaf is left alone, wholly or by the sketched gradient;
-        other uses of the leaf are named, too.
+      reason: Why the leaf is left alone, or which sides a projection leaves
+        alone because the rank reaches their dimension (`identity: …`); other
+        uses of the leaf are named, too.
       view: Its matrix view, or None where the leaf is left alone.
       use: What the model does with it, such as `"dense, 128 rows"`.
-      rank: Columns of its basis, at most its dimension.
-      state_bytes: Bytes of an `EigenBasis` of the inputs and of the outputs.
-      flops_saved: The share of the weight gradient's products that a sketch of
-        `rank` columns on the input side saves; not positive where it is not
-        worth it.
+      ranks: Columns of a basis of the inputs and of the outputs, each at most the
+        dimension of its side.
+      state_bytes: Bytes that a projection of the inputs and of the outputs holds;
+        none where it is the identity (a decay keeps a full basis there), nor for
+        a further use of a leaf.
+      sketch_saving: The share of the weight gradient's products that would be
+        saved if it were computed through a sketch of `rank` columns on the input
+        side. No transform does that, and none depends on it.
+      no_sketch: Why such a sketch would not do, or empty.
     """
 
     name: str
@@ -62,9 +96,10 @@ class LeafReport:
     reason: str
     view: MatrixView | None = None
     use: str = ""
-    rank: int | None = None
+    ranks: tuple[int, int] | None = None
     state_bytes: tuple[int, int] | None = None
-    flops_saved: float | None = None
+    sketch_saving: float | None = None
+    no_sketch: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +130,8 @@ class Explanation(Mapping[str, LeafReport]):
     def __str__(self) -> str:
         """The table."""
         header = (
-            *("leaf", "shape", "matrix", "batch", "use", "rank"),
-            *("bytes in", "bytes out", "FLOPs saved", "note"),
+            *("leaf", "shape", "matrix", "batch", "use", "rank in", "rank out"),
+            *("bytes in", "bytes out", "FLOPs a sketch would save", "note"),
         )
         table = _align([header, *map(_cells, self.reports)])
         matched = sum(report.view is not None for report in self.reports)
@@ -105,7 +140,10 @@ class Explanation(Mapping[str, LeafReport]):
         if alone:
             names = ", ".join(report.name for report in alone)
             summary.append(f"left alone though of two or more axes: {names}")
-        return "\n".join([*table, "; ".join(summary)])
+        lines = [*table, "; ".join(summary)]
+        if matched:
+            lines.append(_LEGEND)
+        return "\n".join(lines)
 
     __repr__ = __str__
 
@@ -115,16 +153,24 @@ def explain(
 ) -> Explanation:
     """Says of every parameter leaf how it is a matrix, or why it is none.
 
-    Nothing is computed; `jax.ShapeDtypeStruct`s will do. The share of FLOPs
-    saved compares `n·d_in·q + n·q·d_out + q·d_in·d_out` with `n·d_in·d_out`, the
-    products of a weight gradient sketched with `q = rank` columns and of the
-    plain one, for `n` rows.
+    Nothing is computed; `jax.ShapeDtypeStruct`s will do. Every leaf that has a
+    matrix is projected, on each side whose dimension is above the rank; where the
+    rank reaches it the projection is the identity.
+
+    Apart from that, a column says what share of the weight gradient's products
+    would be saved if it were computed through a sketch of `q = rank` columns:
+    `n·d_in·q + n·q·d_out + q·d_in·d_out` instead of `n·d_in·d_out` for `n` rows.
+    No transform does so; gradients come from your own `jax.grad`.
+
+    A leaf axis that `jax.vmap` made is shown as an output axis where the members
+    share their input, since it cannot be told from an axis of heads; `layout`
+    says how to overrule that.
 
     Args:
       fn: A function `fn(params, *args, **kwargs)` that returns any pytree.
       params: Its parameters.
       *args: Its other arguments.
-      rank: Columns of each basis.
+      rank: Columns of each basis, at most the dimension of its side.
       **kwargs: Further arguments of `fn`.
 
     Returns:
@@ -132,20 +178,20 @@ def explain(
       `LeafReport` that prints as a table.
 
     Raises:
-      ValueError: `rank` is no positive integer.
+      ValueError: `rank` is no int of at least 1.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> model = lambda params, x: x @ params["kernel"] + params["bias"]
       >>> params = {"kernel": jnp.ones((96, 80)), "bias": jnp.zeros(80)}
       >>> print(explain(model, params, jnp.ones((500, 96)), rank=8))
-      leaf    shape  matrix         batch  use              rank  bytes in ...
-      bias    80     -              -      -                -     -        ...
-      kernel  96×80  96→80 (0)→(1)  -      dense, 500 rows  8     3108     ...
+      leaf    shape  matrix         batch  use              rank in  rank out  ...
+      bias    80     -              -      -                -        -         ...
+      kernel  96×80  96→80 (0)→(1)  -      dense, 500 rows  8        8         ...
       uses of a leaf as a layer: 1
+      FLOPs a sketch would save: of the weight gradient, were it computed ...
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be a positive integer, got {rank!r}")
+    rank = positive_int("rank", rank)
     traced = trace(fn, params, args, kwargs)
     reports: list[LeafReport] = []
     for path, leaf in traced.leaves.items():
@@ -193,32 +239,43 @@ def _matched(site: Site, rank: int, other_uses: Iterable[str]) -> LeafReport:
         use.append(f"in loops of {'×'.join(map(str, site.lengths))}")
     if site.conditional:
         use.append("in a branch")
-    reasons = []
-    if site.rule:
-        reasons.append(f"plain gradient: inside {site.rule}, whose rule stays whole")
-    elif site.weight.frozen:
+    dims, further = {"d_in": d_in, "d_out": d_out}, site.name != site.path
+    reasons = ["further use: transforms go by the first"] if further else []
+    full = [f"{name} {dim}" for name, dim in dims.items() if rank >= dim]
+    if full and not further:
+        reasons.append(f"identity: rank {rank} ≥ {', '.join(full)}")
+    if site.weight.frozen:
         reasons.append("no gradient: behind stop_gradient")
-    elif site.name != site.path:
-        reasons.append("plain gradient: a further use of the leaf")
-    elif rank >= d_in:
-        reasons.append(f"plain gradient: rank {rank} is not below d_in {d_in}")
-    elif saved <= 0:
-        reasons.append("plain gradient: a sketch would cost more")
     reasons += [f"also {reason}" for reason in other_uses]
-    state_bytes = [
-        batch * (d * min(rank, d) + min(rank, d) + 1) * _FLOAT_BYTES
-        for d in (d_in, d_out)
-    ]
+    ranks = min(rank, d_in), min(rank, d_out)
+    numbers_in, numbers_out = (
+        0 if further or k == d else batch * (d * k + k + _NUMBERS_BESIDE)
+        for d, k in zip(dims.values(), ranks, strict=True)
+    )
     return LeafReport(
         site.name,
         site.shape,
         "; ".join(reasons),
         site.view,
         ", ".join(use),
-        rank,
-        (state_bytes[0], state_bytes[1]),
+        ranks,
+        (numbers_in * _NUMBER_BYTES, numbers_out * _NUMBER_BYTES),
         saved,
+        _no_sketch(site, rank, d_in, saved),
     )
+
+
+def _no_sketch(site: Site, rank: int, d_in: int, saved: float) -> str:
+    """Why the weight gradient of a site would not be computed through a sketch."""
+    if site.rule:
+        return f"inside {site.rule}"
+    if site.weight.frozen:
+        return "no gradient"
+    if site.name != site.path:
+        return "further use"
+    if rank >= d_in:
+        return f"rank {rank} ≥ d_in {d_in}"
+    return "would cost more" if saved <= 0 else ""
 
 
 def _alone(leaf: jax.ShapeDtypeStruct, reasons: Sequence[str]) -> str:
@@ -239,9 +296,9 @@ def _axes(axes: tuple[int, ...]) -> str:
 def _cells(report: LeafReport) -> tuple[str, ...]:
     """One line of the table."""
     shape = "×".join(map(str, report.shape)) or "scalar"
-    if report.view is None or report.state_bytes is None:
-        return (report.name, shape, *["-"] * 7, report.reason)
-    view = report.view
+    if report.view is None or report.ranks is None or report.state_bytes is None:
+        return (report.name, shape, *["-"] * 8, report.reason)
+    view, saving = report.view, report.sketch_saving
     *_, taps, d_in, d_out = view.matrix_shape(report.shape)
     window = f"{taps} × " if taps > 1 else ""
     axes = f"{_axes(view.input_axes)}→{_axes(view.output_axes)}"
@@ -251,9 +308,8 @@ def _cells(report: LeafReport) -> tuple[str, ...]:
         f"{window}{d_in}→{d_out} {axes}",
         _axes(view.batch_axes) if view.batch_axes else "-",
         report.use,
-        str(report.rank),
-        *(str(size) for size in report.state_bytes),
-        f"{max(0.0, report.flops_saved or 0.0):.0%}",
+        *(str(number) for number in (*report.ranks, *report.state_bytes)),
+        f"0% ({report.no_sketch})" if report.no_sketch else f"{saving:.0%}",
         report.reason,
     )
 

@@ -191,14 +191,16 @@ class _Walk:
         """What is known of the results of one equation; collects on the way."""
         call = primitives.call_of(equation)
         data = any(value is None for value in operands)
-        leaf = any(value is not None and value.view for value in operands)
+        if call is None:  # of what cannot be entered, the constants are seen at least
+            data = data or primitives.has_constants(equation)
         results: _Values = [None if data else _Value()] * len(equation.outvars)
-        if not leaf or all(primitives.is_dropped(var) for var in equation.outvars):
+        if all(primitives.is_dropped(var) for var in equation.outvars):
             return results
         if call is not None:
             enter = getattr(self, call.kind)
-            results = enter(equation, call.bodies, operands, context)
-            return results if data else [value or _Value() for value in results]
+            return enter(equation, call.bodies, operands, context)
+        if not any(value is not None and value.view for value in operands):
+            return results
         if equation.primitive.name in (primitives.DENSE, primitives.CONVOLUTION):
             self.product(equation, operands, context)
             return results
@@ -277,9 +279,10 @@ class _Walk:
                 self.use(value, f"inside {rule}, which has side effects")
             return [None] * len(equation.outvars)
         inner = dataclasses.replace(context, rule=rule)
-        for value in self.walk(bodies[0].jaxpr, operands, inner):
+        results = self.walk(bodies[0].jaxpr, operands, inner)
+        for value in results:
             self.use(value, f"passed through {rule}")
-        return [None] * len(equation.outvars)
+        return [None if value is None else _Value() for value in results]
 
     def scan(
         self,
@@ -288,7 +291,10 @@ class _Walk:
         operands: _Values,
         context: _Context,
     ) -> _Values:
-        """A loop: stacked leaves lose an axis, shared ones and carries do not."""
+        """A loop: stacked leaves lose an axis, shared ones and carries do not.
+
+        A carry that the loop changes counts as data, whatever it starts from.
+        """
         jaxpr = bodies[0].jaxpr
         num_consts, num_carry = primitives.scan_sizes(equation)
         inner: _Values = []
@@ -312,16 +318,17 @@ class _Walk:
             zip(results, equation.outvars, strict=True)
         ):
             if value is None or value.view is None or primitives.is_dropped(var):
-                outer.append(None)
+                outer.append(value)
                 continue
             *loops, last = value.view.loops
             axes = value.view.axes
-            if index >= num_carry and last is None:
-                self.use(value, "stacked by a loop")
-                outer.append(None)
+            carried = index < num_carry
+            if carried != (last is None):
+                kept = "its last slice carried out of" if carried else "stacked by"
+                self.use(value, f"{kept} a loop")
+                outer.append(_Value())
                 continue
-            if index >= num_carry:
-                assert last is not None
+            if last is not None:
                 axes = (last, *axes)
             view = dataclasses.replace(value.view, axes=axes, loops=tuple(loops))
             outer.append(_Value(view))
@@ -342,12 +349,14 @@ class _Walk:
         ]
         results: _Values = []
         for values in zip(*branches, strict=True):
-            if all(value == values[0] for value in values):
-                results.append(values[0])
+            first = values[0]
+            if first and first.view and all(value == first for value in values):
+                results.append(first)
                 continue
             for value in values:
                 self.use(value, "chosen by a branch")
-            results.append(None)
+            data = any(value is None for value in (operands[0], *values))
+            results.append(None if data else _Value())
         return results
 
 

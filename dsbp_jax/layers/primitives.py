@@ -109,6 +109,20 @@ def call_of(equation: Equation) -> Call | None:
     return Call(kind, bodies)
 
 
+def has_constants(equation: Equation) -> bool:
+    """Whether a jaxpr inside of `equation`, however deep, closes over constants."""
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, tuple | list):
+            return any(map(holds, value))
+        jaxpr = getattr(value, "jaxpr", value)
+        if not isinstance(jaxpr, Jaxpr):
+            return False
+        return bool(jaxpr.constvars) or any(map(has_constants, jaxpr.eqns))
+
+    return any(map(holds, equation.params.values()))
+
+
 def scan_sizes(equation: Equation) -> tuple[int, int]:
     """How many operands of a scan are constants, and how many are carried."""
     params = equation.params

@@ -273,6 +273,35 @@ def plain_rules():
     return Model(fn, params, (normal(5, 4),), shapes)
 
 
+CLOSED_OVER = np.asarray(normal(5, 4, seed=2))
+
+
+@jax.jit
+def meets_data(w):
+    """A product with data that the body of a call holds, not its operands."""
+    return jnp.tanh(CLOSED_OVER @ w)
+
+
+rule_jvp = jax.custom_jvp(lambda w: meets_data(w))
+rule_jvp.defjvp(lambda primals, tangents: jax.jvp(meets_data, primals, tangents))
+rule_vjp = jax.custom_vjp(lambda w: meets_data(w))
+rule_vjp.defvjp(lambda w: jax.vjp(meets_data, w), lambda back, g: back(g))
+
+# Calls of a kernel `(4, 4)`, whose operands are parameters or literals only.
+CLOSURES = {
+    "jit": meets_data,
+    "jit_twice": jax.jit(lambda w: meets_data(w) + 1.0),
+    "remat": jax.checkpoint(meets_data),
+    "custom_jvp": rule_jvp,
+    "custom_vjp": rule_vjp,
+    "cond": lambda w: lax.cond(w[0, 0] > 9, lambda w: 0 * meets_data(w), meets_data, w),
+    "scan_ys": lambda w: lax.scan(lambda c, w: (c, meets_data(w)), 0.0, w[None])[1][0],
+    "scan_carry": lambda w: lax.scan(
+        lambda c, w: (c + meets_data(w), None), jnp.zeros((5, 4)), w[None]
+    )[0],
+}
+
+
 BUILDERS = (
     linen_cnn,
     linen_attention,

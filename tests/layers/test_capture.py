@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dsbp_jax.layers import capture_activations, layout, leaves_by_path
-from tests.layers.models import normal
+from tests.layers.models import CLOSED_OVER, CLOSURES, normal
 
 
 def assert_trees_close(got, wanted, tolerance=1e-6):
@@ -328,6 +328,17 @@ def test_numpy_params_and_closed_over_data():
     np.testing.assert_array_equal(activations["w"].inputs, x)
 
 
+@pytest.mark.parametrize("call", CLOSURES.values(), ids=CLOSURES)
+def test_layers_after_a_body_that_holds_data(call):
+    model = lambda params: call(params["a"]) @ params["b"]
+    params = {"a": normal(4, 4), "b": normal(4, 4, seed=1)}
+    out, activations = capture_activations(model)(params)
+    assert_trees_close(out, model(params))
+    np.testing.assert_array_equal(activations["a"].inputs.squeeze(), CLOSED_OVER)
+    assert_trees_close(activations["b"].inputs, call(params["a"]))
+    assert_trees_close(activations["b"].outputs, out)
+
+
 # Meshes
 
 
@@ -380,13 +391,20 @@ def test_inside_a_shard_map():
 # Errors
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, True, "8"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, np.bool_(True), "8"])
 def test_max_rows_must_be_a_positive_integer(value):
-    with pytest.raises(ValueError, match=r"max_rows must be a positive integer"):
+    with pytest.raises(ValueError, match=r"max_rows must be an int of at least 1, got"):
         capture_activations(mlp, max_rows=value)
 
 
-@pytest.mark.parametrize("value", ["inputs", (), ("input",), ("inputs", "x")])
+def test_max_rows_may_be_a_numpy_integer(mlp_params):
+    captured = capture_activations(mlp, max_rows=np.int64(3))
+    assert captured(mlp_params, normal(5, 4))[1]["a"].inputs.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "value", ["inputs", (), ("input",), ("inputs", "x"), 3, None, [["inputs"]]]
+)
 def test_which_must_name_sides(value):
     with pytest.raises(ValueError, match=r"which must be a tuple of \"inputs\""):
         capture_activations(mlp, which=value)

@@ -1,9 +1,11 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
-from dsbp_jax.layers import explain, layout
+import dsbp_jax
+from dsbp_jax.layers import Layout, MatrixView, explain, layout
 from tests.layers.models import doubled, normal
 
 struct = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
@@ -49,10 +51,11 @@ def test_numbers_by_hand(explanation):
     wide, stack = explanation["wide"], explanation["stack"]
     plain = 1000 * 40 * 200
     sketched = 1000 * 40 * 8 + 1000 * 8 * 200 + 8 * 40 * 200
-    assert wide.flops_saved == pytest.approx(1 - sketched / plain)
+    assert wide.sketch_saving == pytest.approx(1 - sketched / plain)
     assert wide.use == "dense, 1000 rows"
-    assert wide.state_bytes == (4 * (40 * 8 + 8 + 1), 4 * (200 * 8 + 8 + 1))
-    assert stack.state_bytes == (3 * 4 * (200 * 8 + 8 + 1),) * 2
+    assert wide.ranks == (8, 8)
+    assert wide.state_bytes == (4 * (40 * 8 + 8 + 4), 4 * (200 * 8 + 8 + 4))
+    assert stack.state_bytes == (3 * 4 * (200 * 8 + 8 + 4),) * 2
     assert stack.use == "dense, 1000 rows, in loops of 3"
     assert stack.view.batch_axes == (0,)
 
@@ -62,12 +65,12 @@ def test_numbers_by_hand(explanation):
     [
         ("wide", ""),
         ("stack", ""),
-        ("wide#1", "plain gradient: a further use of the leaf"),
+        ("wide#1", "further use: transforms go by the first"),
         ("bias", "no matrix; used by"),
         ("table", "looked up by index (gather) (a guess without layout would be"),
-        ("rule", "plain gradient: inside custom_jvp_call, whose rule stays whole"),
+        ("rule", ""),
         ("frozen", "no gradient: behind stop_gradient"),
-        ("small", "plain gradient: a sketch would cost more"),
+        ("small", "identity: rank 8 ≥ d_out 3"),
         ("unused", "not used by the function"),
         ("step", "int32 is no floating type"),
     ],
@@ -77,18 +80,72 @@ def test_reasons(explanation, name, reason):
     assert bool(explanation[name].reason) == bool(reason)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("wide", ""),
+        ("wide#1", "further use"),
+        ("rule", "inside custom_jvp_call"),
+        ("frozen", "no gradient"),
+        ("small", "would cost more"),
+        ("bias", ""),
+    ],
+)
+def test_why_no_sketch_would_do(explanation, name, reason):
+    assert explanation[name].no_sketch == reason
+
+
 def test_prints_as_a_table(explanation):
-    header, *lines, summary = str(explanation).split("\n")
+    header, *lines, summary, legend = str(explanation).split("\n")
     assert header.split()[:2] == ["leaf", "shape"]
     assert len(lines) == len(explanation)
     assert any(line.startswith("stack ") and "(1)→(2)" in line for line in lines)
     assert summary.endswith("left alone though of two or more axes: table, unused")
+    assert legend.startswith("FLOPs a sketch would save: of the weight gradient, were")
+    (small,) = [line for line in lines if line.startswith("small ")]
+    assert "0% (would cost more)" in small
+    assert "plain gradient" not in str(explanation)
     assert repr(explanation) == str(explanation)
 
 
-def test_a_rank_that_is_no_restriction():
-    report = explain(model, PARAMS, X, rank=64)["wide"]
-    assert report.reason == "plain gradient: rank 64 is not below d_in 40"
+def test_ranks_that_reach_the_dimension():
+    reports = explain(model, PARAMS, X, rank=np.int64(64))
+    wide, small = reports["wide"], reports["small"]
+    assert wide.reason == "identity: rank 64 ≥ d_in 40"
+    assert wide.no_sketch == "rank 64 ≥ d_in 40"
+    assert wide.ranks == (40, 64)
+    assert wide.state_bytes == (0, 4 * (200 * 64 + 64 + 4))
+    assert small.reason == "identity: rank 64 ≥ d_in 40, d_out 3"
+    assert small.ranks == (40, 3)
+    assert small.state_bytes == (0, 0)
+    assert explain(model, PARAMS, X, rank=40)["wide"].reason.endswith(
+        "rank 40 ≥ d_in 40"
+    )
+
+
+@pytest.mark.parametrize("rank", [2, 8, 64])
+def test_state_bytes_are_what_a_projection_holds(rank):
+    views = layout(model, PARAMS, X)
+    tx = dsbp_jax.spectral_projection(rank, side="both", layout=views)
+    tracked = jax.eval_shape(tx.init, PARAMS).tracked
+    for report in explain(model, PARAMS, X, rank=rank).values():
+        for index, side in enumerate(("input", "output")):
+            leaves = jax.tree.leaves(tracked[side].get(report.name))
+            held = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+            assert (report.state_bytes or (0, 0))[index] == held
+            if held:
+                width = tracked[side][report.name].basis.values.shape[-1]
+                assert report.ranks[index] == width
+
+
+def test_members_that_share_their_input_are_one_matrix_unless_told():
+    members = lambda p, x: jax.vmap(lambda w: x @ w)(p["stack"])
+    found = layout(members, {"stack": normal(3, 4, 2)}, normal(5, 4))
+    assert found["stack"] == MatrixView((1,), (0, 2))
+    own = Layout(tuple({**found, "stack": MatrixView((1,), (2,), (0,))}.items()))
+    tx = dsbp_jax.spectral_projection(1, layout=own)
+    tracked = tx.init({"stack": normal(3, 4, 2)}).tracked["output"]["stack"]
+    assert tracked.basis.vectors.shape == (3, 2, 1)
 
 
 def test_convolutions_count_taps():
@@ -98,7 +155,7 @@ def test_convolutions_count_taps():
     report = explain(conv, struct(32, 64, 3, 3), struct(2, 64, 8, 8), rank=4)[""]
     n_in, n_out = 2 * 64, 2 * 16
     sketched = n_in * 64 * 4 + n_out * 9 * 4 * 32 + 9 * 4 * 64 * 32
-    assert report.flops_saved == pytest.approx(1 - sketched / (n_out * 9 * 64 * 32))
+    assert report.sketch_saving == pytest.approx(1 - sketched / (n_out * 9 * 64 * 32))
     assert "9 × 64→32 (1)→(0)" in str(explain(conv, normal(32, 64, 3, 3), X4))
 
 
@@ -107,5 +164,5 @@ X4 = struct(2, 64, 8, 8)
 
 @pytest.mark.parametrize("rank", [0, -3, 2.0, True, None])
 def test_rank_must_be_a_positive_integer(rank):
-    with pytest.raises(ValueError, match=r"rank must be a positive integer, got"):
+    with pytest.raises(ValueError, match=r"rank must be an int of at least 1, got"):
         explain(model, PARAMS, X, rank=rank)

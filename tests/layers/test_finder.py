@@ -5,7 +5,7 @@ from jax import lax
 
 from dsbp_jax.layers.finder import trace
 from dsbp_jax.layers.views import MatrixView
-from tests.layers.models import normal
+from tests.layers.models import CLOSED_OVER, CLOSURES, meets_data, normal
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -111,6 +111,62 @@ def test_abstract_arguments_will_do():
     assert sites[""].inputs.num_rows == 5
 
 
+# Bodies that hold data of their own
+
+
+def after(call, p):
+    return call(p["a"]) @ p["b"]
+
+
+SQUARES = {"a": normal(4, 4), "b": normal(4, 4, seed=1)}
+
+
+@pytest.mark.parametrize("call", CLOSURES.values(), ids=CLOSURES)
+def test_data_that_a_body_holds_is_data_after_it(call):
+    sites, _ = find(lambda p: after(call, p), SQUARES)
+    assert {site.path for site in sites.values()} == {"a", "b"}
+    assert sites["b"].inputs.num_rows == 5
+
+
+def test_a_body_that_meets_no_leaf_may_hold_data():
+    # The operand is known from parameters, but is no longer one of them.
+    scaled = lambda w: jax.jit(lambda s: CLOSED_OVER * s)(2.0 * w[0, 0])
+    assert list(find(lambda p: after(scaled, p), SQUARES)[0]) == ["b"]
+
+
+def test_a_loop_that_is_not_entered_may_hold_data():
+    def loop(w):
+        return lax.while_loop(
+            lambda h: jnp.sum(h) < 1, lambda h: h + meets_data(w), jnp.zeros((5, 4))
+        )
+
+    assert list(find(lambda p: after(loop, p), SQUARES)[0]) == ["b"]
+
+
+def test_constants_that_data_chooses_are_data():
+    def chosen(p, x):
+        h = lax.cond(jnp.sum(x) > 0, lambda w: 1.0 + w, lambda w: 2.0 * w, p["a"])
+        return h @ p["b"]
+
+    assert list(find(chosen, SQUARES, X)[0]) == ["b"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        jax.jit(lambda w: 2.0 * w),
+        jax.checkpoint(jnp.sin),
+        jax.nn.relu,
+        lambda w: lax.cond(w[0, 0] > 0, jnp.sin, jnp.cos, w),
+        lambda w: lax.scan(lambda c, w: (c, 2.0 * w), 0.0, w[None])[1][0],
+    ],
+)
+def test_bodies_without_data_stay_parameters(call):
+    sites, uses = find(lambda p: after(call, p), SQUARES)
+    assert not sites
+    assert "parameters or constants only" in uses["b"]
+
+
 # What falls back
 
 
@@ -134,6 +190,10 @@ def carried(p, x):
     return lax.scan(step, (x, p), length=2)[0][0]
 
 
+def last_slice(p, x):
+    return x @ lax.scan(lambda c, w: (w, None), jnp.zeros((4, 4)), p)[0]
+
+
 def in_shard_map(p, x):
     mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec()
@@ -153,6 +213,7 @@ def chosen(p, x):
         (grouped, (1, 3, 1, 4), "grouped or depthwise"),
         (in_while, (4, 4), "inside a while loop"),
         (carried, (4, 4), "carried and changed by a loop"),
+        (last_slice, (2, 4, 4), "its last slice carried out of a loop"),
         (in_shard_map, (4, 3), "inside a shard_map"),
         (chosen, (4, 4), "chosen by a branch"),
         (lambda p, x: x @ (p[:, :2] @ p[:2]), (4, 4), "sliced before use"),

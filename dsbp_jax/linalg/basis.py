@@ -10,12 +10,12 @@ Where the Krylov block would fill the whole space, the dense matrix is formed an
 solved instead: the same answer, cheaper.
 """
 
-import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from dsbp_jax import checks
 from dsbp_jax.linalg.batching import unbatched_max
 from dsbp_jax.linalg.operators import SymmetricOperator
 from dsbp_jax.linalg.orthogonal import extend_basis, polish
@@ -51,14 +51,6 @@ class RefreshInfo(NamedTuple):
     ok: jax.Array
 
 
-def _require_rank(rank: int, dim: int) -> None:
-    integral = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
-    if not integral or not 1 <= rank <= dim:
-        raise ValueError(
-            f"rank must be an int between 1 and the dimension {dim}, got {rank!r}"
-        )
-
-
 def init_basis(dim: int, rank: int, *, key: jax.Array) -> EigenBasis:
     """A random orthonormal start: uniform over subspaces, eigenvalues unknown (0).
 
@@ -77,11 +69,12 @@ def init_basis(dim: int, rank: int, *, key: jax.Array) -> EigenBasis:
       >>> init_basis(5, 2, key=jax.random.key(0)).vectors.shape
       (5, 2)
     """
-    _require_rank(rank, dim)
+    dim = checks.positive_int("dim", dim)
+    rank = checks.positive_int("rank", rank, maximum=dim)
     with jax.default_matmul_precision("highest"):
         gaussian = jax.random.normal(key, (dim, rank), jnp.float32)
         vectors, _ = polish(jnp.linalg.qr(gaussian)[0])
-    return EigenBasis(vectors, jnp.zeros(rank), jnp.zeros(()))
+    return EigenBasis(vectors, jnp.zeros(rank, jnp.float32), jnp.float32(0))
 
 
 def refresh_basis(
@@ -132,9 +125,9 @@ def refresh_with_info(
       operator: The matrix C, of dimension d.
       basis: The carried basis, `(d, k)`.
       num_blocks: Krylov blocks including V itself, at least 2.
-      tolerance: The basis is kept while the residual of `RefreshInfo` is at most
-        this. Saves the orthogonalisation; the first product is paid either way.
-        A static 0 traces no test.
+      tolerance: While the residual of `RefreshInfo` is at most this, in [0, 1], the
+        space is kept and only rotated to its Ritz vectors. Saves all but the first
+        product. A static 0 traces no test.
 
     Returns:
       The new basis and the account.
@@ -154,33 +147,39 @@ def refresh_with_info(
         raise ValueError(
             f"basis must have {operator.dim} rows to fit the operator, got {dim}"
         )
-    if not isinstance(num_blocks, int) or num_blocks < 2:
-        raise ValueError(f"num_blocks must be an int of at least 2, got {num_blocks!r}")
+    num_blocks = checks.positive_int("num_blocks", num_blocks, minimum=2)
+    checks.in_unit_interval("tolerance", tolerance)
     with jax.default_matmul_precision("highest"):
         image = operator.matmat(basis.vectors)
         # Scaled by the largest entry: squares would lose 1e±30.
-        image = image / jnp.maximum(jnp.max(jnp.abs(image)), _TINY)
-        outside = image - basis.vectors @ (basis.vectors.T @ image)
+        scale = jnp.maximum(jnp.max(jnp.abs(image)), _TINY)
+        image = image / scale
+        inside = basis.vectors.T @ image
+        outside = image - basis.vectors @ inside
         norm = jnp.maximum(jnp.linalg.norm(image), _TINY)
         residual = jnp.linalg.norm(outside) / norm
 
         def solve() -> tuple[EigenBasis, jax.Array]:
             if num_blocks * rank >= dim:
-                new, ok = _dense_eigenpairs(operator, rank)
-            else:
-                new, ok = _block_lanczos(operator, basis.vectors, outside, num_blocks)
-            kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, basis)
-            return kept, ok
+                return _dense_eigenpairs(operator, rank)
+            return _block_lanczos(operator, basis.vectors, outside, num_blocks)
 
-        if isinstance(tolerance, int | float) and tolerance == 0:
+        def rotate() -> tuple[EigenBasis, jax.Array]:
+            values, rotation = _keep_top(*_scaled_eigh(0.5 * (inside + inside.T)), rank)
+            return _finish(operator, basis.vectors @ rotation, values * scale)
+
+        if checks.is_static(tolerance, 0):
             new, ok = solve()
         else:
-            stale = ~(residual <= tolerance)
+            # NaN counts as not invariant, and is then refused by the solution.
+            invariant = residual <= tolerance
+            rotated, sound = rotate()
             new, ok = jax.lax.cond(
-                unbatched_max(stale) > 0, solve, lambda: (basis, jnp.array(True))
+                unbatched_max(~invariant) > 0, solve, lambda: (rotated, sound)
             )
-            new = jax.tree.map(lambda a, b: jnp.where(stale, a, b), new, basis)
-            ok = ok | ~stale
+            pick = lambda a, b: jnp.where(invariant, a, b)
+            new, ok = jax.tree.map(pick, (rotated, sound), (new, ok))
+        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, basis)
     return new, RefreshInfo(residual, ok)
 
 
@@ -237,8 +236,8 @@ def _block_lanczos(
         write = lambda buffer, block, index: jax.lax.dynamic_update_slice_in_dim(
             buffer, block, index * rank, 1
         )
-        q = jnp.zeros((dim, width)).at[:, :rank].set(start)
-        images = jnp.zeros((first.shape[0], width)).at[:, :rank].set(first)
+        q = jnp.zeros((dim, width), jnp.float32).at[:, :rank].set(start)
+        images = jnp.zeros((first.shape[0], width), jnp.float32).at[:, :rank].set(first)
 
         def step(index: jax.Array, carry: tuple) -> tuple:
             q, images, outside = carry
@@ -277,7 +276,10 @@ def top_eigenpairs(
 
     A few guard columns are carried beside the k asked for, which speeds up the
     last ones. The iteration ends when the residual `‖CV − VΛ‖_F` of the k pairs
-    is at rounding level, or has not fallen for five restarts.
+    is at rounding level, when ten restarts have not lowered it by a percent
+    together, or after `max_restarts`. Hard spectra (large negative values, tiny
+    gaps) may end unconverged: `refresh_with_info(operator, basis)[1].residual`
+    tells.
 
     Args:
       operator: The matrix C, of dimension d.
@@ -287,10 +289,11 @@ def top_eigenpairs(
       max_restarts: Restarts at the most.
 
     Returns:
-      The k eigenpairs of largest (signed) value.
+      The k eigenpairs of largest (signed) value. Where C is not finite the values
+      are NaN; the vectors are orthonormal always.
 
     Raises:
-      ValueError: `rank` or `num_blocks` does not fit.
+      ValueError: `rank`, `num_blocks` or `max_restarts` does not fit.
 
     References:
       As `refresh_basis`.
@@ -298,38 +301,48 @@ def top_eigenpairs(
     Example:
       >>> from dsbp_jax import linalg
       >>> operator = linalg.matrix(jnp.diag(jnp.arange(100.0)))
-      >>> print(linalg.top_eigenpairs(operator, 3, key=jax.random.key(0)).values)
-      [99.0 98.0 97.0]
+      >>> linalg.top_eigenpairs(operator, 3, key=jax.random.key(0)).values.tolist()
+      [99.00, 98.00, 97.00]
     """
-    _require_rank(rank, operator.dim)
+    rank = checks.positive_int("rank", rank, maximum=operator.dim)
+    num_blocks = checks.positive_int("num_blocks", num_blocks, minimum=2)
+    max_restarts = checks.positive_int("max_restarts", max_restarts)
     columns = min(rank + max(8, rank // 4), operator.dim)
-    if num_blocks * columns >= operator.dim:
-        with jax.default_matmul_precision("highest"):
-            return _dense_eigenpairs(operator, rank)[0]
     eps = jnp.finfo(jnp.float32).eps
+    start = init_basis(operator.dim, columns, key=key)
 
     def pair_residual(basis: EigenBasis) -> jax.Array:
-        image = operator.matmat(basis.vectors[:, :rank])
+        vectors, values = basis.vectors[:, :rank], basis.values[None, :rank]
+        image = operator.matmat(vectors)
         largest = jnp.maximum(jnp.max(jnp.abs(image)), _TINY)
-        error = (image - basis.vectors[:, :rank] * basis.values[None, :rank]) / largest
-        return jnp.linalg.norm(error) / jnp.maximum(
-            jnp.linalg.norm(image / largest, axis=0).max(), _TINY
-        )
+        error = (image - vectors * values) / largest
+        norms = jnp.linalg.norm(image / largest, axis=0)
+        return jnp.linalg.norm(error) / jnp.maximum(jnp.max(norms), _TINY)
 
     def unfinished(carry: tuple) -> jax.Array:
-        _, residual, stalled, restarts = carry
-        going = (residual > 8 * eps) & (stalled < 5) & (restarts < max_restarts)
-        return unbatched_max(going) > 0
+        _, ok, best, stalled, restarts = carry
+        going = (best > 8 * eps) & (stalled < 10) & (restarts < max_restarts)
+        return unbatched_max(going & ok) > 0
 
     def restart(carry: tuple) -> tuple:
-        basis, best, stalled, restarts = carry
-        basis = refresh_basis(operator, basis, num_blocks=num_blocks)
+        basis, _, best, stalled, restarts = carry
+        basis, info = refresh_with_info(operator, basis, num_blocks=num_blocks)
         residual = pair_residual(basis)
-        stalled = jnp.where(residual < 0.9 * best, 0, stalled + 1)
-        return basis, jnp.minimum(best, residual), stalled, restarts + 1
+        stalled = jnp.where(residual < 0.99 * best, 0, stalled + 1)
+        return basis, info.ok, jnp.minimum(best, residual), stalled, restarts + 1
 
     with jax.default_matmul_precision("highest"):
-        basis = init_basis(operator.dim, columns, key=key)
-        start = (basis, jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0))
-        basis, _, _, _ = jax.lax.while_loop(unfinished, restart, start)
-    return EigenBasis(basis.vectors[:, :rank], basis.values[:rank], operator.trace)
+        if num_blocks * columns >= operator.dim:
+            basis, ok = _dense_eigenpairs(operator, columns)
+        else:
+            first = (
+                start,
+                jnp.array(True),
+                jnp.float32(jnp.inf),
+                jnp.int32(0),
+                jnp.int32(0),
+            )
+            basis, ok, _, _, _ = jax.lax.while_loop(unfinished, restart, first)
+    vectors = jnp.where(ok, basis.vectors, start.vectors)[:, :rank]
+    values = jnp.where(ok, basis.values, jnp.nan)[:rank]
+    return EigenBasis(vectors, values, operator.trace)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dsbp_jax import checks
 from dsbp_jax.linalg.operators import SymmetricOperator
 
 
@@ -68,13 +69,21 @@ def lanczos(operator: SymmetricOperator, start: jax.Array, num_steps: int) -> La
             f"start must have shape ({operator.dim},) to fit the operator, "
             f"got {start.shape}"
         )
-    if not isinstance(num_steps, int) or not 1 <= num_steps <= operator.dim:
-        raise ValueError(
-            f"num_steps must be an int between 1 and the operator's dimension "
-            f"{operator.dim}, got {num_steps!r}"
-        )
+    num_steps = checks.positive_int("num_steps", num_steps, maximum=operator.dim)
     with jax.default_matmul_precision("highest"):
         return _lanczos(operator, start.astype(jnp.float32), num_steps)
+
+
+def _norm(w: jax.Array) -> jax.Array:
+    """Euclidean norm of a vector of any scale: squares would lose 1e±30."""
+    largest = jnp.max(jnp.abs(w))
+    scale = jnp.where(largest > 0, largest, 1)
+    return scale * jnp.linalg.norm(w / scale)
+
+
+def _unit(w: jax.Array) -> jax.Array:
+    norm = _norm(w)
+    return w / jnp.where(norm > 0, norm, 1)
 
 
 def _lanczos(operator: SymmetricOperator, start: jax.Array, num_steps: int) -> Lanczos:
@@ -91,28 +100,25 @@ def _lanczos(operator: SymmetricOperator, start: jax.Array, num_steps: int) -> L
         coordinate = jax.nn.one_hot(row, operator.dim, dtype=jnp.float32)
         return orthogonalize(vectors, coordinate)
 
-    def unit(w: jax.Array) -> jax.Array:
-        norm = jnp.linalg.norm(w)
-        return w / jnp.where(norm > 0, norm, 1)
-
     def next_vector(vectors: jax.Array, w: jax.Array, vanished: jax.Array) -> jax.Array:
-        w = unit(jnp.where(vanished, fresh_direction(vectors), w))
+        w = _unit(jnp.where(vanished, fresh_direction(vectors), w))
         # Normalising magnifies what rounding left along the basis.
-        return unit(orthogonalize(vectors, w))
+        return _unit(orthogonalize(vectors, w))
 
     def step(carry: tuple, i: jax.Array) -> tuple[tuple, tuple]:
         vectors, q, scale = carry
         vectors = vectors.at[:, i].set(q)
         w = operator.matmat(q[:, None])[:, 0]
         alpha = q @ w
-        scale = jnp.maximum(scale, jnp.linalg.norm(w))
+        scale = jnp.maximum(scale, _norm(w))
         w = orthogonalize(vectors, w)
-        vanished = jnp.linalg.norm(w) <= 10 * eps * scale
-        beta = jnp.where(vanished, 0.0, jnp.linalg.norm(w))
+        vanished = _norm(w) <= 10 * eps * scale
+        beta = jnp.where(vanished, 0.0, _norm(w))
         return (vectors, next_vector(vectors, w, vanished), scale), (alpha, beta, w)
 
     vectors = jnp.zeros((operator.dim, num_steps), jnp.float32)
-    first = next_vector(vectors, start, jnp.linalg.norm(start) == 0)
+    coordinate = jax.nn.one_hot(0, operator.dim, dtype=jnp.float32)
+    first = jnp.where(_norm(start) == 0, coordinate, _unit(start))
     carry, (alphas, betas, residuals) = jax.lax.scan(
         step, (vectors, first, jnp.float32(0)), jnp.arange(num_steps)
     )

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
+from dsbp_jax import checks
+
 MatMat = Callable[[jax.Array], jax.Array]
 
 
@@ -51,9 +53,10 @@ class SymmetricOperator:
 
 
 def _require_floating(name: str, x: jax.Array, ndim: int) -> None:
-    if jnp.ndim(x) != ndim or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+    floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    if jnp.ndim(x) != ndim or not floating or 0 in jnp.shape(x):
         raise ValueError(
-            f"{name} must be a floating-point array with {ndim} axes, got "
+            f"{name} must be a floating-point array with {ndim} axes, none empty, got "
             f"shape {jnp.shape(x)} and dtype {jnp.result_type(x)}"
         )
 
@@ -104,7 +107,8 @@ def gram(
       An operator of dimension d with a factor, `half(v) = xv/√count`.
 
     Raises:
-      ValueError: x is not a floating-point matrix, or `axis` is not 0 or 1.
+      ValueError: x is not a floating-point matrix with entries, `count` is
+        negative, or `axis` is not 0 or 1.
 
     Example:
       >>> operator = gram(jnp.array([[1.0, 0.0], [0.0, 2.0]]))
@@ -113,11 +117,13 @@ def gram(
        [0.  2. ]]
     """
     _require_floating("x", x, 2)
+    if count is not None:
+        checks.non_negative("count", count)
     if axis not in (0, 1):
         raise ValueError(f"axis must be 0 or 1, got {axis!r}")
     x = jnp.asarray(x, jnp.float32)
     count = jnp.asarray(x.shape[1 - axis] if count is None else count, jnp.float32)
-    # No rows at all is an empty covariance, not a division by zero.
+    # No row counted is an empty covariance, not a division by zero.
     scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
     matmat, half = (
         (_gram_matmat, _gram_half) if axis == 1 else (_row_gram_matmat, _row_gram_half)
@@ -170,12 +176,16 @@ class _AlongTree:
 
     def __call__(self, params: Any, args: tuple, v: jax.Array) -> jax.Array:
         """Applies the product at `params` to v, shape `(dim, k)`."""
-        _, unravel = ravel_pytree(params)
+        flat, unravel = ravel_pytree(params)
 
         def one_column(column: jax.Array) -> jax.Array:
-            tangent = unravel(column)
-            flat, _ = ravel_pytree(self.product(*self.functions, params, tangent, args))
-            return flat.astype(jnp.float32)
+            tangent = jax.tree.map(
+                lambda t, p: t.astype(p.dtype),
+                unravel(column.astype(flat.dtype)),
+                params,
+            )
+            product = self.product(*self.functions, params, tangent, args)
+            return ravel_pytree(product)[0].astype(jnp.float32)
 
         return jax.vmap(one_column, in_axes=1, out_axes=1)(v)
 

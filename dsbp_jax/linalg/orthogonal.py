@@ -26,6 +26,12 @@ def _cholesky_qr(w: jax.Array) -> tuple[jax.Array, jax.Array]:
     return w @ solve_triangular(factor, identity, lower=True).T, gram
 
 
+def _is_identity(gram: jax.Array, tolerance: float) -> jax.Array:
+    # Entry by entry: a maximum may lose a NaN, which a comparison does not.
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    return jnp.all(jnp.abs(gram - identity) <= tolerance)
+
+
 def _normalize_columns(w: jax.Array) -> jax.Array:
     # By the largest entry first: a norm squares, and would lose 1e±30.
     largest = jnp.max(jnp.abs(w), axis=0, keepdims=True)
@@ -62,8 +68,7 @@ def extend_basis(basis: jax.Array, block: jax.Array) -> jax.Array:
     # two more projections, one more than exact arithmetic would need.
     w, _ = _cholesky_qr(_normalize_columns(project_out(_normalize_columns(block))))
     w, gram = _cholesky_qr(project_out(w))
-    error = jnp.max(jnp.abs(gram - jnp.eye(gram.shape[0], dtype=gram.dtype)))
-    broke_down = ~(error <= _GRAM_TOLERANCE)  # true for NaN, too
+    broke_down = ~_is_identity(gram, _GRAM_TOLERANCE)
 
     def householder() -> jax.Array:
         # Zero columns go last: QR would invent a direction for each.
@@ -98,5 +103,5 @@ def polish(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     gram = vectors.T @ vectors
     identity = jnp.eye(vectors.shape[1], dtype=vectors.dtype)
-    close = jnp.max(jnp.abs(gram - identity)) <= 1e-3
+    close = _is_identity(gram, 1e-3)
     return vectors @ (1.5 * identity - 0.5 * gram), close

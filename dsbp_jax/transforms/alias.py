@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from dsbp_jax import checks
 from dsbp_jax.layers import Layout
-from dsbp_jax.transforms import checks
-from dsbp_jax.transforms.decay import decay_term
+from dsbp_jax.transforms.decay import add_decay
 from dsbp_jax.transforms.projection import project
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.tracking import SpectralState, Tracker
@@ -34,7 +34,7 @@ def dsbp(
     side: str = "output",
     residual: float | jax.Array = 0.1,
     momentum: float | jax.Array = 0.9,
-    decay: float | jax.Array = 0.0,
+    decay: float | jax.Array | None = None,
     refresh_every: int = 10,
     num_blocks: int = 2,
     tolerance: float = 0.0,
@@ -60,8 +60,8 @@ def dsbp(
       side: `"output"`, `"input"` or `"both"`.
       residual: κ in [0, 1], the share of the complement that is kept.
       momentum: Of `optax.trace`; 0 keeps none.
-      decay: β; not multiplied by the learning rate. Keep `βλ₁` under 1. With
-        `side="both"` the output side decays.
+      decay: β; not multiplied by the learning rate. Keep `βλ₁` under 1. None or a
+        static 0 leaves it out. With `side="both"` the output side decays.
       refresh_every: As `dsbp_jax.spectral_projection`; so are those below.
       num_blocks: See there.
       tolerance: See there.
@@ -90,12 +90,12 @@ def dsbp(
     """
     checks.in_unit_interval("residual", residual)
     checks.in_unit_interval("momentum", momentum)
-    checks.non_negative("decay", decay)
+    if decay is not None:
+        checks.non_negative("decay", decay)
     if energy is not None:
         checks.in_unit_interval("energy", energy, open_left=True)
-    is_static = lambda value, number: isinstance(value, int | float) and value == number
-    decays = not is_static(decay, 0)
-    projects = not is_static(residual, 1)
+    decays = decay is not None and not checks.is_static(decay, 0)
+    projects = not checks.is_static(residual, 1)
     tracker = Tracker(
         rank=rank,
         source=source,
@@ -109,7 +109,7 @@ def dsbp(
         cap_rank=decays,
     )
     descent = optax.chain(
-        *([] if is_static(momentum, 0) else [optax.trace(momentum)]),
+        *([] if checks.is_static(momentum, 0) else [optax.trace(momentum)]),
         optax.scale_by_learning_rate(learning_rate, flip_sign=False),
     )
     decay_side = "input" if side == "input" else "output"
@@ -131,25 +131,23 @@ def dsbp(
         **extra_args: Any,
     ) -> tuple[Any, DsbpState]:
         del extra_args
+        views = tracker.views(updates if params is None else params)
         spectral = tracker.update(
-            state.spectral, updates, activations=activations, refresh=refresh
+            state.spectral, updates, views, activations=activations, refresh=refresh
         )
         if projects:
             updates = project(
-                updates, spectral, tracker, residual=residual, energy=energy
+                updates, spectral, views, residual=residual, energy=energy
             )
         updates, descent_state = descent.update(updates, state.descent, params)
-        if decays:
+        if decay is not None and decays:
             if params is None:
                 raise ValueError(
                     "dsbp with decay needs params: call update(grads, state, params)"
                 )
             entries = spectral.tracked.get(decay_side, {})
             held = {path: entry.basis for path, entry in entries.items()}
-            term = decay_term(params, held, tracker, decay_side)
-            updates = jax.tree.map(
-                lambda u, t: (u + decay * t).astype(u.dtype), updates, term
-            )
+            updates = add_decay(updates, params, held, views, decay, decay_side)
         updates = jax.tree.map(lambda u: -u, updates)
         return updates, DsbpState(spectral, descent_state)
 

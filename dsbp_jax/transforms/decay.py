@@ -12,11 +12,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dsbp_jax.layers import Layout, canonical_path
+from dsbp_jax import checks
+from dsbp_jax.layers import (
+    Layout,
+    MatrixView,
+    canonical_path,
+    leaves_by_path,
+    require_paths,
+)
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms import checks
 from dsbp_jax.transforms.sharding import keep_shardings
-from dsbp_jax.transforms.tracking import SIDES, SpectralState, Tracker
+from dsbp_jax.transforms.signals import SIDES
+from dsbp_jax.transforms.tracking import SpectralState, Tracker
 
 
 def add_spectral_decay(
@@ -42,8 +49,8 @@ def add_spectral_decay(
       source: `"activation"` (then `update` takes `activations=`) or `"gradient"`.
       side: `"output"` or `"input"`.
       bases: Fixed eigenbases by canonical path; with them nothing is tracked, and
-        leaves without one are left alone. They also come with each update, as
-        `update(..., bases=...)`.
+        leaves without one are left alone. They may also come with each update, as
+        `update(..., bases=...)`, which goes first.
       rank: Number of leading directions; the paper's term has 1.
       refresh_every: As `dsbp_jax.spectral_projection`; so are those below.
       num_blocks: See there.
@@ -56,7 +63,7 @@ def add_spectral_decay(
 
     Raises:
       ValueError: An argument is out of its range; in `update`, params or
-        activations are missing.
+        activations are missing, or `bases` do not fit the params.
 
     References:
       Muthuraman, Dynamic spectral backpropagation, arXiv 2505.23369, 2025.
@@ -105,58 +112,84 @@ def add_spectral_decay(
             raise ValueError(
                 "add_spectral_decay needs params: call update(grads, state, params)"
             )
+        views = tracker.views(params)
         given = extra_args.get("bases", bases)
         if given is None:
             state = tracker.update(
-                state, updates, activations=activations, refresh=refresh
+                state, updates, views, activations=activations, refresh=refresh
             )
             given = {path: e.basis for path, e in state.tracked.get(side, {}).items()}
         else:
             state = SpectralState(optax.safe_increment(state.count), state.tracked)
-        term = decay_term(params, given, tracker, side, rank)
-        return jax.tree.map(
-            lambda u, t: (u + strength * t).astype(u.dtype), updates, term
-        ), state
+            _check_bases(given, params, views, side, rank)
+        return add_decay(updates, params, given, views, strength, side, rank), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def decay_term(
+def _check_bases(
+    bases: Mapping[str, EigenBasis],
+    params: Any,
+    views: Mapping[str, MatrixView],
+    side: str,
+    rank: int,
+) -> None:
+    """Bases of other leaves are ignored, as under a mask; of none, an error."""
+    if bases and not any(path in views for path in bases):
+        require_paths(list(bases)[:1], views, "params")
+    for path, leaf in leaves_by_path(params).items():
+        if path not in bases or path not in views:
+            continue
+        shape = views[path].matrix_shape(leaf.shape)
+        expected = (*shape[:-3], shape[-2 + SIDES.index(side)])
+        actual = bases[path].vectors.shape
+        if actual[:-1] != expected or actual[-1] < rank:
+            raise ValueError(
+                f"bases of {path!r} must have vectors of shape "
+                f"({', '.join(map(str, expected))}, k) with k of at least {rank}, got "
+                f"{actual}"
+            )
+
+
+def add_decay(
+    updates: Any,
     params: Any,
     bases: Mapping[str, EigenBasis],
-    tracker: Tracker,
+    views: Mapping[str, MatrixView],
+    strength: float | jax.Array,
     side: str,
     rank: int = 1,
 ) -> Any:
-    """`Σᵢ λᵢ W eᵢeᵢᵀ` over the leading `rank` directions, 0 where there is no basis.
+    """Adds `β Σᵢ λᵢ W eᵢeᵢᵀ` over the leading `rank` directions.
 
     Args:
+      updates: A tree that may lack leaves of the params (None).
       params: The kernels W.
-      bases: By canonical path.
-      tracker: Names the matrix views.
+      bases: By canonical path; leaves without one are left alone.
+      views: The matrix views of the leaves.
+      strength: β.
       side: `"input"` or `"output"`.
-      rank: Number of directions.
+      rank: Number of directions, at most the columns of each basis.
 
     Returns:
-      A tree like `params`, float32 where there is a basis.
+      The new updates, dtypes kept.
     """
-    views = tracker.views(params)
+    kernels = leaves_by_path(params)
 
-    def leaf_term(key_path: Any, leaf: jax.Array) -> jax.Array:
+    def add_to_leaf(key_path: Any, update: jax.Array) -> jax.Array:
         path = canonical_path(key_path)
-        view = views.get(path)
-        if path not in bases or view is None:
-            return jnp.zeros_like(leaf)
+        if path not in bases or path not in views:
+            return update
         # The taps of a window share the basis.
         e = bases[path].vectors[..., None, :, :rank]
         values = bases[path].values[..., None, None, :rank]
-        matrix = view.to_matrix(leaf).astype(jnp.float32)
+        matrix = views[path].to_matrix(kernels[path]).astype(jnp.float32)
         with jax.default_matmul_precision("highest"):
             if side == "output":
                 term = ((matrix @ e) * values) @ jnp.swapaxes(e, -1, -2)
             else:
-                inside = jnp.swapaxes(e, -1, -2) @ matrix
-                term = (e * values) @ inside
-        return view.from_matrix(term, leaf.shape)
+                term = (e * values) @ (jnp.swapaxes(e, -1, -2) @ matrix)
+        term = views[path].from_matrix(term, update.shape)
+        return (update.astype(jnp.float32) + strength * term).astype(update.dtype)
 
-    return jax.tree.map_with_path(leaf_term, params)
+    return jax.tree.map_with_path(add_to_leaf, updates)

@@ -8,16 +8,16 @@ orthonormal eigenbasis V of its input or output covariance, the update becomes
 with `residual` κ in [0, 1]: 0 projects, 1 changes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dsbp_jax.layers import Layout, canonical_path
+from dsbp_jax import checks
+from dsbp_jax.layers import Layout, MatrixView, canonical_path
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms import checks
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.tracking import SpectralState, Tracker
 
@@ -52,14 +52,14 @@ def spectral_projection(
         everything: the updates are the gradients, bit for bit.
       refresh_every: Steps between two refreshes of a leaf; the leaves take turns.
       num_blocks: Krylov blocks of a refresh, at least 2.
-      tolerance: Skip the rest of a refresh while the basis is invariant to this
-        relative residual.
+      tolerance: While a basis is invariant to this relative residual, in [0, 1], only
+        rotate it inside its span.
       energy: Use only the leading columns that hold this share of the trace (the
         paper's p), at most k. None uses all k.
-      layout: Matrix views from `dsbp_jax.layout`, or a function from params to
-        them; leaves it does not name keep their gradient. None goes by the shapes:
-        2-D is `(in, out)`, 4-D `(height, width, in, out)`, others have the matrix
-        last.
+      layout: Matrix views from `dsbp_jax.layout`, or a function from params (from
+        updates, where `update` gets no params) to them; leaves it does not name
+        keep their gradient. None goes by the shapes: 2-D is `(in, out)`, 4-D
+        `(height, width, in, out)`, others have the matrix last.
       seed: Of the bases' random start.
 
     Returns:
@@ -97,7 +97,7 @@ def spectral_projection(
     )
     if energy is not None:
         checks.in_unit_interval("energy", energy, open_left=True)
-    inert = isinstance(residual, int | float) and residual == 1
+    inert = checks.is_static(residual, 1)
 
     def init_fn(params: Any) -> SpectralState:
         if inert:
@@ -114,9 +114,12 @@ def spectral_projection(
         refresh: bool | None = None,
         **extra_args: Any,
     ) -> tuple[Any, SpectralState]:
-        del params, extra_args
-        state = tracker.update(state, updates, activations=activations, refresh=refresh)
-        projected = project(updates, state, tracker, residual=residual, energy=energy)
+        del extra_args
+        views = tracker.views(updates if params is None else params)
+        state = tracker.update(
+            state, updates, views, activations=activations, refresh=refresh
+        )
+        projected = project(updates, state, views, residual=residual, energy=energy)
         return projected, state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -125,7 +128,7 @@ def spectral_projection(
 def project(
     updates: Any,
     state: SpectralState,
-    tracker: Tracker,
+    views: Mapping[str, MatrixView],
     *,
     residual: float | jax.Array,
     energy: float | jax.Array | None = None,
@@ -133,21 +136,21 @@ def project(
     """Projects a tree of gradients on the bases of a spectral state.
 
     Args:
-      updates: Gradients; leaves without a basis, or with a full one, pass through.
+      updates: Gradients; leaves without a basis, with a full one, or with one that
+        has seen no signal yet pass through.
       state: The bases.
-      tracker: What the state was made by.
+      views: The matrix views of the leaves.
       residual: The share of the complement that is kept.
       energy: The share of the trace to reach with the leading columns, or None.
 
     Returns:
       The projected gradients, dtypes kept.
     """
-    views = tracker.views(updates)
 
     def project_leaf(key_path: Any, leaf: jax.Array) -> jax.Array:
         path = canonical_path(key_path)
         held = {
-            side: entries[path].basis
+            side: entries[path]
             for side, entries in state.tracked.items()
             if path in entries and not _is_full(entries[path].basis)
         }
@@ -157,10 +160,14 @@ def project(
         matrix = view.to_matrix(leaf).astype(jnp.float32)
         inside = matrix
         with jax.default_matmul_precision("highest"):
-            for side, basis in held.items():
-                inside = project_matrix(inside, basis, side, energy)
-        if not (isinstance(residual, int | float) and residual == 0):
+            for side, entry in held.items():
+                inside = project_matrix(inside, entry.basis, side, energy)
+        if not checks.is_static(residual, 0):
             inside = matrix - (1 - residual) * (matrix - inside)
+        for entry in held.values():
+            # A random start says nothing about the layer.
+            cold = (entry.refreshes == 0)[..., None, None, None]
+            inside = jnp.where(cold, matrix, inside)
         return view.from_matrix(inside, leaf.shape).astype(leaf.dtype)
 
     return jax.tree.map_with_path(project_leaf, updates)
@@ -190,7 +197,8 @@ def energy_mask(basis: EigenBasis, energy: float | jax.Array) -> jax.Array:
     before = jnp.cumsum(values, axis=-1) - values
     # A column is needed while those before it fall short, up to rounding.
     eps = values.shape[-1] * jnp.finfo(values.dtype).eps
-    return before < (energy - eps) * basis.trace[..., None]
+    trace = basis.trace[..., None]
+    return (before < (energy - eps) * trace) | (trace <= 0)
 
 
 def project_matrix(
@@ -211,7 +219,9 @@ def project_matrix(
       The projection, shaped like `matrix`.
     """
     v = basis.vectors
-    kept = v if energy is None else v * energy_mask(basis, energy)[..., None, :]
+    kept = v
+    if energy is not None:
+        kept = jnp.where(energy_mask(basis, energy)[..., None, :], v, 0)
     *batch, window, d_in, d_out = matrix.shape
     if side == "output":
         # One thin product for all window taps: they are rows like the others.

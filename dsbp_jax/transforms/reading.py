@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dsbp_jax import checks
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms import checks
-from dsbp_jax.transforms.tracking import SIDES, SpectralState, TrackedBasis
+from dsbp_jax.transforms.signals import SIDES
+from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis
 
 
 def bases(opt_state: Any, *, side: str | None = None) -> dict[str, EigenBasis]:
@@ -20,15 +21,15 @@ def bases(opt_state: Any, *, side: str | None = None) -> dict[str, EigenBasis]:
     Args:
       opt_state: The state of any optimizer that contains a spectral transform:
         chained, masked, injected, or that of a Flax `nnx.Optimizer`.
-      side: `"input"` or `"output"`; may be None where only one side is tracked.
+      side: `"input"` or `"output"`; may be None where no leaf has both.
 
     Returns:
       A dict from canonical path to basis. Where two transforms track one leaf, the
-      basis with more columns.
+      basis of the first in the chain.
 
     Raises:
-      ValueError: The state holds no spectral state, or both sides are tracked and
-        `side` is None.
+      ValueError: The state holds no spectral state, or both sides of a leaf are
+        tracked and `side` is None.
 
     Example:
       >>> import dsbp_jax
@@ -109,19 +110,19 @@ def _tracked(opt_state: Any, side: str | None) -> dict[str, TrackedBasis]:
     # Flax nnx wraps every array of an optimizer state in a variable.
     is_variable = lambda node: hasattr(node, "get_value")
     unwrap = lambda node: node.get_value() if is_variable(node) else node
-    found: dict[str, TrackedBasis] = {}
-    sides = {name for state in states for name, held in state.tracked.items() if held}
-    if side is None and len(sides) > 1:
-        raise ValueError(
-            "side must be 'input' or 'output' where both sides are tracked, got None"
-        )
+    found: dict[str, tuple[str, TrackedBasis]] = {}
     for state in states:
         for name, entries in state.tracked.items():
-            if side not in (None, name):
-                continue
             for path, entry in entries.items():
-                entry = jax.tree.map(unwrap, entry, is_leaf=is_variable)
-                columns = entry.basis.values.shape[-1]
-                if path not in found or columns > found[path].basis.values.shape[-1]:
-                    found[path] = entry
-    return found
+                if side not in (None, name):
+                    continue
+                if side is None and path in found and found[path][0] != name:
+                    raise ValueError(
+                        "side must be 'input' or 'output' where both sides are "
+                        f"tracked, as of {path!r}, got None"
+                    )
+                found.setdefault(path, (name, entry))
+    return {
+        path: jax.tree.map(unwrap, entry, is_leaf=is_variable)
+        for path, (_, entry) in found.items()
+    }

@@ -4,6 +4,7 @@ The estimator has the signature of what it wraps, `(params, *args) -> (value,
 grads)`, so it composes with any optimizer and costs one more evaluation.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dsbp_jax.transforms import checks
+from dsbp_jax import checks
 
 ValueAndGrad = Callable[..., tuple[Any, Any]]
 
@@ -53,12 +54,21 @@ def sam_value_and_grad(
 
     def estimate(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         value, grads = value_and_grad_fn(params, *args, **kwargs)
-        as_float32 = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads)
-        norm = optax.tree.norm(as_float32)
+        leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(grads)]
+        # Scaled by the largest entry: squares would lose 1e±30.
+        largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(g)) for g in leaves])
+        unit = jnp.where(largest > 0, largest, 1)
+        norm = optax.tree.norm([leaf / unit for leaf in leaves])
         scale = jnp.where(norm > 0, rho / jnp.where(norm > 0, norm, 1), 0)
-        perturbed = jax.tree.map(
-            lambda p, g: p + (scale * g).astype(jnp.result_type(p)), params, as_float32
-        )
+
+        def perturb(grad: jax.Array | None, param: Any) -> Any:
+            if grad is None:  # not differentiated, such as a function in the tree
+                return param
+            step = scale * (grad.astype(jnp.float32) / unit)
+            return param + step.astype(grad.dtype)
+
+        is_none = lambda leaf: leaf is None
+        perturbed = jax.tree.map(perturb, grads, params, is_leaf=is_none)
         _, grads = value_and_grad_fn(perturbed, *args, **kwargs)
         return value, grads
 

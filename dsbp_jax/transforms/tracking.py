@@ -19,21 +19,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from dsbp_jax import linalg
+from dsbp_jax import checks, linalg
 from dsbp_jax.layers import (
+    LayerActivations,
     Layout,
     MatrixView,
     guess_view,
     leaves_by_path,
     require_paths,
 )
-from dsbp_jax.layers.activations import LayerActivations
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms import checks
-
-SIDES = ("input", "output")
+from dsbp_jax.transforms.signals import (
+    SIDES,
+    Signal,
+    activation_signal,
+    gradient_signal,
+)
 
 #: Arguments of every spectral transform that shape its program. Pass them as
 #: `optax.inject_hyperparams(dsbp_jax.dsbp, static_args=dsbp_jax.STATIC_ARGS)`,
@@ -87,7 +91,7 @@ class Tracker:
       side: `"input"`, `"output"` or `"both"`.
       refresh_every: Steps between two refreshes of a leaf.
       num_blocks: Krylov blocks of a refresh.
-      tolerance: Keep a basis while its relative residual is at most this.
+      tolerance: Only rotate a basis while its relative residual is at most this.
       layout: The matrix views, or a function from params to them, or None to go
         by the shapes.
       seed: Of the random start.
@@ -107,10 +111,18 @@ class Tracker:
 
     def __post_init__(self) -> None:
         """Validates every field."""
-        checks.positive_int("rank", self.rank)
-        checks.positive_int("refresh_every", self.refresh_every)
-        checks.positive_int("num_blocks", self.num_blocks, minimum=2)
-        checks.non_negative("tolerance", self.tolerance)
+        minimum = {"rank": 1, "refresh_every": 1, "num_blocks": 2, "seed": 0}
+        for name, least in minimum.items():
+            value = checks.positive_int(name, getattr(self, name), minimum=least)
+            object.__setattr__(self, name, value)
+        checks.in_unit_interval("tolerance", self.tolerance)
+        if not (self.layout is None or callable(self.layout)) and not isinstance(
+            self.layout, Layout
+        ):
+            raise ValueError(
+                "layout must be a dsbp_jax.Layout, a function from params to one, or "
+                f"None, got {self.layout!r}"
+            )
         checks.one_of("source", self.source, ("gradient", "activation"))
         checks.one_of("side", self.side, (*SIDES, "both"))
 
@@ -127,8 +139,9 @@ class Tracker:
           ValueError: The layout names no leaf of the params.
         """
         layout = self.layout(params) if callable(self.layout) else self.layout
-        leaves = leaves_by_path(params)
+        leaves = _array_leaves(params)
         if layout and leaves and not any(path in leaves for path in layout):
+            # A masked tree may lack some leaves; the wrong tree lacks all.
             require_paths(list(layout)[:1], leaves, "params")
         views = {}
         for path, leaf in leaves.items():
@@ -150,7 +163,7 @@ class Tracker:
         count = jnp.zeros((), jnp.int32)
         if _is_placeholder(params):
             return SpectralState(count, jnp.zeros(()))  # type: ignore[arg-type]
-        leaves = leaves_by_path(params)
+        leaves = _array_leaves(params)
         tracked: dict[str, dict[str, TrackedBasis]] = {}
         for path, view in self.views(params).items():
             shape = view.matrix_shape(leaves[path].shape)
@@ -164,6 +177,7 @@ class Tracker:
         self,
         state: SpectralState,
         updates: Any,
+        views: Mapping[str, MatrixView],
         *,
         activations: Mapping[str, LayerActivations] | None = None,
         refresh: bool | None = None,
@@ -172,7 +186,9 @@ class Tracker:
 
         Args:
           state: The state of the last step.
-          updates: Gradients, shaped like the params.
+          updates: Gradients, shaped like the params; a leaf may be missing (None),
+            and then keeps its basis.
+          views: The matrix views of the leaves, from `Tracker.views`.
           activations: As `dsbp_jax.capture_activations` returns them; needed with
             `source="activation"`.
           refresh: None to follow the schedule; True to refresh every leaf now,
@@ -186,47 +202,38 @@ class Tracker:
           ValueError: Activations are missing, or are of another path or shape.
         """
         count = optax.safe_increment(state.count)
-        if refresh not in (None, True, False):
+        if not (refresh is None or isinstance(refresh, bool | np.bool_)):
             raise ValueError(
                 f"refresh must be a static True, False or None, got {refresh!r}"
             )
-        if refresh is False or not any(state.tracked.values()):
+        leaves = _array_leaves(updates)
+        present = {
+            (side, path): entry
+            for side, entries in state.tracked.items()
+            for path, entry in entries.items()
+            if path in leaves
+        }
+        if (refresh is not None and not refresh) or not present:
             return SpectralState(count, state.tracked)
-        signal = self._signals(state, updates, activations)
-        offsets = self._offsets(state)
-        tracked: dict[str, dict[str, TrackedBasis]] = {}
-        for side, entries in state.tracked.items():
-            tracked[side] = {}
-            for path, entry in entries.items():
-                phase = state.count % self.refresh_every == offsets[side, path]
-                due = True if refresh else phase | jnp.all(entry.refreshes == 0)
-                tracked[side][path] = self._refresh(
-                    entry, signal(entry, side, path), due
+        if self.source == "activation":
+            if activations is None:
+                raise ValueError(
+                    "update needs activations=..., the second output of "
+                    "dsbp_jax.capture_activations, because source='activation'"
                 )
-        return SpectralState(count, tracked)
+            require_paths([path for _, path in present], activations, "activations")
 
-    def _signals(
-        self,
-        state: SpectralState,
-        updates: Any,
-        activations: Mapping[str, LayerActivations] | None,
-    ) -> Callable[[TrackedBasis, str, str], "_Signal"]:
-        """A function from entry, side and path to what the basis follows."""
-        if self.source == "gradient":
-            leaves, views = leaves_by_path(updates), self.views(updates)
-            return lambda _, side, path: _gradient_signal(
-                views[path], leaves[path], side
-            )
-        if activations is None:
-            raise ValueError(
-                "update needs activations=..., the second output of "
-                "dsbp_jax.capture_activations, because source='activation'"
-            )
-        wanted = [path for entries in state.tracked.values() for path in entries]
-        require_paths(wanted, activations, "activations")
-        return lambda entry, side, path: _activation_signal(
-            activations[path], entry, side, path
-        )
+        offsets = self._offsets(state)
+        tracked = {side: dict(entries) for side, entries in state.tracked.items()}
+        for (side, path), entry in present.items():
+            if activations is not None and self.source == "activation":
+                signal = activation_signal(activations, entry.basis, side, path)
+            else:
+                signal = gradient_signal(views[path], leaves[path], side)
+            scheduled = state.count % self.refresh_every == offsets[side, path]
+            due = jnp.array(True) if refresh else scheduled
+            tracked[side][path] = self._refresh(entry, signal, due)
+        return SpectralState(count, tracked)
 
     def _offsets(self, state: SpectralState) -> dict[tuple[str, str], int]:
         """The step of the period at which each leaf is due, balanced by cost."""
@@ -247,30 +254,39 @@ class Tracker:
         return offsets
 
     def _refresh(
-        self, entry: TrackedBasis, signal: "_Signal", due: bool | jax.Array
+        self, entry: TrackedBasis, signal: Signal, due: jax.Array
     ) -> TrackedBasis:
         # A constant to every derivative; and reverse mode has no while_loop.
-        x = jax.lax.stop_gradient(signal.x)
-        count = jax.lax.stop_gradient(signal.count)
+        entry, x, count = jax.lax.stop_gradient((entry, signal.x, signal.count))
         solve = functools.partial(self._solve, axis=signal.axis)
         for _ in x.shape[:-2]:
-            solve = jax.vmap(solve)
-        if due is True:
-            return solve(entry, x, count)
-        keep = lambda entry, x, count: entry
-        due = linalg.unbatched_max(jnp.asarray(due)) > 0
-        return jax.lax.cond(due, solve, keep, entry, x, count)
+            solve = jax.vmap(solve, in_axes=(0, 0, 0, None))
+        keep = lambda entry, x, count, due: entry
+        wanted = due | jnp.any(entry.refreshes == 0)
+        wanted = linalg.unbatched_max(wanted) > 0
+        return jax.lax.cond(wanted, solve, keep, entry, x, count, due)
 
     def _solve(
-        self, entry: TrackedBasis, x: jax.Array, count: jax.Array, *, axis: int
+        self,
+        entry: TrackedBasis,
+        x: jax.Array,
+        count: jax.Array,
+        due: jax.Array,
+        *,
+        axis: int,
     ) -> TrackedBasis:
-        """A cold solve, or one warm refresh, of one basis."""
+        """A cold solve, a warm refresh if due, or nothing, for one basis."""
         operator = linalg.gram(x, count=count, axis=axis)
         cold = entry.refreshes == 0
-        finite = jnp.isfinite(operator.trace)
+        finite = jnp.isfinite(operator.trace) | ~(cold | due)
         # Without a signal (a layer behind zero-initialised ones) there is nothing
         # to solve, and the leaf stays cold.
-        limit = jnp.where(operator.trace > 0, jnp.where(cold, _COLD_REFRESHES, 1), 0)
+        limit = jnp.where(cold, _COLD_REFRESHES, due.astype(jnp.int32))
+        limit = jnp.where(operator.trace > 0, limit, 0)
+        # A random start is never near enough; what follows it is.
+        tolerance: float | jax.Array = self.tolerance
+        if not checks.is_static(tolerance, 0):
+            tolerance = jnp.where(cold, -1.0, tolerance)
 
         def wanted(residual: jax.Array, ok: jax.Array, step: jax.Array) -> jax.Array:
             rough = (step == 0) | (residual > _COLD_TOLERANCE)
@@ -279,10 +295,7 @@ class Tracker:
         def refine(carry: tuple) -> tuple:
             basis, residual, ok, step = carry
             new, info = linalg.refresh_with_info(
-                operator,
-                basis,
-                num_blocks=self.num_blocks,
-                tolerance=self.tolerance,
+                operator, basis, num_blocks=self.num_blocks, tolerance=tolerance
             )
             # Under vmap the loop runs until the last is done; the others wait.
             take = wanted(residual, ok, step)
@@ -304,6 +317,12 @@ class Tracker:
             refreshes=entry.refreshes + done.astype(jnp.int32),
             failures=entry.failures + (~ok).astype(jnp.int32),
         )
+
+
+def _array_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by path; what has no shape and dtype (functions) is no parameter."""
+    leaves = leaves_by_path(tree)
+    return {path: leaf for path, leaf in leaves.items() if hasattr(leaf, "dtype")}
 
 
 def _is_placeholder(params: Any) -> bool:
@@ -331,39 +350,3 @@ def _start(
         refreshes=jnp.zeros(batch, jnp.int32),
         failures=jnp.zeros(batch, jnp.int32),
     )
-
-
-class _Signal(NamedTuple):
-    """What a basis follows: the operator `gram(x, count=count, axis=axis)`.
-
-    `x` has shape `(*batch, ·, ·)`, `count` shape `(*batch)`.
-    """
-
-    x: jax.Array
-    count: jax.Array  # type: ignore[assignment]
-    axis: int
-
-
-def _gradient_signal(view: MatrixView, gradient: jax.Array, side: str) -> _Signal:
-    """GᵀG on the output side, GGᵀ on the input side, summed over window taps."""
-    matrix = view.to_matrix(gradient)
-    *batch, _, d_in, d_out = matrix.shape
-    count = jnp.ones(batch, jnp.float32)
-    if side == "output":
-        return _Signal(matrix.reshape(*batch, -1, d_out), count, axis=1)
-    matrix = jnp.moveaxis(matrix, -3, -2)
-    return _Signal(matrix.reshape(*batch, d_in, -1), count, axis=0)
-
-
-def _activation_signal(
-    activations: LayerActivations, entry: TrackedBasis, side: str, path: str
-) -> _Signal:
-    rows, count = activations.rows(side)
-    *batch, dim, _ = entry.basis.vectors.shape
-    if rows.shape[:-2] != tuple(batch) or rows.shape[-1] != dim:
-        expected = ", ".join(str(n) for n in (*batch, "n", dim))
-        raise ValueError(
-            f"activations of {path!r} must have {side}s of shape ({expected}) to fit "
-            f"the params, got {rows.shape}"
-        )
-    return _Signal(rows, count, axis=1)

@@ -55,3 +55,14 @@ def test_bad_arguments():
     for num_steps in (0, 5, 2.0):
         with pytest.raises(ValueError, match="num_steps must be an int between 1"):
             linalg.lanczos(operator, jnp.ones(4), num_steps)
+
+
+@pytest.mark.parametrize("exponent", [-22, 22])
+def test_extreme_scales(exponent):
+    c, _ = symmetric(SPECTRA["decaying"])
+    operator = linalg.matrix(jnp.asarray(c * 10.0**exponent, jnp.float32))
+    start = jax.random.normal(jax.random.key(1), (DIM,)) * 10.0**-exponent
+    result = lanczos(operator, start, 40)
+    assert orthonormality_error(result.vectors) <= 1e-5
+    ritz = np.linalg.eigvalsh(np.asarray(result.tridiagonal(), np.float64))
+    np.testing.assert_allclose(ritz[-1] / 10.0**exponent, 1.0, rtol=1e-4)

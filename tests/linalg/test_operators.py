@@ -64,3 +64,35 @@ def test_crosses_jit_without_retracing():
     second = top(linalg.hessian(loss_fn, params, 2 * x))
     assert len(traces) == 1
     assert first.values != second.values
+
+
+def test_products_in_the_dtype_of_the_params():
+    params = {"w": jnp.ones((3, 2), jnp.bfloat16), "b": jnp.ones(2, jnp.float32)}
+    x = jax.random.normal(KEY, (4, 3)).astype(jnp.bfloat16)
+    product = linalg.hessian(loss_fn, params, x).matmat(jnp.eye(8))
+    assert product.dtype == jnp.float32
+    exact = linalg.hessian(
+        loss_fn,
+        jax.tree.map(lambda p: p.astype("float32"), params),
+        x.astype("float32"),
+    )
+    np.testing.assert_allclose(product, dense(exact), atol=0.1)
+
+
+def test_bad_arguments():
+    for x in (jnp.ones((0, 3)), jnp.ones(3), jnp.ones((2, 2), jnp.int32)):
+        with pytest.raises(ValueError, match="x must be a floating-point array with 2"):
+            linalg.gram(x)
+    with pytest.raises(ValueError, match="axis must be 0 or 1, got 2"):
+        linalg.gram(jnp.ones((2, 2)), axis=2)
+    with pytest.raises(ValueError, match="count must be a finite number of at least 0"):
+        linalg.gram(jnp.ones((2, 2)), count=-3)
+
+
+def test_row_gram_is_the_gram_of_the_transpose():
+    x = jax.random.normal(KEY, (5, 7))
+    rows, columns = linalg.gram(x, axis=0), linalg.gram(x.T)
+    np.testing.assert_allclose(dense(rows), dense(columns), atol=1e-5)
+    np.testing.assert_allclose(rows.trace, columns.trace, rtol=1e-6)
+    half = np.asarray(rows.half(jnp.eye(5)))
+    np.testing.assert_allclose(half.T @ half, dense(rows), atol=1e-5)

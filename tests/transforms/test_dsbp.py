@@ -207,3 +207,28 @@ def test_missing_arguments_are_errors():
         dsbp_jax.dsbp(0.1, momentum=1.1)
     with pytest.raises(ValueError, match="decay must be a finite number of at least 0"):
         dsbp_jax.dsbp(0.1, decay=-1.0)
+
+
+def test_bases_that_do_not_fit_are_errors():
+    params = {"kernel": jnp.ones((6, 5)), "bias": jnp.ones(5)}
+    basis = lambda d, k: EigenBasis(jnp.eye(d, k), jnp.ones(k), jnp.float32(1))
+    update = lambda bases, **options: dsbp_jax.add_spectral_decay(
+        0.1, bases=bases, **options
+    ).update(params, dsbp_jax.SpectralState(jnp.int32(0), {}), params)
+    with pytest.raises(ValueError, match="nearest of its 1 paths is 'kernel'"):
+        update({"params/kernel": basis(5, 1)})
+    with pytest.raises(ValueError, match=r"bases of 'kernel' must have .*\(5, k\)"):
+        update({"kernel": basis(6, 1)})
+    with pytest.raises(ValueError, match="with k of at least 2"):
+        update({"kernel": basis(5, 1)}, rank=2)
+    # As under a mask, bases of leaves that are not here do no harm.
+    update({"kernel": basis(5, 1), "elsewhere": basis(3, 1)})
+
+
+def test_injecting_leaves_the_program_as_it_was():
+    params = {"kernel": jnp.ones((6, 3))}
+    inject = optax.inject_hyperparams(dsbp_jax.dsbp, static_args=dsbp_jax.STATIC_ARGS)
+    tx = inject(learning_rate=0.1, rank=8)
+    state = tx.init(params)
+    assert dsbp_jax.bases(state) == {}
+    tx.update(params, state)  # without decay there is no need of params

@@ -65,7 +65,7 @@ def test_linen_variables_have_other_paths():
     _, activations = dsbp_jax.capture_activations(model.apply)(variables, X)
     tx = dsbp_jax.dsbp(0.1, 4, source="activation")
     params = variables["params"]
-    with pytest.raises(ValueError, match="nearest .* is 'params/Dense_0/kernel'"):
+    with pytest.raises(ValueError, match=r"nearest .* is 'params/Dense_0/kernel'"):
         tx.update(params, tx.init(params), params, activations=activations)
 
 

@@ -154,6 +154,64 @@ def test_energy_restricts_the_projection():
     np.testing.assert_allclose(updates["kernel"], np.diag([3.0, 2, 0, 0]), atol=1e-5)
 
 
+def test_a_layer_without_a_signal_is_not_projected():
+    """A random start says nothing about the layer, with or without energy."""
+    params = {"kernel": jnp.zeros((6, 5))}
+    grads = {"kernel": jax.random.normal(jax.random.key(0), (6, 5))}
+    silent = {"kernel": LayerActivations(None, jnp.zeros((8, 5)), jnp.int32(8))}
+    for energy in (None, 0.9):
+        tx = dsbp_jax.spectral_projection(2, source="activation", energy=energy)
+        state = tx.init(params)
+        updates, state = tx.update(grads, state, activations=silent)
+        np.testing.assert_array_equal(updates["kernel"], grads["kernel"])
+    tx = dsbp_jax.spectral_projection(2)
+    updates, _ = tx.update(grads, tx.init(params), refresh=False)
+    np.testing.assert_array_equal(updates["kernel"], grads["kernel"])
+
+
+def test_rank_above_the_rank_of_the_gradient_loses_nothing():
+    left, right = (jax.random.normal(jax.random.key(i), (80, 8)) for i in range(2))
+    grads = {"kernel": left @ right.T}
+    tx = dsbp_jax.spectral_projection(64)
+    updates, state = jax.jit(tx.update)(grads, tx.init(grads))
+    assert dsbp_jax.diagnostics(state)["kernel"].failures == 0
+    np.testing.assert_allclose(updates["kernel"], grads["kernel"], atol=1e-3)
+
+
+def test_every_use_of_a_kernel_counts():
+    rows = np.random.default_rng(0).standard_normal((2, 8, 5))
+    uses = {
+        name: LayerActivations(None, jnp.asarray(y, jnp.float32), jnp.int32(8))
+        for name, y in zip(("kernel", "kernel#1"), rows, strict=True)
+    }
+    # Another orientation of a tied weight has no rows in this space.
+    uses["kernel#2"] = LayerActivations(None, jnp.ones((8, 6)), jnp.int32(8))
+    params = {"kernel": jnp.ones((6, 5))}
+    tx = dsbp_jax.spectral_projection(2, source="activation", **EXACT)
+    _, state = tx.update(params, tx.init(params), activations=uses)
+    pooled = rows.reshape(16, 5)
+    values = np.linalg.eigvalsh(pooled.T @ pooled / 16)[::-1][:2]
+    np.testing.assert_allclose(
+        dsbp_jax.bases(state)["kernel"].values, values, rtol=1e-4
+    )
+
+
+def test_missing_gradients_pass_through():
+    params = {"w": jnp.ones((6, 5)), "v": jnp.ones((6, 5)), "b": jnp.ones(5)}
+    grads = {"w": params["w"], "v": None, "b": None}
+    for tx in (
+        dsbp_jax.spectral_projection(2),
+        dsbp_jax.add_spectral_decay(0.1, source="gradient"),
+        dsbp_jax.dsbp(0.1, 2, decay=0.1),
+    ):
+        state = tx.init(params)
+        updates, after = tx.update(grads, state, {**params, "call": jax.nn.relu})
+        assert updates["v"] is None
+        assert updates["b"] is None
+        info = dsbp_jax.diagnostics(after)
+        assert (info["w"].refreshes, info["v"].refreshes) == (1, 0)
+
+
 def test_leaves_outside_the_layout_keep_their_gradient():
     layout = dsbp_jax.Layout((("dense", models.LAYOUT["dense"]),))
     params = models.params()
@@ -186,7 +244,11 @@ def test_wide_gradients_keep_dtype_and_track_in_float32():
         ({"side": "left"}, "side must be one of 'input', 'output', 'both'"),
         ({"refresh_every": 0}, "refresh_every must be an int of at least 1, got 0"),
         ({"num_blocks": 1}, "num_blocks must be an int of at least 2, got 1"),
-        ({"tolerance": -1.0}, "tolerance must be a finite number of at least 0"),
+        ({"tolerance": -1.0}, r"tolerance must be a number in \[0, 1\], got -1.0"),
+        ({"residual": np.float32(1.5)}, r"residual must be a number in \[0, 1\]"),
+        ({"residual": jnp.array(-1.0)}, r"residual must be a number in \[0, 1\]"),
+        ({"seed": 1.5}, "seed must be an int of at least 0, got 1.5"),
+        ({"layout": "HWIO"}, "layout must be a dsbp_jax.Layout, a function .* 'HWIO'"),
         ({"energy": 0.0}, r"energy must be a number in \(0, 1\], got 0.0"),
     ],
 )
@@ -195,6 +257,14 @@ def test_bad_arguments(arguments, message):
         dsbp_jax.spectral_projection(**{"rank": 2, **arguments})
     with pytest.raises(ValueError, match=message):
         dsbp_jax.dsbp(0.1, **{"rank": 2, **arguments})
+
+
+def test_numpy_numbers_are_numbers():
+    tx = dsbp_jax.dsbp(
+        0.1, np.int64(2), residual=np.float32(0.5), num_blocks=np.int32(2)
+    )
+    params = {"kernel": jnp.ones((6, 5))}
+    tx.update(params, tx.init(params), refresh=np.bool_(True))
 
 
 def test_bad_activations():

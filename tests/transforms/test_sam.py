@@ -73,6 +73,25 @@ def test_composes_with_dsbp():
     assert models.loss_fn(params) < 0.05 * models.loss_fn(models.params())
 
 
+@pytest.mark.parametrize("scale", [1e-24, 1e22])
+def test_perturbs_by_rho_at_any_scale(scale):
+    quadratic = lambda w: 0.5 * scale * jnp.sum(w**2)
+    estimate = dsbp_jax.sam_value_and_grad(jax.value_and_grad(quadratic), 0.5)
+    _, grads = estimate(jnp.array([3.0, 4.0]))
+    np.testing.assert_allclose(grads / scale, [3.3, 4.4], rtol=1e-5)
+
+
+def test_leaves_without_a_gradient_stay():
+    def value_and_grad(model, x):
+        value, grad = jax.value_and_grad(lambda w: model["f"](w * x))(model["w"])
+        return value, {"f": None, "w": grad}
+
+    model = {"f": lambda y: y**2, "w": jnp.float32(1)}
+    _, grads = dsbp_jax.sam_value_and_grad(value_and_grad, 0.5)(model, 2.0)
+    assert grads["f"] is None
+    np.testing.assert_allclose(grads["w"], 12.0)
+
+
 def test_bad_arguments():
     for rho in (-1.0, float("nan"), "big"):
         with pytest.raises(ValueError, match="rho must be a finite number of at least"):

@@ -1,0 +1,103 @@
+"""Checks of arguments: one clear line that names argument, value, and choices."""
+
+import math
+import numbers
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def positive_int(
+    name: str, value: Any, minimum: int = 1, maximum: int | None = None
+) -> int:
+    """The value as an int of at least `minimum`, or a ValueError.
+
+    Example:
+      >>> positive_int("rank", 0)
+      Traceback (most recent call last):
+      ...
+      ValueError: rank must be an int of at least 1, got 0
+    """
+    hint = ""
+    accepted = f"of at least {minimum}"
+    if maximum is not None:
+        accepted = f"between {minimum} and {maximum}"
+    if isinstance(value, jax.core.Tracer):
+        hint = "; under optax.inject_hyperparams pass static_args=dsbp_jax.STATIC_ARGS"
+    elif not isinstance(value, bool | np.bool_):
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = minimum - 1
+        if minimum <= number and (maximum is None or number <= maximum):
+            return number
+    raise ValueError(f"{name} must be an int {accepted}, got {value!r}{hint}")
+
+
+def _number(name: str, value: Any, accepted: str, is_accepted: Any) -> Any:
+    """The value if it is a scalar that is accepted; tracers are taken on trust."""
+    if isinstance(value, jax.core.Tracer):
+        return value
+    scalar = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if isinstance(value, jax.Array | np.ndarray):
+        scalar = value.ndim == 0 and np.issubdtype(value.dtype, np.number)
+    if not scalar or not is_accepted(float(value)):
+        raise ValueError(f"{name} must be {accepted}, got {value!r}")
+    return value
+
+
+def in_unit_interval(name: str, value: Any, *, open_left: bool = False) -> Any:
+    """The value if it lies in [0, 1], or in (0, 1]; tracers are taken on trust.
+
+    Example:
+      >>> in_unit_interval("residual", 1.5)
+      Traceback (most recent call last):
+      ...
+      ValueError: residual must be a number in [0, 1], got 1.5
+    """
+    interval = "(0, 1]" if open_left else "[0, 1]"
+    inside = lambda x: 0 <= x <= 1 and not (open_left and x == 0)
+    return _number(name, value, f"a number in {interval}", inside)
+
+
+def non_negative(name: str, value: Any) -> Any:
+    """The value if it is a finite number of at least 0; tracers are taken on trust.
+
+    Example:
+      >>> non_negative("decay", -1.0)
+      Traceback (most recent call last):
+      ...
+      ValueError: decay must be a finite number of at least 0, got -1.0
+    """
+    accepted = "a finite number of at least 0"
+    return _number(name, value, accepted, lambda x: 0 <= x < math.inf)
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    """The value if it is among the choices, or a ValueError.
+
+    Example:
+      >>> one_of("side", "left", ("input", "output"))
+      Traceback (most recent call last):
+      ...
+      ValueError: side must be one of 'input', 'output', got 'left'
+    """
+    if not isinstance(value, str) or value not in choices:
+        names = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {names}, got {value!r}")
+    return value
+
+
+def is_static(value: Any, number: float) -> bool:
+    """Whether a hyperparameter is a Python number equal to `number`.
+
+    What is known when the program is built may shape it; an array may not.
+
+    Example:
+      >>> is_static(1, 1.0), is_static(np.float32(1), 1.0)
+      (True, False)
+    """
+    return isinstance(value, int | float) and value == number

@@ -187,6 +187,9 @@ class _AlongTree:
             product = self.product(*self.functions, params, tangent, args)
             return ravel_pytree(product)[0].astype(jnp.float32)
 
+        if v.shape[1] == 1:
+            # A batch of one would still turn convolutions into grouped ones.
+            return one_column(v[:, 0])[:, None]
         return jax.vmap(one_column, in_axes=1, out_axes=1)(v)
 
 

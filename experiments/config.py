@@ -96,7 +96,8 @@ class ProbeConfig:
     """Images in the batch; 0 switches the measurements off."""
 
     hessian_steps: int = 10
-    """Lanczos steps for the top Hessian eigenvalue; 0 leaves it out."""
+    """Lanczos restarts for the top Hessian eigenvalue, of two products each, at the
+    most; 0 leaves it out."""
 
     def __post_init__(self):
         """Checks every value."""

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from experiments import data, optimizers, runs
 from experiments.config import Config
-from experiments.probes import Probe
+from experiments.probes import Probe, Seen
 from experiments.steps import Classifier, Trainer, TrainState
 
 WINDOW = 50  # steps between two looks at the loss
@@ -128,14 +128,14 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
     if config.probe.batch_size:
         probe = Probe(trainer.classifier, config, dataset.train)
     state = trainer.init(config.seed)
-    vectors = probe.init(state) if probe else {}
+    seen = probe.init(state) if probe else None
 
     checkpoints = runs.Checkpoints(run.path / "checkpoints")
     last = checkpoints.latest()
     run.truncate(last)
     if last is not None:
-        restored = checkpoints.restore(last, **_items(state, vectors))
-        rest, vectors = restored["rest"]
+        restored = checkpoints.restore(last, **_items(state, seen))
+        rest, seen = restored["rest"]
         state = rest._replace(params=restored["params"])
     # Time goes on from where an interrupted run was.
     began = time.perf_counter() - max([r["seconds"] for r in run.records()], default=0)
@@ -143,7 +143,7 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
     progress.advance(task, int(state.step))
 
     def evaluate(epoch: int, training: dict[str, float] | None) -> None:
-        nonlocal vectors
+        nonlocal seen
         validation = trainer.evaluate(state, dataset.validation)
         if not math.isfinite(validation["loss"]):
             raise Diverged(
@@ -151,7 +151,7 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
                 f"{int(state.step)} (epoch {epoch}); try a lower "
                 f"optimizer.learning_rate than {config.optimizer.peak:g}"
             )
-        measured, vectors = probe(state, vectors) if probe else (None, vectors)
+        measured, seen = probe(state, seen) if probe else (None, seen)
         run.log(
             {
                 "epoch": epoch,
@@ -163,7 +163,7 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
                 "probe": measured,
             }
         )
-        checkpoints.save(int(state.step), **_items(state, vectors))
+        checkpoints.save(int(state.step), **_items(state, seen))
 
     if last is None:
         evaluate(0, None)
@@ -184,6 +184,6 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
     run.log({"epoch": config.epochs, "step": int(state.step), "test": test})
 
 
-def _items(state: TrainState, vectors: dict[str, jax.Array]) -> dict[str, Any]:
+def _items(state: TrainState, seen: Seen | None) -> dict[str, Any]:
     """A state as the items of a checkpoint."""
-    return {"params": state.params, "rest": (state._replace(params=None), vectors)}
+    return {"params": state.params, "rest": (state._replace(params=None), seen)}

@@ -8,7 +8,7 @@ into training.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,19 @@ from experiments.config import Config
 from experiments.steps import Classifier, TrainState
 
 MAX_ROWS = 8192  # of a layer's response; a convolution has many more
-Vectors = dict[str, jax.Array]
+TOLERANCE = 0.01  # relative change of the top Hessian eigenvalue at which it is found
+
+
+class Seen(NamedTuple):
+    """What a measurement leaves for the next one.
+
+    Attributes:
+      layers: The eigenvectors of each layer, by path; zeros before the first.
+      hessian: The top eigenpair of the Hessian, or None where it is not measured.
+    """
+
+    layers: dict[str, jax.Array]
+    hessian: linalg.EigenBasis | None
 
 
 class Probe:
@@ -41,43 +53,58 @@ class Probe:
         size = min(config.probe.batch_size, len(split))
         chosen = np.random.default_rng(0).choice(len(split), size, replace=False)
         self._batch = split.take(np.sort(chosen))
-        self._measure = jax.jit(self._measure)
+        self._measure = jax.jit(self._measure_layers)
+        self._refresh = jax.jit(self._refresh_hessian)
 
-    def init(self, state: TrainState) -> Vectors:
-        """What stands for the eigenvectors before the first measurement: zeros."""
+    def init(self, state: TrainState) -> Seen:
+        """What stands for the last measurement before the first."""
         shapes = jax.eval_shape(
             self._bases, state.params, state.rest, self._batch.images
         )
-        return {p: jnp.zeros(b.vectors.shape) for p, b in shapes.items()}
+        layers = {path: jnp.zeros(b.vectors.shape) for path, b in shapes.items()}
+        if not self.hessian_steps:
+            return Seen(layers, None)
+        dim = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        return Seen(layers, linalg.init_basis(dim, 1, key=jax.random.key(0)))
 
-    def __call__(
-        self, state: TrainState, previous: Vectors
-    ) -> tuple[dict[str, Any], Vectors]:
+    def __call__(self, state: TrainState, seen: Seen) -> tuple[dict[str, Any], Seen]:
         """Measures a state.
 
         Args:
           state: The state of training.
-          previous: The eigenvectors of the last measurement, or `init`'s zeros.
+          seen: What the last measurement left, or `init`.
 
         Returns:
-          A record that JSON can hold, and the eigenvectors for the next time. In
+          A record that JSON can hold, and what to give the next measurement. In
           the record `layers` has for each kernel its `values` (descending),
           `captured` (their share of the trace), `drift` (the share of what they
           capture that the last eigenspace would have missed, 0 to 1; null the
           first time) and `angle` (between the leading eigenvectors, in degrees);
           `hessian` is the top eigenvalue.
         """
-        measured, vectors = self._measure(
-            state.params, state.rest, self._batch.images, self._batch.labels, previous
-        )
-        measured = jax.tree.map(_to_json, jax.device_get(measured))
-        layers = measured["layers"]
-        measured["layers"] = {path: layers[path] for path in self._order}
-        first = not any(np.any(old) for old in jax.device_get(previous).values())
-        if first:
-            for layer in measured["layers"].values():
+        images, labels = self._batch.images, self._batch.labels
+        layers, vectors = self._measure(state.params, state.rest, images, seen.layers)
+        layers = jax.tree.map(_to_json, jax.device_get(layers))
+        record: dict[str, Any] = {
+            "layers": {path: layers[path] for path in self._order}
+        }
+        if not any(np.any(old) for old in jax.device_get(seen.layers).values()):
+            for layer in layers.values():
                 layer |= {"drift": None, "angle": None}
-        return measured, vectors
+        hessian = seen.hessian
+        if hessian is not None:
+            # The loop is the host's: inside one of XLA's, convolutions on a CPU take
+            # over ten times as long.
+            for _ in range(self.hessian_steps):
+                before = hessian.values
+                hessian = self._refresh(
+                    state.params, state.rest, images, labels, hessian
+                )
+                change = jnp.abs(hessian.values - before)
+                if jnp.all(change <= TOLERANCE * jnp.abs(hessian.values)):
+                    break
+            record["hessian"] = _to_json(np.asarray(hessian.values[0]))
+        return record, Seen(vectors, hessian)
 
     def _bases(
         self, params: Any, rest: Any, images: jax.Array
@@ -94,25 +121,24 @@ class Probe:
             path: solve(*layer.rows("output")) for path, layer in activations.items()
         }
 
-    def _measure(
+    def _measure_layers(
+        self, params: Any, rest: Any, images: jax.Array, seen: dict[str, jax.Array]
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        bases = self._bases(params, rest, images)
+        layers = {path: _describe(basis, seen[path]) for path, basis in bases.items()}
+        return layers, {path: basis.vectors for path, basis in bases.items()}
+
+    def _refresh_hessian(
         self,
         params: Any,
         rest: Any,
         images: jax.Array,
         labels: jax.Array,
-        previous: Vectors,
-    ) -> tuple[dict[str, Any], Vectors]:
-        bases = self._bases(params, rest, images)
-        layers = {p: _describe(basis, previous[p]) for p, basis in bases.items()}
-        measured: dict[str, Any] = {"layers": layers}
-        if self.hessian_steps:
-            loss = lambda *args: self.classifier.loss(*args, mode="eval")[0]
-            operator = linalg.hessian(loss, params, rest, images, labels)
-            start = jax.random.normal(jax.random.key(0), (operator.dim,))
-            steps = min(self.hessian_steps, operator.dim)
-            krylov = linalg.lanczos(operator, start, steps)
-            measured["hessian"] = jnp.linalg.eigvalsh(krylov.tridiagonal())[-1]
-        return measured, {path: basis.vectors for path, basis in bases.items()}
+        basis: linalg.EigenBasis,
+    ) -> linalg.EigenBasis:
+        loss = lambda *args: self.classifier.loss(*args, mode="eval")[0]
+        operator = linalg.hessian(loss, params, rest, images, labels)
+        return linalg.refresh_basis(operator, basis)
 
 
 def _covariance_basis(

@@ -1,7 +1,12 @@
-"""Fashion-MNIST with an MLP, or a CNN.
+"""Fashion-MNIST with an MLP.
 
-python -m experiments.train fashion_mnist --data-dir DIR
-python -m experiments.train fashion_mnist --data-dir DIR --model.name cnn
+    python -m experiments.train fashion_mnist --data-dir DIR
+
+Test accuracy 89.1 % in 52 seconds on two CPU cores. With the CNN,
+
+    python -m experiments.train fashion_mnist --data-dir DIR --model.name cnn --epochs 6
+
+reaches 92.0 % in 16 minutes on two cores that other programs shared.
 """
 
 from experiments.config import Config, DataConfig
@@ -9,8 +14,4 @@ from experiments.config import Config, DataConfig
 
 def config() -> Config:
     """The experiment."""
-    return Config(
-        data=DataConfig("fashion_mnist"),
-        epochs=10,
-        batch_size=128,
-    )
+    return Config(data=DataConfig("fashion_mnist"), epochs=10, batch_size=128)

@@ -12,11 +12,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments import cli
 from experiments.bench import engine, projection
 
 BENCHMARKS = {"engine": engine.run, "projection": projection.run}
 
 
+@cli.single_threaded_lapack
 def main(
     name: Annotated[
         Literal["engine", "projection", "all"], tyro.conf.Positional

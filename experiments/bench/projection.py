@@ -43,13 +43,23 @@ def update_cost(periods: int = 6) -> list[dict[str, Any]]:
     }
     runs = {}
     for name, tx in transforms.items():
-        # The updates overwrite the donated gradients, as inside a training step.
-        step = lambda carry, tx=tx: tx.update(carry[0], carry[1], params)
+        # State and updates live in donated buffers; the gradient is the same always.
+        step = lambda carry, grads, tx=tx: tx.update(grads, carry[1], params)
         copy = jax.tree.map(jnp.copy, grads)
-        runs[name] = Stateful(step, (copy, tx.init(params)))
+        runs[name] = Stateful(step, (copy, tx.init(params)), grads)
     times = interleave(runs, periods * EVERY)
     reference = float(np.mean(times["adam"]))
-    return [_stats(name, seconds, reference) for name, seconds in times.items()]
+    rows = [_stats(name, seconds, reference) for name, seconds in times.items()]
+    floor = _product_floor()
+    return [*rows, _stats("floor: two products at rank 64", floor, reference)]
+
+
+def _product_floor(rounds: int = 10) -> np.ndarray:
+    """Seconds of the projection's arithmetic at the speed of a large product."""
+    square = jax.random.normal(jax.random.key(2), (WIDTH, WIDTH))
+    product = jax.jit(jnp.matmul)
+    seconds = interleave({"product": lambda: product(square, square)}, rounds)
+    return seconds["product"] * 2 * RANK / WIDTH
 
 
 def step_cost(periods: int = 4, batch: int = 512) -> list[dict[str, Any]]:

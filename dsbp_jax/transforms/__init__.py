@@ -1,7 +1,8 @@
 """Optax gradient transformations on eigenbases, and the state they share.
 
-`tracking` keeps one `SpectralState` fresh and `reading` finds it in any optimizer
-state; `projection`, `decay` and the ready optimizer `dsbp` use it. `sam` is an
+`tracking` keeps one `SpectralState` fresh (`signals` is what its bases follow) and
+`reading` finds it in any optimizer state; `projection`, `decay` and the ready
+optimizer `dsbp` of `alias` use it, under any mesh by `sharding`. `sam` is an
 estimator of gradients, not a transformation. Nothing here looks at a model: what a
 kernel means comes in as a `Layout`, what it saw as activations.
 """

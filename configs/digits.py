@@ -2,8 +2,8 @@
 
     python -m experiments.train
 
-Test accuracy 96.7 % (360 images) in 15 seconds on two CPU cores, imports,
-compilation, probes and report included.
+Test accuracy 96.4 % (360 images; 96.9 ± 0.1 % over five seeds) in 18 seconds on two
+CPU cores, imports, compilation, probes and report included.
 """
 
 from experiments.config import Config

@@ -147,7 +147,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row of the table as text."""
     return (
         row.name + (f" ({row.diverged} diverged)" if row.diverged else ""),
-        f"{row.learning_rate:g}" + (" (edge)" if row.at_edge else ""),
+        f"{row.learning_rate:g}" + (" *" if row.at_edge else ""),
         _percent(row.mean, row.error),
         _percent(row.difference, row.difference_error, sign="+"),
         "" if row.p_value is None else f"{row.p_value:.3f}",
@@ -178,7 +178,7 @@ def note(rows: Sequence[Row], evaluations: int, *, tuned: bool) -> str:
         f"run; difference and paired t-test against {rows[0].name}. "
     )
     if any(row.at_edge for row in rows):
-        text += "A rate at the edge of its grid may not be the best. "
+        text += "* at the edge of its grid, so another rate may be better. "
     return text + (
         "Learning rates were chosen on the validation split."
         if tuned

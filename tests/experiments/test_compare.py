@@ -162,7 +162,7 @@ def test_rows_pair_by_seed():
     assert (second.at_edge, second.steps, second.diverged) == (True, 5, 1)
     assert compare.cells(second)[:4] == (
         "sam (1 diverged)",
-        "0.3 (edge)",
+        "0.3 *",
         "68.33 ± 6.01",
         "+8.33 ± 1.67",
     )

@@ -1,11 +1,19 @@
 """Spectral training for JAX: one fresh eigenbasis per layer, used everywhere.
 
 `linalg` keeps eigenbases of operators, `layers` finds what a model's kernels
-meet, `transforms` are Optax gradient transformations on both. Public names are
-re-exported here; those of `linalg` stay behind their prefix.
+meet, `transforms` are Optax gradient transformations on both, `backprop` makes the
+gradient itself cheaper. Public names are re-exported here; those of `linalg` stay
+behind their prefix.
 """
 
 from dsbp_jax import linalg as linalg
+from dsbp_jax.backprop import (
+    Frame as Frame,
+    SpectralBackprop as SpectralBackprop,
+    SpectralCoordinates as SpectralCoordinates,
+    spectral_backprop as spectral_backprop,
+    spectral_coordinates as spectral_coordinates,
+)
 from dsbp_jax.layers import (
     LayerActivations as LayerActivations,
     Layout as Layout,

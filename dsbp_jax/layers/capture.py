@@ -12,8 +12,9 @@ from dsbp_jax.checks import positive_int
 from dsbp_jax.layers import primitives
 from dsbp_jax.layers.activations import LayerActivations
 from dsbp_jax.layers.finder import array_leaves, trace
-from dsbp_jax.layers.rewrite import Bind, evaluate
+from dsbp_jax.layers.rewrite import evaluate
 from dsbp_jax.layers.sites import Site
+from dsbp_jax.layers.thin import Product
 
 _SIDES = ("inputs", "outputs")
 
@@ -83,14 +84,14 @@ def capture_activations(
             )
 
         def visit(
-            site: Site, bind: Bind, x: jax.Array, w: jax.Array, extra: Any
+            product: Product, x: jax.Array, w: jax.Array, extra: Any
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            y = bind(x, w)
+            y, site = product(x, w), product.site
             found = {}
             if "inputs" in sides:
-                found["inputs"] = _subsample(site.inputs.to_rows(x), limit)
+                found["inputs"] = subsample(site.inputs.to_rows(x), limit)
             if "outputs" in sides:
-                found["outputs"] = _subsample(site.outputs.to_rows(y), limit)
+                found["outputs"] = subsample(site.outputs.to_rows(y), limit)
             if site.conditional:
                 rows = found[sides[-1]]
                 found["valid"] = jnp.ones((*rows.shape[:-1], 1), jnp.int32)
@@ -112,7 +113,7 @@ def _activations(
 ) -> LayerActivations:
     """The visits of one site as `LayerActivations`."""
     found = {
-        name: _subsample(site.gather(stacked), limit) for name, stacked in found.items()
+        name: subsample(site.gather(stacked), limit) for name, stacked in found.items()
     }
     if "valid" in found:
         count = jnp.sum(found["valid"], axis=(-2, -1), dtype=jnp.int32)
@@ -122,7 +123,7 @@ def _activations(
     return LayerActivations(found.get("inputs"), found.get("outputs"), count)
 
 
-def _subsample(rows: jax.Array, limit: int | None) -> jax.Array:
+def subsample(rows: jax.Array, limit: int | None) -> jax.Array:
     """At most `limit` of the rows of `rows`, shape `(*batch, n, d)`."""
     number = rows.shape[-2]
     if limit is None or number <= limit:

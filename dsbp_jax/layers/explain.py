@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dsbp_jax.checks import positive_int
 from dsbp_jax.layers.finder import trace
 from dsbp_jax.layers.sites import Site
+from dsbp_jax.layers.sketching import sketch_flops, why_plain
 from dsbp_jax.layers.views import Layout, MatrixView, guess_view
 
 # Per matrix and side a transform holds vectors (d, k), values (k), a trace, and
@@ -205,32 +206,9 @@ def explain(
     return Explanation(tuple(reports))
 
 
-def sketch_flops(site: Site, rank: int) -> tuple[int, int]:
-    """Multiply-adds of a site's weight gradient.
-
-    Args:
-      site: The site.
-      rank: Columns `q` of the sketch.
-
-    Returns:
-      Those of the plain gradient, and of one sketched on the input side.
-    """
-    batch, taps, d_in, d_out = _sizes(site)
-    n_in, n_out = (
-        operand.num_rows * site.repeats for operand in (site.inputs, site.outputs)
-    )
-    plain = n_out * taps * d_in * d_out
-    sketched = n_in * d_in * rank + taps * rank * d_out * (n_out + d_in)
-    return batch * plain, batch * sketched
-
-
-def _sizes(site: Site) -> tuple[int, int, int, int]:
-    *batch, taps, d_in, d_out = site.view.matrix_shape(site.shape)
-    return math.prod(batch), taps, d_in, d_out
-
-
 def _matched(site: Site, rank: int, other_uses: Iterable[str]) -> LeafReport:
-    batch, _, d_in, d_out = _sizes(site)
+    *stack, _, d_in, d_out = site.view.matrix_shape(site.shape)
+    batch = math.prod(stack)
     plain, sketched = sketch_flops(site, rank)
     saved = 1 - sketched / plain if plain else 0.0
     rows = site.outputs.num_rows * site.repeats
@@ -261,21 +239,8 @@ def _matched(site: Site, rank: int, other_uses: Iterable[str]) -> LeafReport:
         ranks,
         (numbers_in * _NUMBER_BYTES, numbers_out * _NUMBER_BYTES),
         saved,
-        _no_sketch(site, rank, d_in, saved),
+        why_plain(site, rank),
     )
-
-
-def _no_sketch(site: Site, rank: int, d_in: int, saved: float) -> str:
-    """Why the weight gradient of a site would not be computed through a sketch."""
-    if site.rule:
-        return f"inside {site.rule}"
-    if site.weight.frozen:
-        return "no gradient"
-    if site.name != site.path:
-        return "further use"
-    if rank >= d_in:
-        return f"rank {rank} ≥ d_in {d_in}"
-    return "would cost more" if saved <= 0 else ""
 
 
 def _alone(leaf: jax.ShapeDtypeStruct, reasons: Sequence[str]) -> str:

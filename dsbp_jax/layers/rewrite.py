@@ -15,9 +15,9 @@ import jax
 from dsbp_jax.layers import primitives
 from dsbp_jax.layers.finder import Trace
 from dsbp_jax.layers.sites import Site
+from dsbp_jax.layers.thin import Product
 
-Bind = Callable[[jax.Array, jax.Array], jax.Array]
-Visit = Callable[[Site, Bind, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+Visit = Callable[[Product, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 _Plan = dict[int, Any]  # equation or branch index -> Site or a nested plan
 _Collected = dict[str, Any]
 
@@ -32,10 +32,11 @@ def evaluate(
 ) -> tuple[list[Any], _Collected]:
     """Runs a traced function with `visit` in place of its sites.
 
-    `visit(site, bind, x, w, extra)` is called with the operands of the site's
-    equation as they are, input first, and returns its result and a pytree of
-    arrays to collect (or None). `bind(x, w)` runs the equation itself, all its
-    parameters kept. `visit` must be pure: branches are traced twice.
+    `visit(product, x, w, extra)` is called with the operands of the site's equation
+    as they are, input first, and returns its result and a pytree of arrays to
+    collect (or None). `product(x, w)` runs the equation itself, all its parameters
+    kept; `product.site` says which it is. `visit` must be pure: branches are traced
+    twice.
 
     Args:
       trace: What `finder.trace` found.
@@ -147,14 +148,9 @@ class _Interpreter:
         extras: Mapping[str, Any],
     ) -> _Results:
         """Hands one equation to the visitor."""
-        swapped = site.position == 0
-
-        def bind(x: jax.Array, w: jax.Array) -> jax.Array:
-            (result,) = primitives.bind(equation, (w, x) if swapped else (x, w))
-            return result
-
-        x, w = values[::-1] if swapped else values
-        result, found = self.visit(site, bind, x, w, extras.get(site.name))
+        x, w = values[::-1] if site.position == 0 else values
+        extra = extras.get(site.name)
+        result, found = self.visit(Product(site, equation), x, w, extra)
         return [result], {} if found is None else {site.name: found}
 
     def inside(

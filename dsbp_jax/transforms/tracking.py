@@ -158,8 +158,16 @@ class Tracker:
                 ranks[side] = min(self.rank, dim)
         return ranks
 
-    def init(self, params: Any) -> SpectralState:
-        """Random orthonormal bases for every leaf to be tracked."""
+    def init(self, params: Any, *, key: jax.Array | None = None) -> SpectralState:
+        """Random orthonormal bases for every leaf to be tracked.
+
+        Args:
+          params: The params.
+          key: Of the random start; by default that of `seed`.
+
+        Returns:
+          A state.
+        """
         count = jnp.zeros((), jnp.int32)
         if _is_placeholder(params):
             return SpectralState(count, jnp.zeros(()))  # type: ignore[arg-type]
@@ -168,9 +176,13 @@ class Tracker:
         for path, view in self.views(params).items():
             shape = view.matrix_shape(leaves[path].shape)
             for side, rank in self.sides(shape).items():
-                start = functools.partial(_start, shape, side, rank)
-                key = jax.random.key(self.seed ^ zlib.crc32(f"{side}/{path}".encode()))
-                tracked.setdefault(side, {})[path] = start(key)
+                name = zlib.crc32(f"{side}/{path}".encode())
+                own = (
+                    jax.random.key(self.seed ^ name)
+                    if key is None
+                    else jax.random.fold_in(key, name)
+                )
+                tracked.setdefault(side, {})[path] = _start(shape, side, rank, own)
         return SpectralState(count, tracked)
 
     def update(

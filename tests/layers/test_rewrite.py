@@ -20,24 +20,13 @@ def rewrite(fn, visit, params, *args, extras=None):
     return traced.unflatten(outputs), collected
 
 
-def plain(site, bind, x, w, extra):
-    return bind(x, w), None
+def plain(product, x, w, extra):
+    return product(x, w), None
 
 
-def sketch(site, bind, x, w, basis):
+def sketch(product, x, w, basis):
     """`y = xw` whose weight gradient is `B((xB)ᵀΔ)`: `w` moves along `BBᵀ`."""
-
-    @jax.custom_jvp
-    def product(x, w, basis):
-        return bind(x, w)
-
-    @product.defjvp
-    def product_jvp(primals, tangents):
-        (x, w, basis), (dx, dw, _) = primals, tangents
-        seen = jnp.matmul(jnp.matmul(x, basis), jnp.matmul(basis.mT, dw))
-        return bind(x, w), bind(dx, w) + seen
-
-    return product(x, w, basis), None
+    return product.sketched(x, w, basis, product.restrict(w, basis)), None
 
 
 def nested_branches(params, x):
@@ -87,9 +76,9 @@ def test_coordinates_replace_the_weight():
     basis = {"stacked": orthonormal(3, 4, 2), "shared": orthonormal(4, 2)}
     coordinates = {"stacked": normal(3, 2, 4, seed=3), "shared": normal(2, 4, seed=4)}
 
-    def visit(site, bind, x, w, extra):
+    def visit(product, x, w, extra):
         basis, coordinate = extra
-        y = bind(x, lax.stop_gradient(w))
+        y = product(x, lax.stop_gradient(w))
         return y + jnp.matmul(jnp.matmul(x, basis), coordinate), None
 
     extras = {name: (basis[name], coordinates[name]) for name in basis}
@@ -107,8 +96,8 @@ def test_extras_follow_a_stack_that_is_rearranged_before_the_loops():
     assert layout(model, params, X)["stacked"].batch_axes == (2,)
     marks = {"stacked": jnp.arange(6.0)[:, None, None] * jnp.ones((6, 1, 2))}
 
-    def visit(site, bind, x, w, extra):
-        return bind(x, w), extra
+    def visit(product, x, w, extra):
+        return product(x, w), extra
 
     _, collected = rewrite(model, visit, params, X, extras=marks)
     assert collected["stacked"].shape == (2, 3, 1, 2)
@@ -154,9 +143,9 @@ def test_a_users_rule_is_never_visited_by_default():
     product.defvjp(lambda x, w: (x @ w, (x, w)), lambda res, g: res)
     visited = []
 
-    def visit(site, bind, x, w, extra):
-        visited.append(site.name)
-        return bind(x, w), None
+    def visit(product, x, w, extra):
+        visited.append(product.site.name)
+        return product(x, w), None
 
     model = lambda p, x: product(x @ p["a"], p["b"])
     params = {"a": normal(4, 4), "b": normal(4, 4)}

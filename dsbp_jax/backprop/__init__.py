@@ -1,0 +1,18 @@
+"""Training steps that cost less: the projection inside the backward pass.
+
+Here lives whatever replaces `jax.value_and_grad`: `sketch` returns ordinary gradients
+through a sketch of each layer's inputs, `coordinates` trains kernels in the span of
+such a sketch only, `columns` keeps the columns of both. How a layer is found and its
+equation rewritten is `layers`' work, what follows the gradient is any Optax optimizer.
+"""
+
+from dsbp_jax.backprop.coordinates import (
+    Frame as Frame,
+    SpectralCoordinates as SpectralCoordinates,
+    spectral_coordinates as spectral_coordinates,
+)
+from dsbp_jax.backprop.sketch import (
+    SketchState as SketchState,
+    SpectralBackprop as SpectralBackprop,
+    spectral_backprop as spectral_backprop,
+)

@@ -1,0 +1,301 @@
+"""The columns behind which the inputs of a layer are put: some follow its inputs,
+some its gradient.
+
+The first are the leading eigenvectors of the layer's own input covariance, the
+others those of GGᵀ in what the first leave over; together they are orthonormal.
+Both are spectral states like those of the gradient transformations, kept by the
+same `Tracker`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax import checks, linalg
+from dsbp_jax.layers import (
+    LayerActivations,
+    Layout,
+    MatrixView,
+    capture_activations,
+    leaves_by_path,
+)
+from dsbp_jax.layers import primitives
+from dsbp_jax.layers.finder import trace
+from dsbp_jax.layers.sketching import sketched_sites
+from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis, Tracker
+
+
+class ColumnsState(NamedTuple):
+    """The columns of every layer that has some.
+
+    Attributes:
+      activation: Eigenbases of the input covariances.
+      gradient: Eigenbases of GGᵀ outside of the former.
+    """
+
+    activation: SpectralState
+    gradient: SpectralState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+    """How many columns follow what, and when they are refreshed; static.
+
+    Attributes:
+      rank: All columns.
+      tracking: Those that follow the gradient.
+      refresh_every: Steps between two refreshes in `update`.
+    """
+
+    rank: int
+    tracking: int
+    refresh_every: int = 1
+
+    def __post_init__(self) -> None:
+        """Validates every field."""
+        rank = checks.positive_int("rank", self.rank)
+        tracking = checks.positive_int("tracking", self.tracking, 0, rank)
+        every = checks.positive_int("refresh_every", self.refresh_every)
+        object.__setattr__(self, "rank", rank)
+        object.__setattr__(self, "tracking", tracking)
+        object.__setattr__(self, "refresh_every", every)
+
+    def _tracker(self, source: str, layout: Layout) -> Tracker | None:
+        ranks = {"activation": self.rank - self.tracking, "gradient": self.tracking}
+        if not ranks[source]:
+            return None
+        return Tracker(
+            rank=ranks[source],
+            source=source,
+            side="input",
+            refresh_every=self.refresh_every,
+            layout=layout,
+        )
+
+    def init(self, params: Any, layout: Layout, key: jax.Array) -> ColumnsState:
+        """Random columns for the leaves of a layout.
+
+        Args:
+          params: The parameters.
+          layout: The matrix view of each leaf that gets columns.
+          key: Of the random start.
+
+        Returns:
+          A state.
+        """
+        states = {}
+        for name, source_key in zip(
+            ColumnsState._fields, jax.random.split(key), strict=True
+        ):
+            tracker = self._tracker(name, layout)
+            states[name] = (
+                SpectralState(jnp.zeros((), jnp.int32), {})
+                if tracker is None
+                else tracker.init(params, key=source_key)
+            )
+        return ColumnsState(**states)
+
+    def update(
+        self,
+        state: ColumnsState,
+        params: Any,
+        layout: Layout,
+        *,
+        activations: Mapping[str, LayerActivations],
+        gradients: Any = None,
+        refresh: bool | None = None,
+    ) -> ColumnsState:
+        """Refreshes the columns that are due.
+
+        Args:
+          state: The columns.
+          params: The parameters, for their shapes.
+          layout: That of `init`.
+          activations: The inputs of each layer.
+          gradients: Exact gradients, shaped like the params; needed where columns
+            follow the gradient.
+          refresh: True for all, None for those that are due by the schedule.
+
+        Returns:
+          The new columns.
+        """
+        activation, gradient = state
+        tracker = self._tracker("activation", layout)
+        if tracker is not None:
+            views = tracker.views(params)
+            activation = tracker.update(
+                activation, params, views, activations=activations, refresh=refresh
+            )
+        tracker = self._tracker("gradient", layout)
+        if tracker is not None:
+            views = tracker.views(params)
+            bases = vectors(activation)
+            outside = map_paths(
+                lambda path, leaf: _outside(leaf, layout, bases, path), gradients
+            )
+            gradient = tracker.update(gradient, outside, views, refresh=refresh)
+            gradient = _orthogonal(gradient, bases)
+        return ColumnsState(activation, gradient)
+
+    def measure(
+        self,
+        loss_fn: Callable[..., Any],
+        state: ColumnsState,
+        params: Any,
+        layout: Layout,
+        args: tuple,
+        *,
+        has_aux: bool,
+    ) -> ColumnsState:
+        """Refreshes all columns from a batch, by one exact pass of the model.
+
+        Args:
+          loss_fn: The loss.
+          state: The columns.
+          params: The parameters.
+          layout: That of `init`.
+          args: The other arguments of the loss.
+          has_aux: Whether the loss returns a pair.
+
+        Returns:
+          The new columns.
+
+        Raises:
+          ValueError: The batch gives a layer fewer rows than columns that follow
+            its inputs.
+        """
+        if not layout:
+            return state
+        capture = capture_activations(loss_fn, which=("inputs",))
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            out, activations = capture(params, *args)
+            return require_scalar(out, has_aux), activations
+
+        if self.tracking:
+            gradients, activations = jax.grad(loss, has_aux=True)(params)
+        else:
+            gradients, (_, activations) = None, loss(params)
+        wanted = self.rank - self.tracking
+        for path in layout:
+            rows = activations[path].inputs.shape[-2]
+            if rows < wanted:
+                raise ValueError(
+                    f"args must give every layer at least {wanted} rows to refresh as "
+                    f"many columns; {path!r} sees {rows}"
+                )
+        return self.update(
+            state,
+            params,
+            layout,
+            activations=activations,
+            gradients=gradients,
+            refresh=True,
+        )
+
+
+def vectors(*states: SpectralState) -> dict[str, jax.Array]:
+    """Path to columns `(*batch, d_in, q)`, of several states side by side."""
+    parts: dict[str, list[jax.Array]] = {}
+    for state in states:
+        for path, entry in state.tracked.get("input", {}).items():
+            parts.setdefault(path, []).append(entry.basis.vectors)
+    return {
+        path: found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)
+        for path, found in parts.items()
+    }
+
+
+def find_layers(
+    loss_fn: Callable[..., Any], params: Any, args: tuple, columns: int, has_aux: bool
+) -> Layout:
+    """Traces a loss, and says which leaves get columns.
+
+    Args:
+      loss_fn: The loss.
+      params: Its parameters.
+      args: Its other arguments.
+      columns: How many.
+      has_aux: Whether the loss returns a pair.
+
+    Returns:
+      The view of each leaf whose weight gradient is cheaper so.
+
+    Raises:
+      ValueError: The loss is no scalar, or no leaf of params is used as a layer.
+    """
+    traced = trace(loss_fn, params, args, {})
+    out = traced.unflatten(map(primitives.aval, traced.body.jaxpr.outvars))
+    require_scalar(out, has_aux)
+    if not traced.sites:
+        raise ValueError(
+            f"params must hold the weights of a layer in loss_fn, got "
+            f"{len(traced.leaves)} array leaves that are none; "
+            "dsbp_jax.explain(loss_fn, params, *args) says why, leaf by leaf"
+        )
+    sites = sketched_sites(traced, columns)
+    return Layout(tuple((path, site.view) for path, site in sites.items()))
+
+
+def require_scalar(out: Any, has_aux: bool) -> Any:
+    """What a loss returned, if it is what it must be.
+
+    Args:
+      out: Arrays or their types.
+      has_aux: Whether it is a pair.
+
+    Returns:
+      The scalar.
+
+    Raises:
+      ValueError: It is none.
+    """
+    pair = isinstance(out, tuple) and len(out) == 2
+    value = out[0] if has_aux and pair else out
+    scalar = getattr(value, "shape", None) == ()
+    if has_aux > pair or not (scalar and jnp.issubdtype(value.dtype, jnp.floating)):
+        kind = "a pair of a floating-point scalar and anything, since has_aux=True"
+        if not has_aux:
+            kind = "a floating-point scalar, or with has_aux=True a pair of it and more"
+        shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), out)
+        raise ValueError(f"loss_fn must return {kind}, got shapes {shapes}")
+    return value
+
+
+def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """Applies `function(path, leaf)` to every leaf of a tree."""
+    leaves = [function(path, leaf) for path, leaf in leaves_by_path(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _outside(
+    gradient: jax.Array, layout: Layout, bases: Mapping[str, jax.Array], path: str
+) -> jax.Array:
+    """The part of a gradient outside of the columns of a leaf, float32."""
+    if path not in bases or path not in layout:
+        return gradient
+    view: MatrixView = layout[path]
+    matrix = view.to_matrix(gradient).astype(jnp.float32)
+    columns = bases[path][..., None, :, :]
+    matrix = matrix - columns @ (columns.mT @ matrix)
+    return view.from_matrix(matrix, gradient.shape)
+
+
+def _orthogonal(state: SpectralState, bases: Mapping[str, jax.Array]) -> SpectralState:
+    """Makes bases orthogonal to those of another state up to rounding."""
+
+    def clean(path: str, entry: TrackedBasis) -> TrackedBasis:
+        if path not in bases:
+            return entry
+        extend = linalg.extend_basis
+        for _ in bases[path].shape[:-2]:
+            extend = jax.vmap(extend)
+        columns = extend(bases[path], entry.basis.vectors)
+        return entry._replace(basis=entry.basis._replace(vectors=columns))
+
+    entries = state.tracked.get("input", {})
+    cleaned = {path: clean(path, entry) for path, entry in entries.items()}
+    return state._replace(tracked={**state.tracked, "input": cleaned})

@@ -1,0 +1,256 @@
+"""Spectral coordinates: kernels held as `W₀ + VS`, trained through S alone."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax import checks
+from dsbp_jax.backprop.columns import (
+    Columns,
+    ColumnsState,
+    find_layers,
+    map_paths,
+    require_scalar,
+    vectors,
+)
+from dsbp_jax.layers import Layout, leaves_by_path
+from dsbp_jax.layers.finder import array_leaves, trace
+from dsbp_jax.layers.rewrite import evaluate
+from dsbp_jax.layers.thin import Product
+from dsbp_jax.transforms.transport import Coordinate, Rule, transport_moments
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What the coordinates stand on; changes at a fold only.
+
+    Attributes:
+      kernels: Canonical path to `W₀`, in the shape and dtype of the parameter.
+      columns: The columns V of every such leaf.
+      layout: The matrix view of every such leaf; static.
+    """
+
+    kernels: dict[str, jax.Array]
+    columns: ColumnsState
+    layout: Layout = dataclasses.field(metadata={"static": True})
+
+
+class SpectralCoordinates(NamedTuple):
+    """Training in spectral coordinates: four pure functions.
+
+    Attributes:
+      init: `init(params, *args, key=key) -> (coords, frame)`; `args` as the loss gets
+        them, a batch of the size to come.
+      value_and_grad: `value_and_grad(coords, frame, *args) -> (value, grads)`, grads
+        for the coordinates; with `has_aux` the first is `(value, aux)`.
+      fold: `fold(coords, frame, opt_state, *args, steps=None) -> (coords, frame,
+        opt_state)`: folds S into W₀, refreshes V on a batch (a part of the step's will
+        do), and moves the optimizer's moments. With `weight_decay`, `steps` is the
+        number of steps since the last fold.
+      merge: `merge(coords, frame) -> params`.
+    """
+
+    init: Callable[..., tuple[Any, Frame]]
+    value_and_grad: Callable[..., tuple[Any, Any]]
+    fold: Callable[..., tuple[Any, Frame, Any]]
+    merge: Callable[[Any, Frame], Any]
+
+
+def spectral_coordinates(
+    loss_fn: Callable[..., Any],
+    rank: int = 64,
+    *,
+    tracking: int | None = None,
+    weight_decay: float = 0.0,
+    has_aux: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
+    transport: Mapping[str, Rule] | None = None,
+) -> SpectralCoordinates:
+    """Trains kernels as `W₀ + VS`, with gradients, state and updates of S alone.
+
+    Between two folds a layer moves in the span of V only, so its weight gradient is
+    `VᵀG = (XV)ᵀΔ`, of shape `(k, d_out)`, and that is also the size of whatever the
+    optimizer keeps and writes. The loss is that of `W = W₀ + VS` exactly, and so are
+    all its derivatives by S. Which leaves are held so is decided as in
+    `spectral_backprop`; all others are trained whole.
+
+    `fold` every so many steps (20 to 50 do well): it takes one exact gradient of the
+    batch it is given, so a part of a batch makes it cheap.
+
+    An optimizer that keeps averages of parameters or factors of moments is refused at
+    the fold. One that reads the parameters' norms (LARS, LAMB) would see those of S,
+    and its state does not give it away: do not use it here.
+
+    Args:
+      loss_fn: `loss_fn(params, *args)`, a floating-point scalar; a pair of it and
+        anything with `has_aux`.
+      rank: Columns of V.
+      tracking: Those that follow the gradient; `rank // 2` by default. The others
+        follow the layer's inputs.
+      weight_decay: Decoupled decay of the folded kernels: each step shrinks them by
+        this factor, learning rate times coefficient, done at the fold as
+        `(1 − weight_decay)^steps`. On S an optimizer's own decay would only pull the
+        kernel back to the last fold.
+      has_aux: As in `jax.value_and_grad`.
+      betas: Decay rates of the optimizer's first and second moments, for their bias
+        correction when they move.
+      transport: How fields of the optimizer's state move that are none of `mu`,
+        `trace`, `ema`, `acc_grads` and `nu`: field name to `"first"`, `"second"`,
+        `"keep"` or a function `(moment, rotation) -> moment`.
+
+    Returns:
+      The four functions. Coordinates have the structure of the params; S has shape
+      `(*batch, [window,] rank, d_out)` and at least float32.
+
+    Raises:
+      ValueError: An argument does not fit. When called: `loss_fn` returns no scalar,
+        no leaf of params is the weight of a layer, the batch of a fold has fewer rows
+        than columns, or the optimizer cannot work on coordinates.
+
+    References:
+      Muthuraman, Dynamic Spectral Backpropagation, 2025 (arXiv 2505.23369), for the
+      cost O(k·d) per layer; Robert et al., LDAdam, ICLR 2025, for the moments.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> loss_fn = lambda params, x: jnp.mean((x @ params["kernel"]) ** 2)
+      >>> params = {"kernel": jnp.ones((64, 32))}
+      >>> x = jax.random.normal(jax.random.key(0), (128, 64))
+      >>> training = spectral_coordinates(loss_fn, rank=8)
+      >>> coords, frame = training.init(params, x, key=jax.random.key(1))
+      >>> coords["kernel"].shape
+      (8, 32)
+      >>> tx = optax.adam(1e-2)
+      >>> opt_state = tx.init(coords)
+      >>> value, grads = jax.jit(training.value_and_grad)(coords, frame, x)
+      >>> updates, opt_state = tx.update(grads, opt_state, coords)
+      >>> coords = optax.apply_updates(coords, updates)
+      >>> coords, frame, opt_state = training.fold(coords, frame, opt_state, x)
+      >>> training.merge(coords, frame)["kernel"].shape
+      (64, 32)
+    """
+    rank = checks.positive_int("rank", rank)
+    columns = Columns(rank=rank, tracking=rank // 2 if tracking is None else tracking)
+    checks.in_unit_interval("weight_decay", weight_decay)
+
+    def init(params: Any, *args: Any, key: jax.Array) -> tuple[Any, Frame]:
+        layout = find_layers(loss_fn, params, args, rank, has_aux)
+        state = columns.init(params, layout, key)
+        state = columns.measure(loss_fn, state, params, layout, args, has_aux=has_aux)
+        return _split(params, state, layout)
+
+    def value_and_grad(coords: Any, frame: Frame, *args: Any) -> tuple[Any, Any]:
+        bases = vectors(*frame.columns)
+
+        def visit(
+            product: Product, x: jax.Array, w: jax.Array, extra: Any
+        ) -> tuple[jax.Array, None]:
+            basis, coordinate = extra
+            thin = product.operand(coordinate).astype(w.dtype)
+            return product.sketched(x, w, basis, thin), None
+
+        def loss(coords: Any) -> tuple[jax.Array, Any]:
+            params = merge(coords, frame)
+            held = leaves_by_path(coords)
+            traced = trace(loss_fn, params, args, {})
+            sites = [
+                site
+                for site in traced.sites
+                if site.name in frame.kernels and not site.rule
+            ]
+            extras = {
+                site.name: (bases[site.name], _taps(held[site.name], bases[site.name]))
+                for site in sites
+            }
+            values = array_leaves((params, args, {}))
+            outputs, _ = evaluate(traced, visit, values, extras, sites=sites)
+            out = traced.unflatten(outputs)
+            return require_scalar(out, has_aux), out
+
+        (_, out), grads = jax.value_and_grad(loss, has_aux=True)(coords)
+        return out, grads
+
+    def fold(
+        coords: Any, frame: Frame, opt_state: Any, *args: Any, steps: Any = None
+    ) -> tuple[Any, Frame, Any]:
+        params = merge(coords, frame)
+        if not checks.is_static(weight_decay, 0):
+            if steps is None:
+                raise ValueError(
+                    "steps must be the number of steps since the last fold, because "
+                    f"weight_decay={weight_decay!r}, got None"
+                )
+            shrink = (1 - weight_decay) ** checks.non_negative("steps", steps)
+            params = map_paths(
+                lambda path, leaf: (
+                    (leaf * shrink).astype(leaf.dtype)
+                    if path in frame.kernels
+                    else leaf
+                ),
+                params,
+            )
+        old = vectors(*frame.columns)
+        state = columns.measure(
+            loss_fn, frame.columns, params, frame.layout, args, has_aux=has_aux
+        )
+        shapes = {path: leaf.shape for path, leaf in leaves_by_path(coords).items()}
+        moved = {
+            path: Coordinate(shapes[path], basis.mT @ old[path])
+            for path, basis in vectors(*state).items()
+        }
+        opt_state = transport_moments(opt_state, moved, betas=betas, rules=transport)
+        coords, frame = _split(params, state, frame.layout)
+        return coords, frame, opt_state
+
+    return SpectralCoordinates(init, value_and_grad, fold, merge)
+
+
+def merge(coords: Any, frame: Frame) -> Any:
+    """The parameters that coordinates stand for, `W₀ + VS` where a leaf is held so.
+
+    Args:
+      coords: The coordinates.
+      frame: Their frame.
+
+    Returns:
+      A tree of the same structure, in the shapes and dtypes of the parameters.
+    """
+    bases = vectors(*frame.columns)
+
+    def whole(path: str, leaf: jax.Array) -> jax.Array:
+        kernel = frame.kernels.get(path)
+        if kernel is None:
+            return leaf
+        matrix = bases[path][..., None, :, :] @ _taps(leaf, bases[path])
+        change = frame.layout[path].from_matrix(matrix, kernel.shape)
+        return (kernel + change).astype(kernel.dtype)
+
+    return map_paths(whole, coords)
+
+
+def _split(params: Any, columns: ColumnsState, layout: Layout) -> tuple[Any, Frame]:
+    """Coordinates at zero, and the frame that makes them `params`."""
+    bases = vectors(*columns)
+    leaves = leaves_by_path(params)
+    kernels = {path: leaves[path] for path in layout}
+
+    def coordinate(path: str, leaf: Any) -> Any:
+        if path not in kernels:
+            return leaf
+        *batch, taps, _, d_out = layout[path].matrix_shape(leaf.shape)
+        window = (taps,) if taps > 1 else ()
+        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        return jnp.zeros((*batch, *window, bases[path].shape[-1], d_out), dtype)
+
+    return map_paths(coordinate, params), Frame(kernels, columns, layout)
+
+
+def _taps(coordinate: jax.Array, basis: jax.Array) -> jax.Array:
+    """S with an axis for window taps, `(*batch, window, k, d_out)`."""
+    if coordinate.ndim > basis.ndim:
+        return coordinate
+    return jnp.expand_dims(coordinate, -3)

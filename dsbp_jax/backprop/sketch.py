@@ -1,0 +1,260 @@
+"""Spectral backpropagation: weight gradients through a sketch of the layer's input."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax import checks
+from dsbp_jax.backprop.columns import (
+    Columns,
+    ColumnsState,
+    find_layers,
+    require_scalar,
+    vectors,
+)
+from dsbp_jax.layers import LayerActivations, Layout
+from dsbp_jax.layers.capture import subsample
+from dsbp_jax.layers.finder import array_leaves, trace
+from dsbp_jax.layers.rewrite import evaluate
+from dsbp_jax.layers.sites import Site
+from dsbp_jax.layers.sketching import sketched_sites
+from dsbp_jax.layers.thin import Product
+from dsbp_jax.linalg import EigenBasis
+
+_MAX_ROWS = 1024  # of a layer's inputs, kept for the refresh
+
+
+class SketchState(NamedTuple):
+    """What spectral backpropagation carries from one step to the next.
+
+    Attributes:
+      key: Of the random columns to come.
+      columns: The tracked columns.
+    """
+
+    key: jax.Array
+    columns: ColumnsState
+
+
+class SpectralBackprop(NamedTuple):
+    """Spectral backpropagation of one loss: three pure functions.
+
+    Attributes:
+      init: `init(params, *args, key=key) -> state`; `args` as the loss gets them, a
+        batch of the size to come.
+      value_and_grad: `value_and_grad(params, state, *args) -> (value, grads, state)`;
+        with `has_aux` the first is `(value, aux)`.
+      refresh: `refresh(params, state, *args) -> state`, all columns refreshed by one
+        exact pass over a batch, which may be a part of the step's.
+    """
+
+    init: Callable[..., SketchState]
+    value_and_grad: Callable[..., tuple[Any, Any, SketchState]]
+    refresh: Callable[..., SketchState]
+
+
+def spectral_backprop(
+    loss_fn: Callable[..., Any],
+    rank: int = 64,
+    *,
+    tracking: int = 0,
+    random: int = 0,
+    residual: float | None = None,
+    refresh_every: int | None = 20,
+    has_aux: bool = False,
+) -> SpectralBackprop:
+    """`jax.value_and_grad` with cheap weight gradients, on an unmodified model.
+
+    For a layer `Y = XW` with Δ = ∂L/∂Y the exact gradient is `XᵀΔ`. Here it is
+
+        Ĝ = B((XB)ᵀΔ),   B = [V, √κ (I − VVᵀ)R],
+
+    with `rank` orthonormal columns V and `random` columns R of ±1/√r, drawn anew in
+    each step. Values, the gradients of inputs and of every leaf that is not sketched
+    are exact; of X only `XB` is kept for the reverse pass. In expectation Ĝ is
+    `VVᵀG + κ(I − VVᵀ)G`.
+
+    A leaf is sketched where it is the weight of a matrix product or an ungrouped
+    convolution (over input channels) and the sketch is cheaper than the exact
+    gradient; `dsbp_jax.explain(loss_fn, params, *args, rank=rank + random)` says for
+    which, and why not. A layer of input dimension up to the number of columns, or
+    with fewer rows, keeps its exact gradient.
+
+    Wrap the training step in `jax.jit`: each call traces the loss anew.
+
+    Args:
+      loss_fn: `loss_fn(params, *args)`, a floating-point scalar; a pair of it and
+        anything with `has_aux`.
+      rank: Orthonormal columns of each layer.
+      tracking: Those that follow the gradient (the eigenvectors of GGᵀ); the others
+        follow the layer's inputs. They need exact gradients, so they are renewed by
+        `refresh` only, and want `refresh_every=None`.
+      random: Random columns r.
+      residual: κ in [0, 1]; 1 is unbiased, and noisy: the variance grows as
+        κ²(d − rank)/r. By default the κ of least mean squared error,
+        `r/(r + d − k)`, or less where the step would be unstable,
+        `(λ₁/λ)·r/(√r + √(d − k))²`, λ an upper bound of what lies outside V: the
+        last Ritz value or the rest of the trace.
+      refresh_every: Steps between two refreshes of a layer's columns within
+        `value_and_grad`, the layers in turn, from up to 1,024 rows of its inputs.
+        None leaves all refreshes to `refresh`.
+      has_aux: As in `jax.value_and_grad`.
+
+    Returns:
+      The three functions. `dsbp_jax.bases(state)` reads the bases out of a state.
+
+    Raises:
+      ValueError: An argument does not fit. When called: `loss_fn` returns no scalar,
+        or no leaf of params is the weight of a layer.
+
+    References:
+      Muthuraman, Dynamic Spectral Backpropagation, 2025 (arXiv 2505.23369), for the
+      projection; projecting inside the reverse pass is this library's.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> loss_fn = lambda params, x: jnp.mean((x @ params["kernel"]) ** 2)
+      >>> params = {"kernel": jnp.ones((64, 32))}
+      >>> x = jax.random.normal(jax.random.key(0), (128, 64))
+      >>> backprop = spectral_backprop(loss_fn, rank=8)
+      >>> state = backprop.init(params, x, key=jax.random.key(1))
+      >>> value, grads, state = jax.jit(backprop.value_and_grad)(params, state, x)
+      >>> grads["kernel"].shape
+      (64, 32)
+    """
+    automatic = refresh_every is not None
+    every = 1 if refresh_every is None else refresh_every
+    columns = Columns(rank=rank, tracking=tracking, refresh_every=every)
+    if automatic and columns.tracking:
+        raise ValueError(
+            f"tracking must be 0 unless refresh_every=None, got {tracking}: columns "
+            "that follow the gradient are renewed by SpectralBackprop.refresh"
+        )
+    random = checks.positive_int("random", random, minimum=0)
+    if residual is not None:
+        checks.in_unit_interval("residual", residual)
+        if not random:
+            raise ValueError(
+                f"residual must be None without random columns, got {residual!r}"
+            )
+    total = columns.rank + random
+
+    def init(params: Any, *args: Any, key: jax.Array) -> SketchState:
+        layout = find_layers(loss_fn, params, args, total, has_aux)
+        start, key = jax.random.split(key)
+        state = columns.init(params, layout, start)
+        state = columns.measure(loss_fn, state, params, layout, args, has_aux=has_aux)
+        return SketchState(key, state)
+
+    def refresh(params: Any, state: SketchState, *args: Any) -> SketchState:
+        layout = _layout(loss_fn, params, state, args)
+        new = columns.measure(
+            loss_fn, state.columns, params, layout, args, has_aux=has_aux
+        )
+        return state._replace(columns=new)
+
+    def value_and_grad(
+        params: Any, state: SketchState, *args: Any
+    ) -> tuple[Any, Any, SketchState]:
+        traced = trace(loss_fn, params, args, {})
+        bases = vectors(*state.columns)
+        sites = {
+            path: site
+            for path, site in sketched_sites(traced, total).items()
+            if path in bases
+        }
+        key, draw = jax.random.split(state.key)
+        if random:
+            leading = state.columns.activation.tracked.get("input", {})
+            bases = {
+                path: _with_random(
+                    bases[path],
+                    leading[path].basis if path in leading else None,
+                    jax.random.fold_in(draw, index),
+                    random,
+                    residual,
+                )
+                for index, path in enumerate(sorted(sites))
+            }
+
+        def visit(
+            product: Product, x: jax.Array, w: jax.Array, basis: jax.Array
+        ) -> tuple[jax.Array, jax.Array | None]:
+            y = product.sketched(x, w, basis, product.restrict(w, basis))
+            if not automatic:
+                return y, None
+            rows = product.site.inputs.to_rows(jax.lax.stop_gradient(x))
+            return y, subsample(rows, _MAX_ROWS)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            outputs, collected = evaluate(
+                traced,
+                visit,
+                array_leaves((params, args, {})),
+                {path: bases[path] for path in sites},
+                sites=sites.values(),
+            )
+            out = traced.unflatten(outputs)
+            return require_scalar(out, has_aux), (out, collected)
+
+        (_, (out, collected)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        new = state.columns
+        if automatic and sites:
+            layout = Layout(tuple((path, site.view) for path, site in sites.items()))
+            rows = {path: _rows(site, collected[path]) for path, site in sites.items()}
+            new = columns.update(new, params, layout, activations=rows)
+        return out, grads, SketchState(key, new)
+
+    return SpectralBackprop(init, value_and_grad, refresh)
+
+
+def _layout(
+    loss_fn: Callable[..., Any], params: Any, state: SketchState, args: tuple
+) -> Layout:
+    """The views of the leaves that a state has columns for."""
+    held = vectors(*state.columns)
+    sites = trace(loss_fn, params, args, {}).sites
+    return Layout(tuple((s.path, s.view) for s in sites if s.name in held))
+
+
+def _rows(site: Site, collected: jax.Array) -> LayerActivations:
+    inputs = subsample(site.gather(collected), _MAX_ROWS)
+    count = jnp.full(inputs.shape[:-2], inputs.shape[-2], jnp.int32)
+    return LayerActivations(inputs, None, count)
+
+
+def _with_random(
+    basis: jax.Array,
+    leading: EigenBasis | None,
+    key: jax.Array,
+    number: int,
+    residual: float | None,
+) -> jax.Array:
+    """The columns `[V, √κ (I − VVᵀ)R]`."""
+    *batch, dim, rank = basis.shape
+    signs = jax.random.rademacher(key, (*batch, dim, number), jnp.float32)
+    noise = (signs - basis @ (basis.mT @ signs)) / jnp.sqrt(number)
+    kappa = jnp.asarray(
+        _stable_residual(leading, dim, rank, number) if residual is None else residual
+    )
+    noise = noise * jnp.sqrt(kappa.astype(jnp.float32))[..., None, None]
+    return jnp.concatenate([basis, noise], axis=-1)
+
+
+def _stable_residual(
+    leading: EigenBasis | None, dim: int, rank: int, number: int
+) -> jax.Array:
+    """The κ of least mean squared error, or less where that would be unstable."""
+    rest = dim - rank
+    least_error = number / (number + rest)
+    # RRᵀ stretches the d − k other directions by up to (1 + √((d − k)/r))².
+    bound = number / (number**0.5 + rest**0.5) ** 2
+    if leading is None:
+        return jnp.float32(bound)
+    tail = jnp.maximum(leading.trace - jnp.sum(leading.values, axis=-1), 0)
+    largest = jnp.minimum(leading.values[..., -1], tail)
+    ratio = leading.values[..., 0] / jnp.where(largest > 0, largest, 1)
+    ratio = jnp.where(largest > 0, jnp.maximum(ratio, 1), jnp.inf)
+    return jnp.minimum(least_error, ratio * bound)

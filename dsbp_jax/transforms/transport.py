@@ -1,0 +1,176 @@
+"""Moment transport: an optimizer's state follows the basis its coordinates are in.
+
+When coordinates S in a basis V become coordinates in V', whatever an optimizer has
+averaged over S must be rotated by `R = V'ᵀV`, or it belongs to directions that are no
+longer there. First moments rotate as vectors do. Second moments are elementwise and do
+not: with m and v bias-corrected, the variance `v − m²` moves by the squares of R, and
+the square of the rotated mean is put back,
+
+    v' = |(R∘R)(v − m²) + (Rm)²|.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax.layers import canonical_path
+
+#: How a field of an optimizer's state moves, by its name.
+MOMENTS = {
+    "mu": "first",
+    "trace": "first",
+    "ema": "first",
+    "acc_grads": "first",
+    "nu": "second",
+}
+_RULES = ("first", "second", "keep")
+
+Rule = str | Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Coordinate(NamedTuple):
+    """One leaf of coordinates that changes its basis.
+
+    Attributes:
+      shape: Of the leaf, `(*batch, [window,] k, d_out)`.
+      rotation: `V'ᵀV`, shape `(*batch, k, k)`.
+    """
+
+    shape: tuple[int, ...]
+    rotation: jax.Array
+
+    def rotate(self, x: jax.Array, rotation: jax.Array) -> jax.Array:
+        """`rotation @ x`, the same for all window taps."""
+        if x.ndim > rotation.ndim:
+            rotation = rotation[..., None, :, :]
+        return (rotation @ x.astype(jnp.float32)).astype(x.dtype)
+
+
+def transport_moments(
+    opt_state: Any,
+    coordinates: Mapping[str, Coordinate],
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    rules: Mapping[str, Rule] | None = None,
+) -> Any:
+    """Moves an optimizer's state from one basis to the next.
+
+    A leaf of the state belongs to a coordinate if its path ends in the coordinate's
+    and their shapes agree. The field that holds it decides how it moves: `mu`,
+    `trace`, `ema` and `acc_grads` as first moments, `nu` as second.
+
+    Args:
+      opt_state: The state of any optimizer on the coordinates.
+      coordinates: Canonical path to coordinate.
+      betas: Decay rates of the first and second moment of Adam and its kin, for
+        their bias correction.
+      rules: Field name to `"first"`, `"second"`, `"keep"` or a function
+        `(moment, rotation) -> moment`, in addition to the above.
+
+    Returns:
+      The state in the new basis.
+
+    Raises:
+      ValueError: A field of a coordinate's shape has no rule, or a field that belongs
+        to a coordinate has another shape.
+
+    References:
+      Robert et al., LDAdam, ICLR 2025, for the second moment.
+
+    Example:
+      >>> import optax
+      >>> state = optax.sgd(0.1, momentum=0.9).init({"s": jnp.array([[1.0], [0.0]])})
+      >>> state = jax.tree.map(lambda x: jnp.array([[1.0], [0.0]]), state)
+      >>> swap = Coordinate((2, 1), jnp.array([[0.0, 1.0], [1.0, 0.0]]))
+      >>> transport_moments(state, {"s": swap})[0].trace["s"].ravel()
+      Array([0., 1.], dtype=float32)
+    """
+    known: dict[str, Rule] = {**MOMENTS, **(rules or {})}
+    for field, rule in known.items():
+        if not callable(rule) and rule not in _RULES:
+            raise ValueError(
+                f"transport[{field!r}] must be one of {', '.join(map(repr, _RULES))} or "
+                f"a function, got {rule!r}"
+            )
+    flat, treedef = jax.tree.flatten_with_path(opt_state)
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in flat}
+    moved = []
+    for path, leaf in flat:
+        found = _belongs(path, coordinates)
+        if found is None or not jnp.ndim(leaf):
+            moved.append(leaf)
+            continue
+        at, coordinate = found
+        field = _field(path[:at])
+        rule = known.get(field)
+        if rule == "keep":
+            moved.append(leaf)
+            continue
+        if rule is None or jnp.shape(leaf) != coordinate.shape:
+            raise ValueError(
+                f"the optimizer's state holds {jax.tree_util.keystr(path)} of shape "
+                f"{jnp.shape(leaf)} for coordinates of shape {coordinate.shape}; fields "
+                f"that can follow a change of basis are {', '.join(known)} of that "
+                f'shape; transport={{{field!r}: "first" | "second" | "keep" | function}} '
+                "names others"
+            )
+        if callable(rule):
+            moved.append(rule(leaf, coordinate.rotation))
+        elif rule == "first":
+            moved.append(coordinate.rotate(leaf, coordinate.rotation))
+        else:
+            sibling = lambda name, at=at, path=path: leaves.get(
+                jax.tree_util.keystr(
+                    (*path[: at - 1], jax.tree_util.GetAttrKey(name), *path[at:])
+                )
+            )
+            count = leaves.get(
+                jax.tree_util.keystr(
+                    (*path[: at - 1], jax.tree_util.GetAttrKey("count"))
+                )
+            )
+            moved.append(_second(coordinate, leaf, sibling("mu"), count, betas))
+    return jax.tree.unflatten(treedef, moved)
+
+
+def _second(
+    coordinate: Coordinate,
+    nu: jax.Array,
+    mu: jax.Array | None,
+    count: jax.Array | None,
+    betas: tuple[float, float],
+) -> jax.Array:
+    """The second moment in the new basis."""
+    rotation = coordinate.rotation
+    if mu is None:
+        return coordinate.rotate(nu, rotation**2)
+    correct = [1.0, 1.0]
+    if count is not None:
+        steps = jnp.maximum(count, 1)
+        correct = [1 - jnp.float32(beta) ** steps for beta in betas]
+    mean = mu.astype(jnp.float32) / correct[0]
+    variance = nu.astype(jnp.float32) / correct[1] - mean**2
+    square = coordinate.rotate(mean, rotation) ** 2
+    moved = jnp.abs(coordinate.rotate(variance, rotation**2) + square)
+    return (moved * correct[1]).astype(nu.dtype)
+
+
+def _belongs(
+    path: tuple[Any, ...], coordinates: Mapping[str, Coordinate]
+) -> tuple[int, Coordinate] | None:
+    """The coordinate that the path of a leaf ends in, and where that begins."""
+    for start in range(1, len(path)):
+        coordinate = coordinates.get(canonical_path(path[start:]))
+        if coordinate is not None:
+            return start, coordinate
+    return None
+
+
+def _field(path: tuple[Any, ...]) -> str:
+    """The name of the field that a path leads to."""
+    for key in reversed(path):
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            return key.name
+    return jax.tree_util.keystr(path)

@@ -1,0 +1,290 @@
+"""Sketched gradients against dense projections of exact ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dsbp_jax
+from dsbp_jax.backprop.columns import vectors
+from dsbp_jax.backprop.sketch import _stable_residual
+from dsbp_jax.linalg import EigenBasis
+from tests.backprop.models import CASES, mlp, projected
+
+KEY = jax.random.key(7)
+
+
+def close(actual, wanted, tolerance=2e-6):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, atol=tolerance * np.abs(b).max(), rtol=tolerance
+        ),
+        actual,
+        wanted,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "tied"])
+def test_gradient_is_the_exact_one_projected(name, strict_promotion):
+    case = CASES[name]()
+    backprop = dsbp_jax.spectral_backprop(case.loss, 4)
+    state = jax.jit(backprop.init)(case.params, case.x, key=KEY)
+    columns = vectors(*state.columns)
+    assert set(columns) == set(case.sketched)
+    value, grads, _ = jax.jit(backprop.value_and_grad)(case.params, state, case.x)
+    exact_value, exact = jax.jit(jax.value_and_grad(case.loss))(case.params, case.x)
+    np.testing.assert_allclose(value, exact_value, rtol=1e-6)
+    wanted = projected(case, exact, columns)
+    close(grads, wanted)
+    for path in columns:  # and that is not the exact gradient
+        largest = np.abs(exact[path]).max()  # 0 where a branch is not taken
+        assert largest == 0 or np.abs(grads[path] - exact[path]).max() > 1e-4 * largest
+
+
+def test_of_a_tied_leaf_the_first_use_is_sketched_and_the_rest_exact():
+    case = CASES["tied"]()
+    backprop = dsbp_jax.spectral_backprop(case.loss, 4)
+    state = backprop.init(case.params, case.x, key=KEY)
+    grads = backprop.value_and_grad(case.params, state, case.x)[1]
+    basis = vectors(*state.columns)["w"]
+
+    def loss(first, w):
+        h = jnp.tanh(case.x @ first)
+        return jnp.mean((h @ w.T) ** 2) * 4 + 0.1 * jnp.sum(w**2)
+
+    first, rest = jax.grad(loss, (0, 1))(case.params["w"], case.params["w"])
+    close(grads["w"], basis @ (basis.T @ first) + rest)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.gelu])
+def test_gradients_of_inputs_are_exact(activation):
+    case = mlp(activation)
+    backprop = dsbp_jax.spectral_backprop(case.loss, 4)
+    state = backprop.init(case.params, case.x, key=KEY)
+    sketched = lambda x: backprop.value_and_grad(case.params, state, x)[0]
+    actual = jax.jit(jax.grad(sketched))(case.x)
+    close(actual, jax.jit(jax.grad(case.loss, 1))(case.params, case.x), 1e-6)
+
+
+def test_second_derivatives_are_those_of_the_sketched_gradient():
+    """Differentiating `BBᵀG(x)` by x: the outer derivative is not sketched again."""
+    case = mlp(jnp.tanh)
+    backprop = dsbp_jax.spectral_backprop(case.loss, 4)
+    state = backprop.init(case.params, case.x, key=KEY)
+    columns = vectors(*state.columns)
+
+    def inner(params, exact):
+        if exact:
+            grads = projected(case, jax.grad(case.loss)(params, case.x), columns)
+        else:
+            grads = backprop.value_and_grad(params, state, case.x)[1]
+        return sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads))
+
+    actual, wanted = (jax.grad(inner)(case.params, exact) for exact in (False, True))
+    close(actual, wanted, 1e-5)
+
+
+def test_full_residual_is_unbiased():
+    case = mlp()
+    backprop = dsbp_jax.spectral_backprop(
+        case.loss, 2, random=2, residual=1.0, refresh_every=None
+    )
+    state = backprop.init(case.params, case.x, key=KEY)
+    draws = 4000
+
+    @jax.jit
+    def many(state):
+        def draw(state, _):
+            _, grads, state = backprop.value_and_grad(case.params, state, case.x)
+            kept = {path: grads[path] for path in ("a", "b")}
+            return state, (kept, jax.tree.map(jnp.square, kept))
+
+        return jax.tree.map(
+            lambda x: x.mean(0), jax.lax.scan(draw, state, length=draws)[1]
+        )
+
+    mean, square = many(state)
+    exact = jax.grad(case.loss)(case.params, case.x)
+    for path in ("a", "b"):
+        deviation = np.sqrt(np.maximum(square[path] - mean[path] ** 2, 0))
+        varies = deviation > 1e-3 * np.abs(exact[path]).max()
+        assert varies.mean() > 0.9
+        z = (mean[path] - exact[path])[varies] / deviation[varies] * draws**0.5
+        assert np.abs(z).max() < 5
+        assert 0.5 < z.std() < 1.6
+
+
+def test_residual_scales_what_is_outside():
+    """The mean over draws is `VVᵀG + κ(I − VVᵀ)G`."""
+    case = mlp()
+    exact = jax.grad(case.loss)(case.params, case.x)["b"]
+    means = {}
+    for residual in (0.0, 0.25):
+        backprop = dsbp_jax.spectral_backprop(
+            case.loss, 3, random=3, residual=residual, refresh_every=None
+        )
+        state = backprop.init(case.params, case.x, key=KEY)
+        basis = vectors(*state.columns)["b"]
+
+        @jax.jit
+        def mean(state, backprop=backprop):
+            def draw(state, _):
+                _, grads, state = backprop.value_and_grad(case.params, state, case.x)
+                return state, grads["b"]
+
+            return jax.lax.scan(draw, state, length=2000)[1].mean(0)
+
+        inside = basis @ (basis.T @ exact)
+        means[residual] = np.asarray(mean(state) - inside), np.asarray(exact - inside)
+    actual, outside = means[0.0]
+    np.testing.assert_allclose(actual, 0, atol=1e-6 * np.abs(exact).max())
+    actual, outside = means[0.25]
+    slope = (actual * outside).sum() / (outside**2).sum()
+    assert slope == pytest.approx(0.25, abs=0.02)
+
+
+def test_default_residual_is_the_stable_one():
+    basis = lambda values, trace: EigenBasis(
+        jnp.zeros((100, 4)), jnp.asarray(values), jnp.asarray(trace)
+    )
+    flat = _stable_residual(basis([1.0] * 4, 100.0), 100, 4, 8)
+    assert flat == pytest.approx(8 / (8**0.5 + 96**0.5) ** 2)
+    decaying = _stable_residual(basis([100.0, 10.0, 1.0, 0.1], 112.0), 100, 4, 8)
+    assert decaying == pytest.approx(8 / (8 + 96))
+    exhausted = _stable_residual(basis([4.0, 3.0, 2.0, 1.0], 10.0), 100, 4, 8)
+    assert exhausted == pytest.approx(8 / (8 + 96))
+    # The tail is bounded by the rest of the trace, too.
+    short = _stable_residual(basis([1.0] * 4, 4.1), 100, 4, 8)
+    assert short == pytest.approx(8 / (8 + 96))
+
+
+def test_columns_follow_inputs_and_gradient():
+    case = mlp()
+    backprop = dsbp_jax.spectral_backprop(case.loss, 6, tracking=3, refresh_every=None)
+    state = backprop.init(case.params, case.x, key=KEY)
+    for _ in range(5):
+        state = backprop.refresh(case.params, state, case.x)
+    exact = jax.grad(case.loss)(case.params, case.x)["a"]
+    columns = vectors(*state.columns)["a"]
+    np.testing.assert_allclose(columns.T @ columns, np.eye(6), atol=1e-5)
+    _, leading = np.linalg.eigh(case.x.T @ case.x)
+    leading = leading[:, -3:]
+    np.testing.assert_allclose(
+        np.linalg.norm(leading.T @ columns[:, :3]), 3**0.5, atol=1e-3
+    )
+    outside = exact - leading @ (leading.T @ exact)
+    left = np.linalg.svd(outside)[0][:, :3]
+    np.testing.assert_allclose(
+        np.linalg.norm(left.T @ columns[:, 3:]), 3**0.5, atol=1e-3
+    )
+
+
+def test_columns_are_refreshed_in_turn():
+    case = mlp()
+    backprop = dsbp_jax.spectral_backprop(case.loss, 4, refresh_every=4)
+    state = backprop.init(case.params, case.x, key=KEY)
+    step = jax.jit(backprop.value_and_grad)
+    counts = []
+    for _ in range(8):
+        _, _, state = step(case.params, state, case.x + 1)
+        info = dsbp_jax.diagnostics(state)
+        counts.append([int(info[path].refreshes) for path in ("a", "b")])
+    steps = np.diff([[1, 1], *counts], axis=0)
+    assert steps.sum(0).tolist() == [2, 2]
+    assert steps.sum(1).max() == 1
+    assert step._cache_size() == 1
+
+
+def test_same_key_same_result_other_key_another():
+    case = mlp()
+    backprop = dsbp_jax.spectral_backprop(case.loss, 3, random=2)
+    step = jax.jit(backprop.value_and_grad)
+    runs = []
+    for seed in (0, 0, 1):
+        state = backprop.init(case.params, case.x, key=jax.random.key(seed))
+        _, first, state = step(case.params, state, case.x)
+        _, second, _ = step(case.params, state, case.x)
+        runs.append((first["a"], second["a"]))
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0][0], runs[2][0])
+    assert not np.array_equal(runs[0][0], runs[0][1])
+
+
+def test_aux_and_dtypes():
+    case = mlp()
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), case.params)
+    loss = lambda params, x: (case.loss(params, x), {"logits": x})
+    backprop = dsbp_jax.spectral_backprop(loss, 4, random=2, has_aux=True)
+    x = case.x.astype(jnp.bfloat16)
+    state = backprop.init(params, x, key=KEY)
+    (value, aux), grads, state = jax.jit(backprop.value_and_grad)(params, state, x)
+    assert value.dtype == jnp.float32
+    np.testing.assert_array_equal(aux["logits"], x)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(grads))
+    assert dsbp_jax.bases(state)["a"].vectors.dtype == jnp.float32
+
+
+def test_vmap_over_seeds_refreshes_in_turn():
+    case = mlp()
+    backprop = dsbp_jax.spectral_backprop(case.loss, 4, refresh_every=2)
+    stack = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), case.params)
+    keys = jax.random.split(KEY, 2)
+    init = jax.vmap(lambda p, key: backprop.init(p, case.x, key=key))
+    states = init(stack, keys)
+    step = jax.vmap(backprop.value_and_grad, in_axes=(0, 0, None))
+    _, grads, _ = jax.jit(step)(stack, states, case.x)
+    one = jax.tree.map(lambda leaf: leaf[1], (stack, states))
+    _, wanted, _ = backprop.value_and_grad(*one, case.x)
+    close(jax.tree.map(lambda leaf: leaf[1], grads), wanted, 1e-5)
+
+
+def test_rank_of_a_layer_or_more_and_few_rows_keep_the_exact_gradient():
+    case = mlp()
+    exact = jax.jit(jax.grad(case.loss))(case.params, case.x)
+    for rank, rows in ((16, 64), (6, 5)):
+        x = case.x[:rows]
+        backprop = dsbp_jax.spectral_backprop(case.loss, rank)
+        state = backprop.init(case.params, x, key=KEY)
+        assert not vectors(*state.columns)
+        _, grads, _ = jax.jit(backprop.value_and_grad)(case.params, state, x)
+        close(grads, exact if rows == 64 else jax.grad(case.loss)(case.params, x), 1e-6)
+    report = dsbp_jax.explain(case.loss, case.params, case.x, rank=16)
+    assert report["a"].no_sketch == "rank 16 ≥ d_in 12"
+    report = dsbp_jax.explain(case.loss, case.params, case.x[:5], rank=6)
+    assert report["a"].no_sketch == "would cost more"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank must be an int of at least 1, got 0"),
+        ({"tracking": 9}, "tracking must be an int between 0 and 4, got 9"),
+        ({"tracking": 2}, "tracking must be 0 unless refresh_every=None, got 2"),
+        ({"random": -1}, "random must be an int of at least 0, got -1"),
+        ({"random": 2, "residual": 1.5}, "residual must be a number in [0, 1]"),
+        ({"residual": 0.5}, "residual must be None without random columns"),
+        ({"refresh_every": 0}, "refresh_every must be an int of at least 1, got 0"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError) as error:
+        dsbp_jax.spectral_backprop(mlp().loss, **{"rank": 4, **options})
+    assert message in str(error.value)
+
+
+def test_bad_losses():
+    case = mlp()
+    build = lambda loss: dsbp_jax.spectral_backprop(loss, 4)
+    vector = build(lambda params, x: x @ params["a"])
+    with pytest.raises(ValueError, match="loss_fn must return a floating-point scalar"):
+        vector.init(case.params, case.x, key=KEY)
+    whole = build(lambda params, x: (case.loss(params, x), x))
+    with pytest.raises(ValueError, match="a pair of it"):
+        whole.init(case.params, case.x, key=KEY)
+    unused = build(lambda params, x: jnp.mean(x))
+    with pytest.raises(ValueError, match="params must hold the weights of a layer"):
+        unused.init(case.params, case.x, key=KEY)
+    good = build(case.loss)
+    state = good.init(case.params, case.x, key=KEY)
+    with pytest.raises(ValueError, match="at least 4 rows"):
+        good.refresh(case.params, state, case.x[:3])

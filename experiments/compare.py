@@ -36,7 +36,8 @@ class Compare(cli.Command):
     """
 
     optimizers: tuple[str, ...] = ("momentum", "sam", "dsbp")
-    """The optimizers; differences and tests are against the first."""
+    """The optimizers; differences and tests are against the first. With +spectral or
+    +coordinates after a name its gradients come from there."""
 
     seeds: int = 3
     """Runs of each optimizer, with seeds from --seed on."""
@@ -60,7 +61,7 @@ class Compare(cli.Command):
     def __post_init__(self):
         """Checks every value."""
         for name in self.optimizers:
-            checks.one_of("optimizers", name, optimizers.OPTIMIZERS)
+            optimizers.named(optimizers.OptimizerConfig(), name)
         if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
             raise ValueError(
                 f"optimizers={' '.join(self.optimizers)!r}; accepted are one or more "

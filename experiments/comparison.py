@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
       learning_rate: Its peak learning rate.
       validation: Loss and accuracy at the end.
       test: Likewise, or None for a run that only chooses a learning rate.
-      curve: Pairs of gradient evaluations and validation accuracy.
+      curve: Gradient evaluations, validation accuracy and validation loss.
       seconds: Time spent in training steps, without compilation and evaluation.
       diverged: What happened, if the loss stopped being finite.
     """
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
     learning_rate: float
     validation: dict[str, float]
     test: dict[str, float] | None
-    curve: list[tuple[int, float]]
+    curve: list[tuple[int, float, float]]
     seconds: float
     diverged: str | None
 
@@ -87,17 +87,17 @@ class Contender:
     ):
         self.name = name
         # A learning rate is chosen for one optimizer; the others have the table's.
-        own = config.optimizer.learning_rate if name == config.optimizer.name else None
-        optimizer = dataclasses.replace(config.optimizer, name=name, learning_rate=own)
+        optimizer = optimizers.named(config.optimizer, name)
         self.config = dataclasses.replace(config, optimizer=optimizer)
-        self.cost = optimizers.OPTIMIZERS[name].evaluations
+        self.entry = optimizers.OPTIMIZERS[optimizer.name]
+        self.cost = self.entry.evaluations
         self.num_steps = max(1, evaluations // self.cost)
         self.trainer = Trainer(classifier, self.config, self.num_steps)
         self._compiled = False
 
     def grid(self, chosen: Sequence[float]) -> tuple[float, ...]:
         """The learning rates to try: those chosen, or the table's."""
-        return tuple(sorted(chosen)) or optimizers.OPTIMIZERS[self.name].grid
+        return tuple(sorted(chosen)) or self.entry.grid
 
     def run(
         self,
@@ -123,7 +123,12 @@ class Contender:
             trainer.compile()
             self._compiled = True
         state = trainer.init(seed)
-        curve: list[tuple[int, float]] = []
+        curve: list[tuple[int, float, float]] = []
+        point = lambda steps, result: (
+            steps * self.cost,
+            result["accuracy"],
+            result["loss"],
+        )
         seconds, done, epoch, diverged = 0.0, 0, 0, None
         while done < self.num_steps:
             began = time.perf_counter()
@@ -145,7 +150,7 @@ class Contender:
             done, epoch = int(state.step), epoch + 1
             if epoch % self.config.eval_every == 0 and done < self.num_steps:
                 validation = trainer.evaluate(state, dataset.validation)
-                curve.append((done * self.cost, validation["accuracy"]))
+                curve.append(point(done, validation))
         if diverged:
             # The step reused the buffers of the state, so there is none to evaluate;
             # a network that answers NaN picks the first class.
@@ -156,7 +161,7 @@ class Contender:
         else:
             validation = trainer.evaluate(state, dataset.validation)
             tested = trainer.evaluate(state, dataset.test) if test else None
-        curve.append((self.num_steps * self.cost, validation["accuracy"]))
+        curve.append(point(self.num_steps, validation))
         return Outcome(
             seed,
             learning_rate,

@@ -78,7 +78,10 @@ def train_epoch(
     for window in _windows(itertools.islice(batches, max_steps)):
         pending = []
         for images, labels in window:
-            state, metrics = trainer.train_step(state, images, labels, key, peak)
+            step = first + len(losses) + len(pending)
+            state, metrics = trainer.train_step(
+                state, images, labels, key, peak, step=step
+            )
             pending.append(metrics)
         # The host waits for the device once in a window.
         for metrics in jax.device_get(pending):
@@ -128,15 +131,16 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
     if config.probe.batch_size:
         probe = Probe(trainer.classifier, config, dataset.train)
     state = trainer.init(config.seed)
-    seen = probe.init(state) if probe else None
+    seen = probe.init(_whole(trainer, state)) if probe else None
 
     checkpoints = runs.Checkpoints(run.path / "checkpoints")
     last = checkpoints.latest()
     run.truncate(last)
     if last is not None:
-        restored = checkpoints.restore(last, **_items(state, seen))
-        rest, seen = restored["rest"]
-        state = rest._replace(params=restored["params"])
+        restored = checkpoints.restore(last, **_items(trainer, state, seen))
+        state, seen = restored["rest"]
+        if state.params is None:
+            state = state._replace(params=restored["params"])
     # Time goes on from where an interrupted run was.
     began = time.perf_counter() - max([r["seconds"] for r in run.records()], default=0)
     task = progress.add_task(run.path.name, total=trainer.num_steps)
@@ -151,7 +155,7 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
                 f"{int(state.step)} (epoch {epoch}); try a lower "
                 f"optimizer.learning_rate than {config.optimizer.peak:g}"
             )
-        measured, seen = probe(state, seen) if probe else (None, seen)
+        measured, seen = probe(_whole(trainer, state), seen) if probe else (None, seen)
         run.log(
             {
                 "epoch": epoch,
@@ -163,7 +167,7 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
                 "probe": measured,
             }
         )
-        checkpoints.save(int(state.step), **_items(state, seen))
+        checkpoints.save(int(state.step), **_items(trainer, state, seen))
 
     if last is None:
         evaluate(0, None)
@@ -184,6 +188,14 @@ def run_experiment(run: runs.Run, trainer: Trainer, progress: Progress) -> None:
     run.log({"epoch": config.epochs, "step": int(state.step), "test": test})
 
 
-def _items(state: TrainState, seen: Seen | None) -> dict[str, Any]:
-    """A state as the items of a checkpoint."""
-    return {"params": state.params, "rest": (state._replace(params=None), seen)}
+def _whole(trainer: Trainer, state: TrainState) -> TrainState:
+    """A state with the parameters themselves, for reading only."""
+    return state._replace(params=trainer.params(state), carried=None)
+
+
+def _items(trainer: Trainer, state: TrainState, seen: Seen | None) -> dict[str, Any]:
+    """A state as the items of a checkpoint: the parameters, and all the rest."""
+    rest = state
+    if trainer.config.optimizer.backprop != "coordinates":
+        rest = state._replace(params=None)  # they are the parameters
+    return {"params": trainer.params(state), "rest": (rest, seen)}

@@ -61,6 +61,17 @@ class OptimizerConfig:
     rho: float = 0.05
     """Radius of the perturbation of sam and dsbp+sam."""
 
+    backprop: Literal["plain", "spectral", "coordinates"] = "plain"
+    """Where gradients come from: exact ones, sketches of rank columns, or coordinates
+    of kernels in such columns, where weight decay is decoupled, as in adamw."""
+
+    tracking: int | None = None
+    """How many of the columns follow the gradient, the others follow the layers'
+    inputs: by default none of a sketch's, half of those of coordinates."""
+
+    random: int = 0
+    """Random columns that a sketch has besides."""
+
     def __post_init__(self):
         """Checks every value."""
         checks.one_of("optimizer.name", self.name, OPTIMIZERS)
@@ -76,6 +87,17 @@ class OptimizerConfig:
         checks.at_least("optimizer.decay", self.decay, 0)
         checks.at_least("optimizer.refresh_every", self.refresh_every, 1)
         checks.at_least("optimizer.rho", self.rho, 0)
+        checks.one_of("optimizer.backprop", self.backprop, BACKPROPS)
+        if self.tracking is not None:
+            checks.between("optimizer.tracking", self.tracking, 0, self.rank)
+        checks.at_least("optimizer.random", self.random, 0)
+        if self.backprop == "coordinates" and OPTIMIZERS[self.name].subspace:
+            accepted = [n for n, entry in OPTIMIZERS.items() if not entry.subspace]
+            raise ValueError(
+                f"optimizer.name={self.name!r} with optimizer.backprop='coordinates'; "
+                f"accepted are {', '.join(accepted)}: the others choose a subspace of "
+                "their own"
+            )
 
     @property
     def peak(self) -> float:
@@ -83,6 +105,11 @@ class OptimizerConfig:
         if self.learning_rate is not None:
             return self.learning_rate
         return OPTIMIZERS[self.name].learning_rate
+
+    @property
+    def label(self) -> str:
+        """The name, and where gradients come from if that is not the plain way."""
+        return self.name + ("" if self.backprop == "plain" else f"+{self.backprop}")
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -110,6 +137,7 @@ class Optimizer:
       grid: The learning rates to try when tuning, ascending.
       sam: Whether its gradient is that at a perturbed point.
       spectral: Whether it keeps eigenbases of the layers.
+      subspace: Whether it moves kernels in a subspace of its own.
     """
 
     build: Build
@@ -117,11 +145,41 @@ class Optimizer:
     grid: tuple[float, ...]
     sam: bool = False
     spectral: bool = False
+    subspace: bool = False
 
     @property
     def evaluations(self) -> int:
         """Gradient evaluations in one step."""
         return 2 if self.sam else 1
+
+
+BACKPROPS = ("plain", "spectral", "coordinates")
+
+
+def named(config: OptimizerConfig, name: str) -> OptimizerConfig:
+    """A config for another optimizer of the table.
+
+    Args:
+      config: The config. Its learning rate is kept for its own optimizer only.
+      name: A name of `OPTIMIZERS`; with `+spectral`, `+coordinates` or `+plain` its
+        gradients come from there.
+
+    Returns:
+      The config of that name.
+
+    Raises:
+      ValueError: If there is no such name.
+
+    Example:
+      >>> named(OptimizerConfig(), "adam+coordinates").backprop
+      'coordinates'
+    """
+    base, _, suffix = name.rpartition("+")
+    if suffix not in BACKPROPS:
+        base, suffix = name, config.backprop
+    checks.one_of("optimizers", base, OPTIMIZERS)
+    own = config.learning_rate if base == config.name else None
+    return dataclasses.replace(config, name=base, learning_rate=own, backprop=suffix)
 
 
 def gradient_estimator(
@@ -237,9 +295,11 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Optimizer(_adam, 1e-3, _OF_ADAM),
     "adamw": Optimizer(_adamw, 1e-3, _OF_ADAM),
     "muon": Optimizer(_muon, 1e-3, _OF_ADAM),
-    "galore": Optimizer(_galore, 1e-3, _OF_ADAM),
-    "dsbp": Optimizer(_dsbp, 0.05, _OF_MOMENTUM, spectral=True),
-    "dsbp+sam": Optimizer(_dsbp, 0.05, _OF_MOMENTUM, sam=True, spectral=True),
+    "galore": Optimizer(_galore, 1e-3, _OF_ADAM, subspace=True),
+    "dsbp": Optimizer(_dsbp, 0.05, _OF_MOMENTUM, spectral=True, subspace=True),
+    "dsbp+sam": Optimizer(
+        _dsbp, 0.05, _OF_MOMENTUM, sam=True, spectral=True, subspace=True
+    ),
 }
 
 
@@ -289,5 +349,7 @@ def build(
     """
     peak = config.peak if peak is None else peak
     schedule = learning_rate_schedule(config, num_steps, peak)
+    if config.backprop == "coordinates":  # which decay kernels when they are folded
+        config = dataclasses.replace(config, weight_decay=0.0)
     optimizer = OPTIMIZERS[config.name].build(config, schedule, layout)
     return optax.with_extra_args_support(optimizer)

@@ -123,7 +123,7 @@ def summary(run: Run) -> list[tuple[str, str]]:
         ("model", config.model.name),
         (
             "optimizer",
-            f"{config.optimizer.name}, learning rate {config.optimizer.peak:g}",
+            f"{config.optimizer.label}, learning rate {config.optimizer.peak:g}",
         ),
         ("epochs", f"{last['epoch']} ({last['step']} steps)"),
     ]

@@ -95,7 +95,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def default_name(preset: str, config: Config) -> str:
     """The name of a run that was given none."""
-    return f"{Path(preset).stem}-{config.optimizer.name}-seed{config.seed}"
+    return f"{Path(preset).stem}-{config.optimizer.label}-seed{config.seed}"
 
 
 def start(

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 import dsbp_jax
-from experiments import data, models, optimizers
+from experiments import data, gradients, models, optimizers
 from experiments.config import Config, ModelConfig
 
 MAX_ROWS = 4096  # of a layer's activations, for the bases that follow them
@@ -25,13 +25,16 @@ class TrainState(NamedTuple):
     """All that training carries from one step to the next.
 
     Attributes:
-      params: The trainable parameters, nested dicts of arrays.
+      params: What the optimizer moves, nested dicts of arrays: the trainable
+        parameters, or their coordinates (`Trainer.params` has the former always).
+      carried: What the source of gradients keeps beside them.
       rest: Whatever else the model keeps: batch statistics, random counts.
       opt_state: The state of the optimizer.
       step: Steps done.  # shape=(), dtype=int32
     """
 
     params: Any
+    carried: Any
     rest: Any
     opt_state: Any
     step: jax.Array
@@ -126,14 +129,34 @@ class Trainer:
         self.config = config
         self.num_steps = num_steps
         self._layout = classifier.layout()
-        self.train_step = jax.jit(self._train_step, donate_argnums=0)
         self.evaluation_step = jax.jit(self._evaluation_step)
+        self._step = jax.jit(self._train_step, donate_argnums=0)
+        self._refresh = jax.jit(self._refresh_step, donate_argnums=0)
+        self._init = jax.jit(self._start)
+        self._params = jax.jit(self._source().params)
+        self.every = None
+        if self._source().refresh is not None:
+            self.every = config.optimizer.refresh_every
 
     def init(self, seed: int) -> TrainState:
         """The state before the first step."""
         params, rest = self.classifier.init(seed)
-        optimizer = self._optimizer()
-        return TrainState(params, rest, optimizer.init(params), jnp.int32(0))
+        first = self.classifier.dataset.train.take(np.arange(self.config.batch_size))
+        args = rest, first.images, first.labels
+        moved, carried = self._init(params, *args, jax.random.key(seed))
+        opt_state = self._optimizer().init(moved)
+        return TrainState(moved, carried, rest, opt_state, jnp.int32(0))
+
+    def params(self, state: TrainState) -> Any:
+        """The parameters of a state."""
+        return self._params(state.params, state.carried)
+
+    def _source(self, peak: float | jax.Array = 0.0) -> gradients.Source:
+        return gradients.build(self.config.optimizer, self._loss, peak)
+
+    def _start(self, params: Any, *args: Any) -> tuple[Any, Any]:
+        *args, key = args
+        return self._source().init(params, *args, key=key)
 
     def _optimizer(
         self, peak: jax.Array | None = None
@@ -154,12 +177,64 @@ class Trainer:
         return value, (logits, rest, activations)
 
     def compile(self) -> None:
-        """Compiles the training step, by one step of a state that is thrown away."""
+        """Compiles the training step, by one of a state that is thrown away."""
         first = self.classifier.dataset.train.take(np.arange(self.config.batch_size))
-        state, _ = self.train_step(
-            self.init(0), first.images, first.labels, jax.random.key(0), jnp.float32(0)
-        )
+        args = first.images, first.labels, jax.random.key(0), jnp.float32(0)
+        state, _ = self.train_step(self.init(0), *args, step=self.every or 1)
         jax.block_until_ready(state)
+
+    def train_step(
+        self,
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array,
+        peak: jax.Array,
+        *,
+        step: int,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step on a batch, after a refresh where one is due.
+
+        Args:
+          state: The state; its buffers are reused.
+          images: uint8 images `(n, height, width, channels)`.
+          labels: int32 labels `(n,)`.
+          key: The key of the run.
+          peak: The peak learning rate.
+          step: The number of the step, known without asking the device.
+
+        Returns:
+          The new state, and loss and accuracy before the step.
+        """
+        if self.every is not None and step and step % self.every == 0:
+            rows = gradients.rows_of_refresh(self.config.optimizer, len(images))
+            state = self._refresh(state, images[:rows], labels[:rows], peak)
+        return self._step(state, images, labels, key, peak)
+
+    def _refresh_step(
+        self,
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        peak: jax.Array,
+    ) -> TrainState:
+        """Refreshes what the gradients' source carries, on a part of a batch."""
+        schedule = optimizers.learning_rate_schedule(
+            self.config.optimizer, self.num_steps, 1.0
+        )
+        # The decay of kernels goes with the rates of the steps since the last one.
+        steps = sum(schedule(state.step - back) for back in range(1, self.every + 1))
+        refresh = self._source(peak).refresh
+        moved, carried, opt_state = refresh(
+            state.params,
+            state.carried,
+            state.opt_state,
+            steps,
+            state.rest,
+            images,
+            labels,
+        )
+        return state._replace(params=moved, carried=carried, opt_state=opt_state)
 
     def _train_step(
         self,
@@ -169,32 +244,18 @@ class Trainer:
         key: jax.Array,
         peak: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One step on a batch.
-
-        Args:
-          state: The state; its buffers are reused.
-          images: uint8 images `(n, height, width, channels)`.
-          labels: int32 labels `(n,)`.
-          key: The key of the run.
-          peak: The peak learning rate.
-
-        Returns:
-          The new state, and loss and accuracy before the step.
-        """
+        """The compiled part of `train_step`."""
         if self.config.data.augment:
             images = data.augment(images, jax.random.fold_in(key, state.step))
-        gradient = optimizers.gradient_estimator(
-            self.config.optimizer, jax.value_and_grad(self._loss, has_aux=True)
-        )
-        (value, (logits, rest, activations)), grads = gradient(
-            state.params, state.rest, images, labels
-        )
+        (value, (logits, rest, activations)), grads, carried = self._source(
+            peak
+        ).value_and_grad(state.params, state.carried, state.rest, images, labels)
         updates, opt_state = self._optimizer(peak).update(
             grads, state.opt_state, state.params, activations=activations
         )
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value, "accuracy": jnp.mean(logits.argmax(-1) == labels)}
-        return TrainState(params, rest, opt_state, state.step + 1), metrics
+        return TrainState(params, carried, rest, opt_state, state.step + 1), metrics
 
     def _evaluation_step(self, params, rest, images, labels, weights):
         """Sums of loss and of right answers over the examples of weight one."""
@@ -218,15 +279,14 @@ class Trainer:
           A dict with `loss` and `accuracy`.
         """
         batch_size = min(batch_size, len(split))
+        params = self.params(state)
         pending = []
         for start in range(0, len(split), batch_size):
             index = np.arange(start, start + batch_size)
             real = index < len(split)
             part = split.take(np.where(real, index, 0))
             pending.append(
-                self.evaluation_step(
-                    state.params, state.rest, part.images, part.labels, real
-                )
+                self.evaluation_step(params, state.rest, part.images, part.labels, real)
             )
         sums = np.sum(jax.device_get(pending), axis=0, dtype=np.float64)
         loss, accuracy = sums / len(split)

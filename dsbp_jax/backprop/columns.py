@@ -1,5 +1,4 @@
-"""The columns behind which the inputs of a layer are put: some follow its inputs,
-some its gradient.
+"""The columns of a layer: some follow its inputs, some its gradient.
 
 The first are the leading eigenvectors of the layer's own input covariance, the
 others those of GGᵀ in what the first leave over; together they are orthonormal.
@@ -21,8 +20,8 @@ from dsbp_jax.layers import (
     MatrixView,
     capture_activations,
     leaves_by_path,
+    primitives,
 )
-from dsbp_jax.layers import primitives
 from dsbp_jax.layers.finder import trace
 from dsbp_jax.layers.sketching import sketched_sites
 from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis, Tracker

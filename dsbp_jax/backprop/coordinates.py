@@ -1,5 +1,6 @@
 """Spectral coordinates: kernels held as `W₀ + VS`, trained through S alone."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,10 +18,15 @@ from dsbp_jax.backprop.columns import (
     vectors,
 )
 from dsbp_jax.layers import Layout, leaves_by_path
-from dsbp_jax.layers.finder import array_leaves, trace
+from dsbp_jax.layers.finder import Trace, array_leaves, trace
 from dsbp_jax.layers.rewrite import evaluate
+from dsbp_jax.layers.sites import Site
 from dsbp_jax.layers.thin import Product
 from dsbp_jax.transforms.transport import Coordinate, Rule, transport_moments
+
+# Forming W₀ + VS also writes and reads whole kernels: measured on a CPU, at widths of
+# 2048 and 4096, it pays from twice its own multiply-adds.
+_SUM_COST = 2
 
 
 @jax.tree_util.register_dataclass
@@ -146,28 +152,37 @@ def spectral_coordinates(
     def value_and_grad(coords: Any, frame: Frame, *args: Any) -> tuple[Any, Any]:
         bases = vectors(*frame.columns)
 
+        whole = jax.eval_shape(merge, coords, frame)
+        traced = trace(loss_fn, whole, args, {})
+        sites = {
+            site.name: site
+            for site in traced.sites
+            if site.name in frame.kernels and not site.rule
+        }
+        apart = _kept_apart(traced, sites, bases)
+
         def visit(
             product: Product, x: jax.Array, w: jax.Array, extra: Any
         ) -> tuple[jax.Array, None]:
             basis, coordinate = extra
             thin = product.operand(coordinate).astype(w.dtype)
+            if product.site.name in apart:
+                return product(x, w) + product.expand(
+                    product.compress(x, jax.lax.stop_gradient(basis)), thin
+                ), None
             return product.sketched(x, w, basis, thin), None
 
         def loss(coords: Any) -> tuple[jax.Array, Any]:
-            params = merge(coords, frame)
             held = leaves_by_path(coords)
-            traced = trace(loss_fn, params, args, {})
-            sites = [
-                site
-                for site in traced.sites
-                if site.name in frame.kernels and not site.rule
-            ]
             extras = {
-                site.name: (bases[site.name], _taps(held[site.name], bases[site.name]))
-                for site in sites
+                path: (bases[path], _taps(held[path], bases[path])) for path in sites
             }
+            params = map_paths(
+                lambda path, leaf: frame.kernels[path] if path in apart else leaf,
+                merge(coords, frame),
+            )
             values = array_leaves((params, args, {}))
-            outputs, _ = evaluate(traced, visit, values, extras, sites=sites)
+            outputs, _ = evaluate(traced, visit, values, extras, sites=sites.values())
             out = traced.unflatten(outputs)
             return require_scalar(out, has_aux), out
 
@@ -207,6 +222,28 @@ def spectral_coordinates(
         return coords, frame, opt_state
 
     return SpectralCoordinates(init, value_and_grad, fold, merge)
+
+
+def _kept_apart(
+    traced: Trace, sites: Mapping[str, Site], bases: Mapping[str, jax.Array]
+) -> set[str]:
+    """The leaves whose layer answers `xW₀ + (xV)S`, instead of `x(W₀ + VS)`.
+
+    The former takes two thin products of the rows more in the forward and one in the
+    reverse pass, the latter one of the kernel's size, and memory for the sum. Only a
+    leaf without any other use can be kept apart.
+    """
+    uses = collections.Counter(site.path for site in traced.sites)
+    uses.update(use.path for use in traced.uses)
+    apart = set()
+    for path, site in sites.items():
+        *_, taps, d_in, d_out = site.view.matrix_shape(site.shape)
+        rank = bases[path].shape[-1]
+        rows = site.repeats * site.inputs.num_rows
+        by_rows = rank * rows * (d_in + 2 * taps * d_out)
+        if uses[path] == 1 and by_rows < _SUM_COST * rank * taps * d_in * d_out:
+            apart.add(path)
+    return apart
 
 
 def merge(coords: Any, frame: Frame) -> Any:

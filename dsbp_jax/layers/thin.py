@@ -105,7 +105,7 @@ class Product:
             out = _flat(kept)
             window = [d for digits in target for d in digits if d not in out]
             window.remove(_COLUMNS)
-            batch: list[Sequence[Digit]] = []
+            batch: list[tuple[Digit, ...]] = []
         else:
             batch, window = [digits for _, digits in site.inputs.batch], []
             target = [*batch, (_COLUMNS,), *kept]

@@ -16,7 +16,6 @@ from dsbp_jax.linalg.basis import (
 )
 from dsbp_jax.linalg.batching import unbatched_max as unbatched_max
 from dsbp_jax.linalg.lanczos import Lanczos as Lanczos, lanczos as lanczos
-from dsbp_jax.linalg.orthogonal import extend_basis as extend_basis
 from dsbp_jax.linalg.operators import (
     SymmetricOperator as SymmetricOperator,
     gauss_newton as gauss_newton,
@@ -24,3 +23,4 @@ from dsbp_jax.linalg.operators import (
     hessian as hessian,
     matrix as matrix,
 )
+from dsbp_jax.linalg.orthogonal import extend_basis as extend_basis

@@ -88,11 +88,11 @@ def transport_moments(
       Array([0., 1.], dtype=float32)
     """
     known: dict[str, Rule] = {**MOMENTS, **(rules or {})}
-    for field, rule in known.items():
-        if not callable(rule) and rule not in _RULES:
+    for field, wanted in known.items():
+        if not callable(wanted) and wanted not in _RULES:
             raise ValueError(
-                f"transport[{field!r}] must be one of {', '.join(map(repr, _RULES))} or "
-                f"a function, got {rule!r}"
+                f"transport[{field!r}] must be a function or one of "
+                f"{', '.join(map(repr, _RULES))}, got {wanted!r}"
             )
     flat, treedef = jax.tree.flatten_with_path(opt_state)
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in flat}
@@ -111,10 +111,10 @@ def transport_moments(
         if rule is None or jnp.shape(leaf) != coordinate.shape:
             raise ValueError(
                 f"the optimizer's state holds {jax.tree_util.keystr(path)} of shape "
-                f"{jnp.shape(leaf)} for coordinates of shape {coordinate.shape}; fields "
-                f"that can follow a change of basis are {', '.join(known)} of that "
-                f'shape; transport={{{field!r}: "first" | "second" | "keep" | function}} '
-                "names others"
+                f"{jnp.shape(leaf)} for coordinates of shape {coordinate.shape}; what "
+                f"can follow a change of basis are the fields {', '.join(known)} of "
+                f'that shape, and with transport={{{field!r}: "first" | "second" | '
+                '"keep" | function} what that names'
             )
         if callable(rule):
             moved.append(rule(leaf, coordinate.rotation))

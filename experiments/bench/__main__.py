@@ -1,5 +1,6 @@
 """Runs benchmarks by name: `python -m experiments.bench NAME`."""
 
+import dataclasses
 import datetime
 import json
 import os
@@ -13,43 +14,55 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from experiments.bench import engine, projection
+from experiments.bench import accuracy, engine, projection, step
+from experiments.bench.accuracy import AccuracyConfig
+from experiments.bench.step import StepConfig
 
 # The engine is measured with LAPACK's threads, which its peers need: `eigh` and `svd`
 # of large matrices are a third slower without them.
 BENCHMARKS = {
-    "engine": engine.run,
-    "projection": cli.single_threaded_lapack(projection.run),
+    "engine": lambda options: engine.run(),
+    "projection": cli.single_threaded_lapack(lambda options: projection.run()),
+    "step": cli.single_threaded_lapack(lambda options: step.run(options.step)),
+    "accuracy": cli.single_threaded_lapack(
+        lambda options: accuracy.run(options.accuracy)
+    ),
 }
 
 
-def main(
-    name: Annotated[
-        Literal["engine", "projection", "all"], tyro.conf.Positional
-    ] = "all",
-    *,
-    out: pathlib.Path | None = None,
-) -> None:
-    """Prints the tables of one benchmark, or of all.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Prints the tables of one benchmark, or of all."""
 
-    Args:
-      name: Which benchmark to run.
-      out: Write the tables as JSON to this file as well.
-    """
+    name: Annotated[
+        Literal["engine", "projection", "step", "accuracy", "all"],
+        tyro.conf.Positional,
+    ] = "all"
+    """Which benchmark to run."""
+
+    step: StepConfig = dataclasses.field(default_factory=StepConfig)
+    accuracy: AccuracyConfig = dataclasses.field(default_factory=AccuracyConfig)
+
+    out: pathlib.Path | None = None
+    """Write the tables as JSON to this file as well."""
+
+
+def main(options: Options) -> None:
+    """Runs a benchmark and prints its tables."""
     console = Console()
     tables = {}
-    for benchmark in BENCHMARKS if name == "all" else [name]:
-        for title, rows in BENCHMARKS[benchmark]().items():
-            tables[title] = rows
-            table = Table(*rows[0], title=title)
-            for row in rows:
-                cells = (
-                    value if isinstance(value, str) else f"{value:.3g}"
-                    for value in row.values()
-                )
-                table.add_row(*cells)
-            console.print(table)
-    if out is not None:
+    for name in BENCHMARKS if options.name == "all" else [options.name]:
+        tables |= BENCHMARKS[name](options)
+    for title, rows in tables.items():
+        table = Table(*rows[0], title=title)
+        for row in rows:
+            cells = (
+                value if isinstance(value, str) else f"{value:.4g}"
+                for value in row.values()
+            )
+            table.add_row(*cells)
+        console.print(table)
+    if options.out is not None:
         device = jax.devices()[0]
         record = {
             "date": datetime.date.today().isoformat(),
@@ -59,10 +72,10 @@ def main(
             "jax": jax.__version__,
             "tables": tables,
         }
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
-        console.print(f"Written to {out}")
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        console.print(f"Written to {options.out}")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Options))

@@ -112,7 +112,7 @@ def test_seeds_and_rates_share_one_compilation():
     for seed in (0, 1):
         for rate in (1e-3, 1e-2):
             assert adam.run(seed, rate, test=False).test is None
-    assert adam.trainer.train_step._cache_size() == 1
+    assert adam.trainer._step._cache_size() == 1
 
 
 def test_a_diverged_run_counts_with_a_constant_answer():

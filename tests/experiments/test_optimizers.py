@@ -47,7 +47,7 @@ def test_the_loss_falls_and_nothing_is_compiled_twice(name):
     state, losses = train(trainer)
     assert losses[1] < losses[0]
     assert int(state.step) == trainer.num_steps
-    assert trainer.train_step._cache_size() == 1
+    assert trainer._step._cache_size() == 1
 
 
 def test_dsbp_that_keeps_everything_is_momentum():
@@ -64,7 +64,7 @@ def test_learning_rates_share_a_compiled_step_and_differ():
     _, slow = train(trainer, peak=1e-3)
     _, fast = train(trainer, peak=1e-1)
     assert fast[1] < slow[1]
-    assert trainer.train_step._cache_size() == 1
+    assert trainer._step._cache_size() == 1
 
 
 def test_sam_costs_two_evaluations():

@@ -1,0 +1,222 @@
+"""Loss and accuracy of spectral training, at equal steps and at equal wall time."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+
+from experiments import comparison, data, optimizers, report
+from experiments.bench.timing import interleave
+from experiments.comparison import Contender, Outcome
+from experiments.config import Config, DataConfig, ModelConfig
+from experiments.loop import steps_per_epoch
+from experiments.optimizers import OptimizerConfig
+from experiments.steps import Classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyConfig:
+    """What is trained, and how long."""
+
+    data_dir: Path | None = None
+    """Folder of the data sets."""
+
+    task: Literal["fashion_mnist", "cifar10"] = "fashion_mnist"
+    """An MLP 2048×3 on Fashion-MNIST, or a small ViT on CIFAR-10."""
+
+    optimizers: tuple[str, ...] = ("adam", "adam+coordinates")
+    """What is compared, with the first; +spectral and +coordinates say where its
+    gradients come from."""
+
+    rank: int = 64
+    """Columns."""
+
+    tracking: int | None = None
+    """Columns that follow the gradient."""
+
+    refresh_every: int = 20
+    """Steps between two refreshes or folds."""
+
+    grid: tuple[float, ...] = ()
+    """Learning rates to choose from on the validation split, for all alike; by default
+    the grid of the first optimizer."""
+
+    seeds: int = 3
+    """Runs of each."""
+
+    epochs: int = 3
+    """Passes over the training set, of the first."""
+
+    batch_size: int = 512
+    """Images in a step."""
+
+
+TASKS: dict[str, tuple[str, ModelConfig]] = {
+    "fashion_mnist": (
+        "fashion_mnist",
+        ModelConfig("mlp", {"hidden": (2048, 2048, 2048)}),
+    ),
+    "cifar10": (
+        "cifar10",
+        ModelConfig("vit", {"dim": 192, "depth": 4, "heads": 3, "patch": 4}),
+    ),
+}
+
+
+def _config(config: AccuracyConfig) -> Config:
+    name, model = TASKS[config.task]
+    return Config(
+        data=DataConfig(name=name, data_dir=config.data_dir),
+        model=model,
+        optimizer=OptimizerConfig(
+            name=config.optimizers[0].partition("+")[0],
+            rank=config.rank,
+            tracking=config.tracking,
+            refresh_every=config.refresh_every,
+        ),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+    )
+
+
+def seconds_per_step(
+    contenders: dict[str, Contender], rounds: int = 7
+) -> dict[str, float]:
+    """The mean time of a step, refreshes included, measured side by side."""
+    functions: dict[str, Callable[[], Any]] = {}
+    every: dict[str, int | None] = {}
+    for name, contender in contenders.items():
+        trainer = contender.trainer
+        trainer.compile()
+        batch = trainer.classifier.dataset.train.take(
+            np.arange(trainer.config.batch_size)
+        )
+        held = [trainer.init(0)]
+        args = batch.images, batch.labels, jax.random.key(0), jax.numpy.float32(1e-4)
+        every[name] = trainer.every
+
+        def step(number: int, trainer=trainer, held=held, args=args) -> Any:
+            held[0], metrics = trainer.train_step(held[0], *args, step=number)
+            return metrics
+
+        functions[name] = lambda step=step: step(1)
+        if trainer.every:
+            functions[f"{name}/due"] = lambda step=step, n=trainer.every: step(n)
+    times = {k: float(np.median(v)) for k, v in interleave(functions, rounds).items()}
+    means = {}
+    for name, period in every.items():
+        extra = (times[f"{name}/due"] - times[name]) / period if period else 0.0
+        means[name] = times[name] + extra
+    return means
+
+
+def run(config: AccuracyConfig = AccuracyConfig()) -> dict[str, list[dict[str, Any]]]:
+    """The benchmark's tables, by title; a plot is written to `runs/`."""
+    base = _config(config)
+    dataset = data.load(base.data.name, data_dir=config.data_dir, download=False)
+    classifier = Classifier(dataset, base.model)
+    steps = steps_per_epoch(dataset, base) * config.epochs
+    first = config.optimizers[0]
+    entry = optimizers.OPTIMIZERS[first.partition("+")[0]]
+    grid = config.grid or entry.grid
+    build = lambda name, steps: Contender(classifier, base, name, steps)
+    contenders = {name: build(name, steps) for name in config.optimizers}
+    cost = seconds_per_step(contenders)
+
+    rates, tuning, finals = {}, {}, {}
+    for name, contender in contenders.items():
+        print(f"{name}: {cost[name] * 1e3:.0f} ms a step", flush=True)
+        outcomes = [contender.run(0, rate, test=False) for rate in grid]
+        rates[name] = comparison.best_learning_rate(outcomes)
+        tuning[name] = outcomes
+        for o in outcomes:
+            print(f"  rate {o.learning_rate:g}: {o.validation}", flush=True)
+    for name, contender in contenders.items():
+        finals[name] = [
+            contender.run(seed, rates[name], test=True) for seed in range(config.seeds)
+        ]
+        print(name, [o.test["accuracy"] for o in finals[name]], flush=True)
+    # The others get the steps that take as long as all of the first.
+    timed = {first: finals[first]}
+    lengths = {name: round(steps * cost[first] / cost[name]) for name in contenders}
+    longer = {name: build(name, lengths[name]) for name in config.optimizers}
+    for name in config.optimizers[1:]:
+        timed[name] = [
+            longer[name].run(seed, rates[name], test=True)
+            for seed in range(config.seeds)
+        ]
+        print(name, "timed", [o.test["accuracy"] for o in timed[name]], flush=True)
+    grids = dict.fromkeys(config.optimizers, grid)
+    title = f"{config.task}, rank {config.rank}, {config.seeds} seeds"
+    equal_steps = comparison.make_rows(list(contenders.values()), finals, grids)
+    equal_time = comparison.make_rows(list(longer.values()), timed, grids)
+    plot(Path("runs") / f"accuracy-{config.task}-{first}.svg", finals, cost)
+    tables = {
+        f"{title}, {steps} steps": [
+            _row(row, finals[row.name], cost) for row in equal_steps
+        ],
+        f"{title}, the time of {steps} steps of {first}": [
+            _row(row, timed[row.name], cost) for row in equal_time
+        ],
+        "Tuning on validation": [
+            {
+                "method": name,
+                "rate": o.learning_rate,
+                "validation accuracy, %": 100 * o.validation["accuracy"],
+                "validation loss": o.validation["loss"],
+            }
+            for name, outcomes in tuning.items()
+            for o in outcomes
+        ],
+    }
+    return tables
+
+
+def _row(
+    row: comparison.Row, outcomes: list[Outcome], cost: dict[str, float]
+) -> dict[str, Any]:
+    percent = lambda value: float("nan") if value is None else 100 * value
+    return {
+        "method": row.name,
+        "rate": row.learning_rate,
+        "steps": row.steps,
+        "ms per step": cost[row.name] * 1e3,
+        "test accuracy, %": percent(row.mean),
+        "± standard error": percent(row.error),
+        "difference": percent(row.difference),
+        "± its error": percent(row.difference_error),
+        "p": float("nan") if row.p_value is None else row.p_value,
+        "test loss": float(np.mean([o.test["loss"] for o in outcomes])),
+    }
+
+
+def plot(path: Path, finals: dict[str, list[Outcome]], cost: dict[str, float]) -> None:
+    """Validation accuracy and loss over steps and over time, means over seeds."""
+
+    def panel(column: int, label: str, timed: bool) -> Callable[[Axes], None]:
+        def draw(axis: Axes) -> None:
+            for name, outcomes in finals.items():
+                curves = np.array([o.curve for o in outcomes if not o.diverged])
+                if not len(curves):
+                    continue
+                x = curves[0, :, 0] * (cost[name] if timed else 1)
+                axis.plot(x, curves[:, :, column].mean(0), marker=".", label=name)
+            axis.set(
+                xlabel="seconds of training" if timed else "steps",
+                ylabel=f"validation {label}",
+            )
+            axis.legend()
+
+        return draw
+
+    panels = [
+        panel(column, label, timed)
+        for column, label in ((1, "accuracy"), (2, "loss"))
+        for timed in (False, True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report.figure(panels))

@@ -24,6 +24,7 @@ from dsbp_jax.layers import (
 )
 from dsbp_jax.layers.finder import trace
 from dsbp_jax.layers.sketching import sketched_sites
+from dsbp_jax.transforms.sharding import specs_of, with_auto_axes
 from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis, Tracker
 
 
@@ -121,6 +122,27 @@ class Columns:
         Returns:
           The new columns.
         """
+        run = lambda state, params, activations, gradients: self._update(
+            state, params, layout, activations, gradients, refresh
+        )
+        return with_auto_axes(
+            run,
+            state,
+            params,
+            dict(activations),
+            gradients,
+            out_specs=lambda: specs_of(state),
+        )
+
+    def _update(
+        self,
+        state: ColumnsState,
+        params: Any,
+        layout: Layout,
+        activations: Mapping[str, LayerActivations],
+        gradients: Any,
+        refresh: bool | None,
+    ) -> ColumnsState:
         activation, gradient = state
         tracker = self._tracker("activation", layout)
         if tracker is not None:

@@ -64,8 +64,8 @@ def layout(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> La
 
 
 _LEGEND = (
-    "FLOPs a sketch would save: of the weight gradient, were it computed through a "
-    "sketch of that rank, which no transform does; projections do not depend on it"
+    "FLOPs a sketch saves: of the weight gradient, by spectral_backprop and "
+    "spectral_coordinates with that many columns; projections do not depend on it"
 )
 
 
@@ -86,10 +86,10 @@ class LeafReport:
       state_bytes: Bytes that a projection of the inputs and of the outputs holds;
         none where it is the identity (a decay keeps a full basis there), nor for
         a further use of a leaf.
-      sketch_saving: The share of the weight gradient's products that would be
-        saved if it were computed through a sketch of `rank` columns on the input
-        side. No transform does that, and none depends on it.
-      no_sketch: Why such a sketch would not do, or empty.
+      sketch_saving: The share of the weight gradient's products that
+        `spectral_backprop` and `spectral_coordinates` save, with a sketch of `rank`
+        columns on the input side. No transform depends on it.
+      no_sketch: Why they leave the leaf alone, or empty.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Explanation(Mapping[str, LeafReport]):
         """The table."""
         header = (
             *("leaf", "shape", "matrix", "batch", "use", "rank in", "rank out"),
-            *("bytes in", "bytes out", "FLOPs a sketch would save", "note"),
+            *("bytes in", "bytes out", "FLOPs a sketch saves", "note"),
         )
         table = _align([header, *map(_cells, self.reports)])
         matched = sum(report.view is not None for report in self.reports)
@@ -159,9 +159,10 @@ def explain(
     rank reaches it the projection is the identity.
 
     Apart from that, a column says what share of the weight gradient's products
-    would be saved if it were computed through a sketch of `q = rank` columns:
-    `n·d_in·q + n·q·d_out + q·d_in·d_out` instead of `n·d_in·d_out` for `n` rows.
-    No transform does so; gradients come from your own `jax.grad`.
+    `spectral_backprop` and `spectral_coordinates` save with `q = rank` columns:
+    `n·d_in·q + n·q·d_out + q·d_in·d_out` instead of `n·d_in·d_out` for `n` rows. Where
+    it would save nothing, or cannot be, the gradient stays exact, and the column says
+    why.
 
     A leaf axis that `jax.vmap` made is shown as an output axis where the members
     share their input, since it cannot be told from an axis of heads; `layout`
@@ -190,7 +191,7 @@ def explain(
       bias    80     -              -      -                -        -         ...
       kernel  96×80  96→80 (0)→(1)  -      dense, 500 rows  8        8         ...
       uses of a leaf as a layer: 1
-      FLOPs a sketch would save: of the weight gradient, were it computed ...
+      FLOPs a sketch saves: of the weight gradient, by spectral_backprop and ...
     """
     rank = positive_int("rank", rank)
     traced = trace(fn, params, args, kwargs)

@@ -167,12 +167,15 @@ class Product:
 
         def rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
             (x, w, basis, _), (dx, _, _, dthin) = primals, tangents
-            parts = []
+            y, parts = self(x, w), []
             if not _is_zero(dx):
                 parts.append(self(dx, w))
             if not _is_zero(dthin):
-                parts.append(self.expand(self.compress(x, basis), dthin))
-            y = self(x, w)
+                part = self.expand(self.compress(x, basis), dthin)
+                sharding = primitives.explicit_sharding(y)
+                if sharding is not None:  # the thin weight may have another
+                    part = jax.sharding.reshard(part, sharding)
+                parts.append(part)
             return y, sum(parts[1:], start=parts[0]) if parts else jnp.zeros_like(y)
 
         response.defjvp(rule, symbolic_zeros=True)

@@ -179,7 +179,7 @@ def run(config: AccuracyConfig = AccuracyConfig()) -> dict[str, list[dict[str, A
 def _row(
     row: comparison.Row, outcomes: list[Outcome], cost: dict[str, float]
 ) -> dict[str, Any]:
-    percent = lambda value: float("nan") if value is None else 100 * value
+    percent = lambda value: "" if value is None else 100 * value
     return {
         "method": row.name,
         "rate": row.learning_rate,
@@ -189,7 +189,7 @@ def _row(
         "± standard error": percent(row.error),
         "difference": percent(row.difference),
         "± its error": percent(row.difference_error),
-        "p": float("nan") if row.p_value is None else row.p_value,
+        "p": "" if row.p_value is None else row.p_value,
         "test loss": float(np.mean([o.test["loss"] for o in outcomes])),
     }
 

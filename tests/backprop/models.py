@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from dsbp_jax import layout
+from dsbp_jax.backprop.columns import Columns, find_layers
+from dsbp_jax.backprop.coordinates import _split
+from dsbp_jax.backprop.sketch import SketchState
 from tests.layers.models import normal
 
 
@@ -142,6 +145,33 @@ CASES = {
         branches,
     )
 }
+
+
+def one_layer():
+    """A single sketched layer: the least to compile."""
+
+    def loss(params, x):
+        return mean_square(jnp.tanh(x @ params["w"]) @ params["head"])
+
+    params = {"w": normal(12, 16) / 4, "head": normal(16, 1, seed=1)}
+    return Case(loss, params, normal(64, 12, seed=2), ("w",))
+
+
+def random_columns(case, rank):
+    """Columns that follow nothing, and the layout of those who have some."""
+    found = find_layers(case.loss, case.params, (case.x,), rank, has_aux=False)
+    columns = Columns(rank=rank, tracking=0)
+    return columns.init(case.params, found, jax.random.key(3)), found
+
+
+def sketch_state(case, rank):
+    """What `init` gives, without solving for anything."""
+    return SketchState(jax.random.key(4), random_columns(case, rank)[0])
+
+
+def random_frame(case, rank):
+    """Coordinates at zero in random columns."""
+    return _split(case.params, *random_columns(case, rank))
 
 
 def projected(case, gradient, columns):

@@ -1,5 +1,7 @@
 """Training in coordinates against the same training with whole kernels."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 import dsbp_jax
 from dsbp_jax.backprop.columns import vectors
-from tests.backprop.models import CASES, mlp
+from tests.backprop.models import CASES, Case, mlp, one_layer, random_frame
 from tests.backprop.test_sketch import KEY, close
 from tests.layers.models import normal
 
@@ -28,7 +30,7 @@ def test_value_and_gradients_are_those_of_the_merged_kernels(name, strict_promot
     """Whatever else the loss does with a leaf: ties it, penalises it, branches."""
     case = CASES[name]()
     training = dsbp_jax.spectral_coordinates(case.loss, 4)
-    coords, frame = jax.jit(training.init)(case.params, case.x, key=KEY)
+    coords, frame = random_frame(case, 4)
     assert set(frame.kernels) == set(case.sketched)
     coords = shifted(coords, frame)
     value, grads = jax.jit(training.value_and_grad)(coords, frame, case.x)
@@ -41,7 +43,7 @@ def test_value_and_gradients_are_those_of_the_merged_kernels(name, strict_promot
 def test_coordinates_start_at_zero_and_merge_to_the_parameters():
     case = CASES["convolution"]()
     training = dsbp_jax.spectral_coordinates(case.loss, 4)
-    coords, frame = training.init(case.params, case.x, key=KEY)
+    coords, frame = random_frame(case, 4)
     assert coords["first"].shape == (9, 4, 12)
     assert not coords["first"].any()
     np.testing.assert_array_equal(coords["head"], case.params["head"])
@@ -53,11 +55,9 @@ def test_coordinates_start_at_zero_and_merge_to_the_parameters():
 def test_second_derivatives_are_exact():
     case = mlp(jnp.tanh)
     training = dsbp_jax.spectral_coordinates(case.loss, 4)
-    coords, frame = training.init(case.params, case.x, key=KEY)
+    coords, frame = random_frame(case, 4)
     coords = shifted(coords, frame)
-    explicit = lambda c: jax.grad(
-        lambda c: case.loss(training.merge(c, frame), case.x)
-    )(c)
+    whole = lambda c: case.loss(training.merge(c, frame), case.x)
     tangent = jax.tree.map(
         lambda c: jnp.cos(jnp.arange(c.size)).reshape(c.shape), coords
     )
@@ -65,7 +65,7 @@ def test_second_derivatives_are_exact():
         jax.jvp(gradient, (coords,), (tangent,))[1]
         for gradient in (
             lambda c: training.value_and_grad(c, frame, case.x)[1],
-            explicit,
+            jax.grad(whole),
         )
     )
     close(actual, wanted, 1e-5)
@@ -78,7 +78,7 @@ def test_weight_gradients_are_never_formed():
     params = {"a": normal(width, width), "b": normal(width, width, seed=1)}
     x = normal(rows, width, seed=2)
     training = dsbp_jax.spectral_coordinates(loss, 8)
-    coords, frame = training.init(params, x, key=KEY)
+    coords, frame = random_frame(Case(loss, params, x, ("a", "b")), 8)
     count = lambda fn, *args: (
         jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
     )
@@ -90,34 +90,17 @@ def test_weight_gradients_are_never_formed():
     assert cheap == pytest.approx(3 * full + thin, rel=0.05)
 
 
-def optimizers():
-    return {
-        "sgd": optax.sgd(0.1),
-        "momentum": optax.sgd(0.1, momentum=0.9),
-        "nesterov": optax.sgd(0.1, momentum=0.9, nesterov=True),
-        "adam": optax.adam(1e-2),
-        "rmsprop": optax.rmsprop(1e-2),
-        "schedule": optax.chain(
-            optax.clip_by_global_norm(1.0),
-            optax.scale_by_adam(),
-            optax.scale_by_schedule(lambda step: -0.01 / (1 + step)),
-        ),
-        "multisteps": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
-        "partition": optax.partition(
-            {"matrix": optax.adam(1e-2), "vector": optax.sgd(0.1)},
-            lambda tree: jax.tree.map(
-                lambda leaf: "matrix" if jnp.ndim(leaf) > 1 else "vector", tree
-            ),
-        ),
-    }
+OPTIMIZERS = {
+    "momentum": optax.sgd(0.01, momentum=0.9),
+    "adam": optax.adam(1e-2),
+}
 
 
-@pytest.mark.parametrize("name", optimizers())
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_folds_without_recompiling(name):
-    case = mlp()
-    tx = optimizers()[name]
+    case, tx = one_layer(), OPTIMIZERS[name]
     training = dsbp_jax.spectral_coordinates(case.loss, 6)
-    coords, frame = training.init(case.params, case.x, key=KEY)
+    coords, frame = jax.jit(training.init)(case.params, case.x, key=KEY)
     opt_state = tx.init(coords)
 
     @jax.jit
@@ -126,48 +109,32 @@ def test_training_folds_without_recompiling(name):
         updates, opt_state = tx.update(grads, opt_state, coords)
         return optax.apply_updates(coords, updates), opt_state, value
 
-    fold = jax.jit(training.fold)
+    fold, merge = jax.jit(training.fold), jax.jit(training.merge)
     values = []
     for index in range(24):
         coords, opt_state, value = step(coords, frame, opt_state)
         values.append(float(value))
         if index % 6 == 5:
-            before = training.merge(coords, frame)
+            before = merge(coords, frame)
             coords, frame, opt_state = fold(coords, frame, opt_state, case.x)
-            close(training.merge(coords, frame), before, 1e-6)
+            close(merge(coords, frame), before, 1e-6)
     assert values[-1] < 0.7 * values[0]
     assert step._cache_size() == 1
     assert fold._cache_size() == 1
 
 
-def test_a_fold_that_only_rotates_leaves_momentum_alone():
-    """The update after a fold is the one without it, where V spans the same space."""
-    case = mlp()
+def test_a_fold_moves_momentum_with_the_basis():
+    """Momentum as a direction of W is kept, where both columns span it."""
+    case = one_layer()
     tx = optax.sgd(0.1, momentum=0.9)
     training = dsbp_jax.spectral_coordinates(case.loss, 6, tracking=0)
-    coords, frame = training.init(case.params, case.x, key=KEY)
+    coords, frame = random_frame(case, 6)
     _, grads = training.value_and_grad(coords, frame, case.x)
     _, opt_state = tx.update(grads, tx.init(coords), coords)
-    # A random rotation of the columns, and of everything that is in them.
-    rotation = jnp.linalg.qr(normal(6, 6, seed=5))[0]
-    spun = jax.tree.map(lambda leaf: leaf, frame.columns.activation)
-    entry = spun.tracked["input"]["a"]
-    columns = entry.basis.vectors @ rotation
-    spun.tracked["input"]["a"] = entry._replace(
-        basis=entry.basis._replace(vectors=columns)
-    )
-    trace = dict(opt_state[0].trace)
-    trace["a"] = rotation.T @ trace["a"]
-    spun = type(frame)(
-        frame.kernels, frame.columns._replace(activation=spun), frame.layout
-    )
-    turned = (opt_state[0]._replace(trace=trace), *opt_state[1:])
-    steps = []
-    for start, state in ((frame, opt_state), (spun, turned)):
-        _, new, state = training.fold(coords, start, state, case.x)
-        basis = vectors(*new.columns)["a"]
-        steps.append(basis @ state[0].trace["a"])
-    close(*steps, 1e-5)
+    _, new, moved = jax.jit(training.fold)(coords, frame, opt_state, case.x)
+    before, after = (vectors(*f.columns)["w"] for f in (frame, new))
+    momentum = before @ opt_state[0].trace["w"]
+    close(after @ moved[0].trace["w"], after @ (after.T @ momentum), 1e-5)
 
 
 def test_optimizer_state_is_small():
@@ -184,15 +151,16 @@ def test_optimizer_state_is_small():
 
 
 def test_weight_decay_shrinks_folded_kernels():
-    case = mlp()
+    case = one_layer()
     training = dsbp_jax.spectral_coordinates(case.loss, 4, weight_decay=0.01)
-    coords, frame = training.init(case.params, case.x, key=KEY)
+    coords, frame = random_frame(case, 4)
     with pytest.raises(ValueError, match="steps must be the number of steps since"):
         training.fold(coords, frame, (), case.x)
-    coords, frame, _ = training.fold(coords, frame, (), case.x, steps=10)
+    fold = jax.jit(training.fold)
+    coords, frame, _ = fold(coords, frame, (), case.x, steps=10)
     params = training.merge(coords, frame)
-    close(params["a"], case.params["a"] * 0.99**10)
-    close(params["bias"], case.params["bias"])
+    close(params["w"], case.params["w"] * 0.99**10)
+    close(params["head"], case.params["head"])
 
 
 def test_bfloat16_kernels_have_float32_coordinates():
@@ -200,8 +168,8 @@ def test_bfloat16_kernels_have_float32_coordinates():
     params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), case.params)
     x = case.x.astype(jnp.bfloat16)
     training = dsbp_jax.spectral_coordinates(case.loss, 4)
-    coords, frame = training.init(params, x, key=KEY)
-    value, grads = jax.jit(training.value_and_grad)(coords, frame, x)
+    coords, frame = random_frame(case._replace(params=params, x=x), 4)
+    _, grads = jax.jit(training.value_and_grad)(coords, frame, x)
     assert coords["a"].dtype == grads["a"].dtype == jnp.float32
     assert training.merge(coords, frame)["a"].dtype == jnp.bfloat16
     exact = jax.grad(case.loss)(case.params, case.x)
@@ -217,28 +185,10 @@ def test_aux_is_passed_through():
     case = mlp()
     loss = lambda params, x: (case.loss(params, x), {"x": x})
     training = dsbp_jax.spectral_coordinates(loss, 4, has_aux=True)
-    coords, frame = training.init(case.params, case.x, key=KEY)
+    coords, frame = random_frame(case, 4)
     (value, aux), _ = jax.jit(training.value_and_grad)(coords, frame, case.x)
     np.testing.assert_allclose(value, case.loss(case.params, case.x), rtol=1e-6)
     np.testing.assert_array_equal(aux["x"], case.x)
-
-
-def test_optimizers_that_cannot_follow_are_refused():
-    case = mlp()
-    training = dsbp_jax.spectral_coordinates(case.loss, 4)
-    coords, frame = training.init(case.params, case.x, key=KEY)
-    fold = lambda tx: training.fold(coords, frame, tx.init(coords), case.x)
-    with pytest.raises(ValueError, match=r"'z'.*of shape \(4, 16\)|z\["):
-        fold(optax.contrib.schedule_free_sgd(1e-3))
-    with pytest.raises(ValueError, match=r"sum_of_squares.*of shape \(4, 16\)"):
-        fold(optax.adagrad(0.1))
-    with pytest.raises(ValueError, match="v_row"):
-        fold(optax.adafactor(1e-3, min_dim_size_to_factor=2))
-    kept = dsbp_jax.spectral_coordinates(
-        case.loss, 4, transport={"sum_of_squares": "second"}
-    )
-    state = optax.adagrad(0.1).init(coords)
-    kept.fold(coords, frame, state, case.x)
 
 
 @pytest.mark.parametrize(
@@ -247,24 +197,19 @@ def test_optimizers_that_cannot_follow_are_refused():
         ({"rank": 0}, "rank must be an int of at least 1, got 0"),
         ({"tracking": 5}, "tracking must be an int between 0 and 4, got 5"),
         ({"weight_decay": -0.1}, "weight_decay must be a number in [0, 1], got -0.1"),
-        ({"transport": {"mu": "third"}}, "transport['mu'] must be one of 'first'"),
     ],
 )
 def test_bad_arguments(options, message):
-    case = mlp()
-    with pytest.raises(ValueError) as error:
-        training = dsbp_jax.spectral_coordinates(case.loss, **{"rank": 4, **options})
-        coords, frame = training.init(case.params, case.x, key=KEY)
-        training.fold(coords, frame, optax.adam(1.0).init(coords), case.x)
-    assert message in str(error.value)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dsbp_jax.spectral_coordinates(mlp().loss, **{"rank": 4, **options})
 
 
 def test_bad_losses_and_batches():
-    case = mlp()
+    case = one_layer()
     training = dsbp_jax.spectral_coordinates(case.loss, 5, tracking=1)
-    coords, frame = training.init(case.params, case.x, key=KEY)
+    coords, frame = random_frame(case, 5)
     with pytest.raises(ValueError, match="args must give every layer at least 4 rows"):
         training.fold(coords, frame, (), case.x[:3])
-    vector = dsbp_jax.spectral_coordinates(lambda params, x: x @ params["a"], 4)
+    vector = dsbp_jax.spectral_coordinates(lambda params, x: x @ params["w"], 4)
     with pytest.raises(ValueError, match="loss_fn must return a floating-point scalar"):
         vector.init(case.params, case.x, key=KEY)

@@ -101,7 +101,7 @@ def test_prints_as_a_table(explanation):
     assert len(lines) == len(explanation)
     assert any(line.startswith("stack ") and "(1)→(2)" in line for line in lines)
     assert summary.endswith("left alone though of two or more axes: table, unused")
-    assert legend.startswith("FLOPs a sketch would save: of the weight gradient, were")
+    assert legend.startswith("FLOPs a sketch saves: of the weight gradient, by spec")
     (small,) = [line for line in lines if line.startswith("small ")]
     assert "0% (would cost more)" in small
     assert "plain gradient" not in str(explanation)

@@ -1,0 +1,137 @@
+"""Meshes, checkpoint policies, optimizer chains: where a training step lives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import dsbp_jax
+from tests.backprop.models import one_layer, random_frame, sketch_state
+from tests.backprop.test_sketch import KEY, close
+from tests.layers.models import normal
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("form", ["sketch", "coordinates"])
+def test_sharded_batches_and_kernels(kind, form):
+    case = one_layer()  # with columns that do not depend on how sums are ordered
+    case = case._replace(x=case.x * 2.0 ** -jnp.arange(12.0))
+    spec = PartitionSpec("data") if kind == AxisType.Explicit else None
+
+    def loss(params, x, spec=None):
+        h = jnp.tanh(x @ params["w"])
+        y = jnp.einsum("nd,de->ne", h, params["head"], out_sharding=spec)
+        return jnp.mean(y**2) * 4
+
+    def run(params, x, spec=None):
+        sharded = lambda params, x: loss(params, x, spec)
+        if form == "sketch":
+            backprop = dsbp_jax.spectral_backprop(sharded, 4, refresh_every=2)
+            state = backprop.init(params, x, key=KEY)
+            _, grads, state = backprop.value_and_grad(params, state, x)
+            return grads
+        training = dsbp_jax.spectral_coordinates(sharded, 4, tracking=0)
+        coords, frame = training.init(params, x, key=KEY)
+        _, grads = training.value_and_grad(coords, frame, x)
+        coords = jax.tree.map(lambda c, g: c - g, coords, grads)
+        coords, frame, _ = training.fold(coords, frame, (), x)
+        return training.merge(coords, frame)
+
+    wanted = jax.jit(run)(case.params, case.x)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+    put = lambda a, *names: jax.device_put(
+        a, NamedSharding(mesh, PartitionSpec(*names))
+    )
+    with jax.set_mesh(mesh):
+        params = {
+            "w": put(case.params["w"], None, "model"),
+            "head": put(case.params["head"], "model"),
+        }
+        got = jax.jit(run, static_argnums=2)(params, put(case.x, "data"), spec)
+    close(jax.device_get(got), wanted, 1e-4)
+
+
+def test_policies_of_checkpoint_see_the_products():
+    """Under a policy that saves products nothing is computed twice."""
+    width, rows, rank = 64, 128, 4
+
+    def loss(params, x):
+        policy = jax.checkpoint_policies.dots_saveable
+
+        @jax.checkpoint(policy=policy)
+        def block(h, w):
+            return jnp.sin(h @ w)
+
+        h = x
+        for w in params:
+            h = block(h, w)
+        return jnp.mean(h**2)
+
+    params = [normal(width, width, seed=i) / 8 for i in range(3)]
+    x = normal(rows, width, seed=5)
+    backprop = dsbp_jax.spectral_backprop(loss, rank, refresh_every=None)
+    state = jax.eval_shape(backprop.init, params, x, key=KEY)
+    flops = lambda fn, *args: (
+        jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
+    )
+    full = 2 * rows * width**2
+    thin = 2 * rank * (2 * rows * width + width**2)
+    # Three forward and two backward products; per layer three thin ones. The sines
+    # and cosines count as well.
+    products = 5 * full + 3 * thin
+    assert flops(backprop.value_and_grad, params, state, x) < 1.03 * products
+
+
+def test_in_an_optax_chain_with_flax():
+    model = nnx.Sequential(
+        nnx.Linear(12, 16, rngs=nnx.Rngs(0)),
+        nnx.relu,
+        nnx.Linear(16, 1, rngs=nnx.Rngs(1)),
+    )
+    graph, params = nnx.split(model)
+    x, y = normal(64, 12), normal(64, 1, seed=1)
+    loss = lambda params, x, y: jnp.mean((nnx.merge(graph, params)(x) - y) ** 2)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+    backprop = dsbp_jax.spectral_backprop(loss, 4, random=2)
+    state, opt_state = backprop.init(params, x, y, key=KEY), tx.init(params)
+    assert set(dsbp_jax.bases(state)) == {"layers/0/kernel"}
+
+    @jax.jit
+    def step(params, state, opt_state):
+        value, grads, state = backprop.value_and_grad(params, state, x, y)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), state, opt_state, value
+
+    values = []
+    for _ in range(30):
+        params, state, opt_state, value = step(params, state, opt_state)
+        values.append(float(value))
+    assert values[-1] < 0.7 * values[0]
+    assert step._cache_size() == 1
+
+
+def test_sam_perturbs_along_sketched_gradients_and_in_coordinates():
+    case = one_layer()
+    state = sketch_state(case, 4)
+    backprop = dsbp_jax.spectral_backprop(case.loss, 4, refresh_every=None)
+
+    def sketched(params, x):
+        value, grads, _ = backprop.value_and_grad(params, state, x)
+        return value, grads
+
+    estimate = dsbp_jax.sam_value_and_grad(sketched, 0.05)
+    value, grads = jax.jit(estimate)(case.params, case.x)
+    _, first = sketched(case.params, case.x)
+    scale = 0.05 / optax.tree.norm(first)
+    moved = jax.tree.map(lambda p, g: p + scale * g, case.params, first)
+    close(grads, sketched(moved, case.x)[1], 1e-5)
+    np.testing.assert_allclose(value, case.loss(case.params, case.x), rtol=1e-6)
+
+    coords, frame = random_frame(case, 4)
+    training = dsbp_jax.spectral_coordinates(case.loss, 4)
+    inside = lambda coords, x: training.value_and_grad(coords, frame, x)
+    value, _ = jax.jit(dsbp_jax.sam_value_and_grad(inside, 0.05))(coords, case.x)
+    np.testing.assert_allclose(value, case.loss(case.params, case.x), rtol=1e-6)

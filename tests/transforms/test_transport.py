@@ -1,0 +1,112 @@
+"""Moments in a new basis against dense rotations, for the optimizers of Optax."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dsbp_jax.transforms.transport import Coordinate, transport_moments
+from tests.layers.models import normal
+
+COORDS = {"block": {"s": normal(4, 6)}, "bias": normal(4, 6, seed=1)}
+ROTATION = jnp.linalg.qr(normal(4, 4, seed=2))[0][:, ::-1]
+MOVE = {"block/s": Coordinate((4, 6), ROTATION)}
+
+
+def state_of(tx, steps=3):
+    state = tx.init(COORDS)
+    for step in range(steps):
+        grads = jax.tree.map(lambda c, step=step: jnp.cos(c + step), COORDS)
+        _, state = tx.update(grads, state, COORDS)
+    return state
+
+
+def found(state, field):
+    return optax.tree.get(state, field)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: tx,
+        lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx, optax.scale(-1.0)),
+        lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+        lambda tx: optax.apply_if_finite(tx, 3),
+        lambda tx: optax.partition(
+            {"in": tx, "out": optax.set_to_zero()}, {"block": "in", "bias": "out"}
+        ),
+    ],
+    ids=["plain", "chain", "multisteps", "apply_if_finite", "partition"],
+)
+def test_first_moments_rotate_wherever_they_are(wrap):
+    state = state_of(wrap(optax.trace(0.9)))
+    moved = transport_moments(state, MOVE)
+    before, after = (found(s, "trace") for s in (state, moved))
+    np.testing.assert_allclose(
+        after["block"]["s"], ROTATION @ before["block"]["s"], rtol=1e-5, atol=1e-6
+    )
+    if isinstance(before["bias"], jax.Array):
+        np.testing.assert_array_equal(after["bias"], before["bias"])
+
+
+def test_second_moments_keep_the_variance():
+    """Against the rule, written out on bias-corrected moments."""
+    state = state_of(optax.scale_by_adam(b1=0.8, b2=0.99))
+    moved = transport_moments(state, MOVE, betas=(0.8, 0.99))
+    first, second = (1 - 0.8**3), (1 - 0.99**3)
+    mean = np.asarray(state.mu["block"]["s"]) / first
+    square = np.asarray(state.nu["block"]["s"]) / second
+    r = np.asarray(ROTATION)
+    wanted = np.abs((r * r) @ (square - mean**2) + (r @ mean) ** 2) * second
+    np.testing.assert_allclose(moved.nu["block"]["s"], wanted, rtol=1e-4)
+    np.testing.assert_allclose(
+        moved.mu["block"]["s"], r @ state.mu["block"]["s"], rtol=1e-4, atol=1e-6
+    )
+    assert moved.count == 3
+
+
+def test_second_moments_without_a_first_are_a_weighted_mean():
+    state = state_of(optax.scale_by_rms())
+    moved = transport_moments(state, MOVE)
+    wanted = ROTATION**2 @ state.nu["block"]["s"]
+    np.testing.assert_allclose(moved.nu["block"]["s"], wanted, rtol=1e-4)
+
+
+def test_stacks_and_windows_rotate_apart():
+    coords = normal(2, 9, 4, 6)
+    rotation = normal(2, 4, 4, seed=1)
+    state = optax.TraceState({"s": coords})
+    moved = transport_moments(state, {"s": Coordinate(coords.shape, rotation)})
+    wanted = np.einsum("bij,bwjk->bwik", rotation, coords)
+    np.testing.assert_allclose(moved.trace["s"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_fields_without_a_rule_raise_and_may_be_given_one():
+    state = state_of(optax.scale_by_rss())
+    with pytest.raises(ValueError, match=r"sum_of_squares.*of shape \(4, 6\)"):
+        transport_moments(state, MOVE)
+    kept = transport_moments(state, MOVE, rules={"sum_of_squares": "keep"})
+    jax.tree.map(np.testing.assert_array_equal, kept, state)
+    doubled = transport_moments(
+        state, MOVE, rules={"sum_of_squares": lambda moment, rotation: 2 * moment}
+    )
+    np.testing.assert_array_equal(
+        doubled.sum_of_squares["block"]["s"], 2 * state.sum_of_squares["block"]["s"]
+    )
+    with pytest.raises(ValueError, match=re.escape("transport['mu'] must be a funct")):
+        transport_moments(state, MOVE, rules={"mu": "third"})
+
+
+@pytest.mark.parametrize(
+    ("tx", "field"),
+    [
+        (optax.adafactor(1e-3, min_dim_size_to_factor=2), "v_row"),
+        (optax.contrib.schedule_free_sgd(1e-3), "z"),
+    ],
+)
+def test_factored_moments_and_averaged_parameters_are_refused(tx, field):
+    with pytest.raises(ValueError, match=rf"holds \S*{field}"):
+        transport_moments(tx.init(COORDS), MOVE)

@@ -32,4 +32,5 @@ from dsbp_jax.transforms import (
     dsbp as dsbp,
     sam_value_and_grad as sam_value_and_grad,
     spectral_projection as spectral_projection,
+    spectral_subspace as spectral_subspace,
 )

@@ -22,7 +22,7 @@ from dsbp_jax.layers.finder import Trace, array_leaves, trace
 from dsbp_jax.layers.rewrite import evaluate
 from dsbp_jax.layers.sites import Site
 from dsbp_jax.layers.thin import Product
-from dsbp_jax.transforms.transport import Coordinate, Rule, transport_moments
+from dsbp_jax.transforms.transport import Coordinate, Rule, rotation, transport_moments
 
 # Forming W₀ + VS also writes and reads whole kernels: measured on a CPU, at widths of
 # 2048 and 4096, it pays from twice its own multiply-adds.
@@ -106,7 +106,7 @@ def spectral_coordinates(
         correction when they move.
       transport: How fields of the optimizer's state move that are none of `mu`,
         `trace`, `ema`, `acc_grads` and `nu`: field name to `"first"`, `"second"`,
-        `"keep"` or a function `(moment, rotation) -> moment`.
+        `"keep"` or a function `(moment, coordinate) -> moment`.
 
     Returns:
       The four functions. Coordinates have the structure of the params; S has shape
@@ -214,7 +214,7 @@ def spectral_coordinates(
         )
         shapes = {path: leaf.shape for path, leaf in leaves_by_path(coords).items()}
         moved = {
-            path: Coordinate(shapes[path], basis.mT @ old[path])
+            path: Coordinate(shapes[path], rotation(basis, old[path]))
             for path, basis in vectors(*state).items()
         }
         opt_state = transport_moments(opt_state, moved, betas=betas, rules=transport)
@@ -262,7 +262,8 @@ def merge(coords: Any, frame: Frame) -> Any:
         kernel = frame.kernels.get(path)
         if kernel is None:
             return leaf
-        matrix = bases[path][..., None, :, :] @ _taps(leaf, bases[path])
+        with jax.default_matmul_precision("highest"):
+            matrix = bases[path][..., None, :, :] @ _taps(leaf, bases[path])
         change = frame.layout[path].from_matrix(matrix, kernel.shape)
         return (kernel + change).astype(kernel.dtype)
 

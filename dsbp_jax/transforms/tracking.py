@@ -88,7 +88,8 @@ class Tracker:
       rank: Columns k per basis.
       source: `"gradient"` (of GᵀG, GGᵀ) or `"activation"` (of the layers' own
         covariances).
-      side: `"input"`, `"output"` or `"both"`.
+      side: `"input"`, `"output"`, `"both"`, or `"smaller"`: of each leaf the one of
+        the smaller dimension.
       refresh_every: Steps between two refreshes of a leaf.
       num_blocks: Krylov blocks of a refresh.
       tolerance: Only rotate a basis while its relative residual is at most this.
@@ -124,7 +125,7 @@ class Tracker:
                 f"None, got {self.layout!r}"
             )
         checks.one_of("source", self.source, ("gradient", "activation"))
-        checks.one_of("side", self.side, (*SIDES, "both"))
+        checks.one_of("side", self.side, (*SIDES, "both", "smaller"))
 
     def views(self, params: Any) -> dict[str, MatrixView]:
         """The matrix view of every leaf that is a floating-point matrix.
@@ -153,8 +154,10 @@ class Tracker:
     def sides(self, shape: tuple[int, ...]) -> dict[str, int]:
         """The sides tracked of a matrix `(*batch, window, d_in, d_out)`, with ranks."""
         ranks = {}
+        smaller = SIDES[0] if shape[-2] <= shape[-1] else SIDES[1]
+        wanted = smaller if self.side == "smaller" else self.side
         for side, dim in zip(SIDES, shape[-2:], strict=True):
-            if self.side in (side, "both") and (self.rank < dim or self.cap_rank):
+            if wanted in (side, "both") and (self.rank < dim or self.cap_rank):
                 ranks[side] = min(self.rank, dim)
         return ranks
 

@@ -27,25 +27,38 @@ MOMENTS = {
 }
 _RULES = ("first", "second", "keep")
 
-Rule = str | Callable[[jax.Array, jax.Array], jax.Array]
+Rule = str | Callable[[jax.Array, Any], jax.Array]
 
 
 class Coordinate(NamedTuple):
     """One leaf of coordinates that changes its basis.
 
     Attributes:
-      shape: Of the leaf, `(*batch, [window,] k, d_out)`.
-      rotation: `V'ᵀV`, shape `(*batch, k, k)`.
+      shape: Of the leaf, `(*batch, [window,] m, n)`.
+      left: `V'ᵀV` of a basis of its rows, shape `(*batch, m, m)`, or None.
+      right: The same of its columns, shape `(*batch, n, n)`, or None.
     """
 
     shape: tuple[int, ...]
-    rotation: jax.Array
+    left: jax.Array | None = None
+    right: jax.Array | None = None
 
-    def rotate(self, x: jax.Array, rotation: jax.Array) -> jax.Array:
-        """`rotation @ x`, the same for all window taps."""
-        if x.ndim > rotation.ndim:
-            rotation = rotation[..., None, :, :]
-        return (rotation @ x.astype(jnp.float32)).astype(x.dtype)
+    def rotate(self, x: jax.Array, power: int = 1) -> jax.Array:
+        """`L x Rᵀ`, of the entries' powers, the same for all window taps."""
+        y = x.astype(jnp.float32)
+        taps = lambda r: r[..., None, :, :] if x.ndim > r.ndim else r
+        with jax.default_matmul_precision("highest"):
+            if self.left is not None:
+                y = taps(self.left**power) @ y
+            if self.right is not None:
+                y = y @ taps(self.right**power).mT
+        return y.astype(x.dtype)
+
+
+def rotation(new: jax.Array, old: jax.Array) -> jax.Array:
+    """`V'ᵀV`, from coordinates in `old` to those in `new`, both `(*batch, d, k)`."""
+    with jax.default_matmul_precision("highest"):
+        return new.mT @ old
 
 
 def transport_moments(
@@ -67,7 +80,7 @@ def transport_moments(
       betas: Decay rates of the first and second moment of Adam and its kin, for
         their bias correction.
       rules: Field name to `"first"`, `"second"`, `"keep"` or a function
-        `(moment, rotation) -> moment`, in addition to the above.
+        `(moment, coordinate) -> moment`, in addition to the above.
 
     Returns:
       The state in the new basis.
@@ -117,9 +130,9 @@ def transport_moments(
                 '"keep" | function} what that names'
             )
         if callable(rule):
-            moved.append(rule(leaf, coordinate.rotation))
+            moved.append(rule(leaf, coordinate))
         elif rule == "first":
-            moved.append(coordinate.rotate(leaf, coordinate.rotation))
+            moved.append(coordinate.rotate(leaf))
         else:
             sibling = lambda name, at=at, path=path: leaves.get(
                 jax.tree_util.keystr(
@@ -143,17 +156,16 @@ def _second(
     betas: tuple[float, float],
 ) -> jax.Array:
     """The second moment in the new basis."""
-    rotation = coordinate.rotation
     if mu is None:
-        return coordinate.rotate(nu, rotation**2)
+        return coordinate.rotate(nu, 2)
     correct = [1.0, 1.0]
     if count is not None:
         steps = jnp.maximum(count, 1)
         correct = [1 - jnp.float32(beta) ** steps for beta in betas]
     mean = mu.astype(jnp.float32) / correct[0]
     variance = nu.astype(jnp.float32) / correct[1] - mean**2
-    square = coordinate.rotate(mean, rotation) ** 2
-    moved = jnp.abs(coordinate.rotate(variance, rotation**2) + square)
+    square = coordinate.rotate(mean) ** 2
+    moved = jnp.abs(coordinate.rotate(variance, 2) + square)
     return (moved * correct[1]).astype(nu.dtype)
 
 

@@ -137,6 +137,40 @@ def test_a_fold_moves_momentum_with_the_basis():
     close(after @ moved[0].trace["w"], after @ (after.T @ momentum), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["mlp", "convolution"])
+def test_training_is_that_of_spectral_subspace_on_plain_gradients(name):
+    case, tx = CASES[name](), optax.adam(1e-2)
+    training = dsbp_jax.spectral_coordinates(case.loss, 4)
+    coords, frame = random_frame(case, 4)
+    subspace = dsbp_jax.spectral_subspace(tx, 4, side="input", layout=frame.layout)
+    state = subspace.init(case.params)
+    # Only leaves with columns are in the layout, so both know the same.
+    same = frame.columns.activation.tracked["input"]
+    assert set(state.spectral.tracked["input"]) == set(same)
+    state = state._replace(spectral=frame.columns.activation)
+
+    @jax.jit
+    def both(coords, opt_state, params, state):
+        _, grads = training.value_and_grad(coords, frame, case.x)
+        updates, opt_state = tx.update(grads, opt_state, coords)
+        coords = optax.apply_updates(coords, updates)
+        grads = jax.grad(case.loss)(params, case.x)
+        updates, state = subspace.update(grads, state, params, refresh=False)
+        return coords, opt_state, optax.apply_updates(params, updates), state
+
+    opt_state, params = tx.init(coords), case.params
+    for _ in range(5):
+        coords, opt_state, params, state = both(coords, opt_state, params, state)
+    moved = jax.tree.map(jnp.subtract, params, case.params)
+    merged = jax.tree.map(jnp.subtract, training.merge(coords, frame), case.params)
+    close(merged, moved, 2e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_equal(jnp.shape(a), jnp.shape(b)),
+        opt_state,
+        state.inner,
+    )
+
+
 def test_optimizer_state_is_small():
     params = {"w": jnp.zeros((2048, 2048))}
     loss = lambda params, x: jnp.mean((x @ params["w"]) ** 2)

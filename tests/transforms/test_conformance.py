@@ -27,6 +27,15 @@ TRANSFORMS = {
     "dsbp": functools.partial(
         dsbp_jax.dsbp, 0.1, 3, decay=0.01, energy=0.99, refresh_every=2, **SHARED
     ),
+    "spectral_subspace": functools.partial(
+        dsbp_jax.spectral_subspace,
+        optax.sgd(0.1, momentum=0.9),
+        3,
+        side="output",
+        residual=0.2,
+        refresh_every=2,
+        **SHARED,
+    ),
 }
 
 transforms = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
@@ -118,6 +127,12 @@ def test_injected_hyperparams_follow_the_plain_trajectory(name):
         "spectral_projection": {"rank": 3, "residual": 0.2},
         "add_spectral_decay": {"strength": 0.2, "source": "gradient"},
         "dsbp": {"learning_rate": 0.1, "rank": 3, "residual": 0.2},
+        "spectral_subspace": {
+            "inner": optax.sgd(0.1),
+            "rank": 3,
+            "residual": 0.2,
+            "side": "output",
+        },
     }[name]
     number = "strength" if name == "add_spectral_decay" else "residual"
     injected = optax.inject_hyperparams(factory, static_args=dsbp_jax.STATIC_ARGS)(

@@ -91,7 +91,7 @@ def test_fields_without_a_rule_raise_and_may_be_given_one():
     kept = transport_moments(state, MOVE, rules={"sum_of_squares": "keep"})
     jax.tree.map(np.testing.assert_array_equal, kept, state)
     doubled = transport_moments(
-        state, MOVE, rules={"sum_of_squares": lambda moment, rotation: 2 * moment}
+        state, MOVE, rules={"sum_of_squares": lambda moment, coordinate: 2 * moment}
     )
     np.testing.assert_array_equal(
         doubled.sum_of_squares["block"]["s"], 2 * state.sum_of_squares["block"]["s"]

@@ -1,0 +1,283 @@
+"""Any optimizer on the coordinates of the gradient in each layer's eigenspace.
+
+Its state costs k/d of what it would on whole kernels. When a basis is refreshed the
+moments move along (`transport`), so that they go on describing the same directions.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dsbp_jax import checks, linalg
+from dsbp_jax.layers import Layout, MatrixView, canonical_path, leaves_by_path
+from dsbp_jax.transforms.sharding import keep_shardings
+from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis, Tracker
+from dsbp_jax.transforms.transport import (
+    Coordinate,
+    Rule,
+    rotation,
+    transport_moments,
+)
+
+
+class SubspaceState(NamedTuple):
+    """State of `spectral_subspace`.
+
+    Attributes:
+      spectral: The bases.
+      inner: The state of the optimizer on coordinates.
+    """
+
+    spectral: SpectralState
+    inner: Any
+
+
+def spectral_subspace(
+    inner: optax.GradientTransformation,
+    rank: int,
+    *,
+    side: str = "smaller",
+    source: str = "gradient",
+    residual: float | jax.Array = 0.0,
+    refresh_every: int = 10,
+    num_blocks: int = 2,
+    tolerance: float = 0.0,
+    layout: Layout | Callable[[Any], Layout] | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    transport: Mapping[str, Rule] | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Runs an optimizer on the coordinates `VᵀG`, `GV` or `VᵀGU` of each kernel.
+
+    The optimizer sees coordinates in place of gradients and of params, and its updates
+    are lifted back; leaves without a basis it sees whole. Updates stay in the span of
+    the bases, unless `residual` adds the complement of the gradient, scaled as the
+    optimizer scales what is inside:
+
+        update = lift(u) + κ (‖u‖ / ‖S‖) (G − lift(S)),   S the coordinates of G,
+
+    with the sign that u has to S.
+
+    Args:
+      inner: Any Optax transformation. Its own state must be one that can follow a
+        change of basis (see `transport`).
+      rank: Columns k of each basis; a side of dimension `d ≤ k` is not projected.
+      side: `"smaller"` (the side of each leaf that leaves the smaller state),
+        `"input"`, `"output"` or `"both"`.
+      source: As `spectral_projection`.
+      residual: κ in [0, 1].
+      refresh_every: Steps between two refreshes of a leaf, the leaves in turn.
+      num_blocks: Krylov blocks of a refresh.
+      tolerance: Only rotate a basis while its relative residual is at most this.
+      layout: As `spectral_projection`.
+      betas: Decay rates of the inner optimizer's moments, for their bias correction.
+      transport: How fields of its state move that are none of `mu`, `trace`, `ema`,
+        `acc_grads` and `nu`: field name to `"first"`, `"second"`, `"keep"` or a
+        function `(moment, coordinate) -> moment`.
+      seed: Of the bases' random start.
+
+    Returns:
+      A transformation; `dsbp_jax.bases` finds the bases in its state. `update` also
+      takes `refresh=True` or `False` (static), and `activations`.
+
+    Raises:
+      ValueError: An argument is out of its range; in `update`, the inner state cannot
+        follow a change of basis.
+
+    References:
+      Zhao et al., GaLore, ICML 2024, for the subspace; Robert et al., LDAdam, ICLR
+      2025, for the moments; Chen et al., Fira, 2024, for the complement's scale.
+
+    Example:
+      >>> import dsbp_jax
+      >>> tx = dsbp_jax.spectral_subspace(optax.adam(1e-3), rank=4)
+      >>> params = {"kernel": jnp.ones((32, 16)), "bias": jnp.zeros(16)}
+      >>> state = tx.init(params)
+      >>> state.inner[0].mu["kernel"].shape
+      (32, 4)
+      >>> updates, state = tx.update(params, state, params)
+      >>> updates["kernel"].shape
+      (32, 16)
+    """
+    checks.in_unit_interval("residual", residual)
+    inner = optax.with_extra_args_support(inner)
+    tracker = Tracker(
+        rank=rank,
+        source=source,
+        side=side,
+        refresh_every=refresh_every,
+        num_blocks=num_blocks,
+        tolerance=tolerance,
+        layout=layout,
+        seed=seed,
+    )
+
+    def init_fn(params: Any) -> SubspaceState:
+        spectral = tracker.init(params)
+        if not isinstance(spectral.tracked, dict):  # a placeholder
+            return SubspaceState(spectral, inner.init(params))
+        views = tracker.views(params)
+        bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        shapes = jax.eval_shape(
+            lambda *trees: to_coordinates(*trees, views),
+            *jax.tree.map(bare, (params, spectral)),
+        )
+        # No optimizer that can follow a change of basis keeps more than their shapes.
+        zeros = lambda like, leaf: (
+            leaf if like.shape == leaf.shape else jnp.zeros(like.shape, like.dtype)
+        )
+        return SubspaceState(spectral, inner.init(jax.tree.map(zeros, shapes, params)))
+
+    @keep_shardings
+    def update_fn(
+        updates: Any,
+        state: SubspaceState,
+        params: Any = None,
+        *,
+        activations: Any = None,
+        refresh: bool | None = None,
+        **extra_args: Any,
+    ) -> tuple[Any, SubspaceState]:
+        views = tracker.views(updates if params is None else params)
+        spectral = tracker.update(
+            state.spectral, updates, views, activations=activations, refresh=refresh
+        )
+        coordinates = to_coordinates(updates, spectral, views)
+        moved = state.inner
+        if refresh is not False:  # which is static
+            moved = _follow(state, spectral, coordinates, betas, transport)
+        seen = None if params is None else to_coordinates(params, spectral, views)
+        moves, moved = inner.update(coordinates, moved, seen, **extra_args)
+        lifted = lift(moves, updates, coordinates, spectral, views, residual)
+        return lifted, SubspaceState(spectral, moved)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def to_coordinates(
+    tree: Any, state: SpectralState, views: Mapping[str, MatrixView]
+) -> Any:
+    """A tree with every leaf that has a basis in its coordinates.
+
+    Args:
+      tree: Gradients or params.
+      state: The bases.
+      views: The matrix views of the leaves.
+
+    Returns:
+      The tree, coordinates of shape `(*batch, [window,] k, d_out)` (the input side)
+      or `(*batch, [window,] d_in, k)`, float32; other leaves as they are.
+    """
+
+    def change(key_path: Any, leaf: jax.Array) -> jax.Array:
+        path = canonical_path(key_path)
+        held = _held(state, path)
+        if not held:
+            return leaf
+        matrix = views[path].to_matrix(leaf).astype(jnp.float32)
+        with jax.default_matmul_precision("highest"):
+            for side, entry in held.items():
+                basis = entry.basis.vectors[..., None, :, :]
+                matrix = basis.mT @ matrix if side == "input" else matrix @ basis
+        # The axis of taps is kept only where there are some.
+        return matrix.squeeze(-3) if matrix.shape[-3] == 1 else matrix
+
+    return jax.tree.map_with_path(change, tree)
+
+
+def lift(
+    moves: Any,
+    updates: Any,
+    coordinates: Any,
+    state: SpectralState,
+    views: Mapping[str, MatrixView],
+    residual: float | jax.Array,
+) -> Any:
+    """The inverse of `to_coordinates` for an optimizer's updates.
+
+    Args:
+      moves: What the optimizer makes of `coordinates`.
+      updates: The gradients, for shapes, dtypes and the complement.
+      coordinates: Theirs.
+      state: The bases.
+      views: The matrix views of the leaves.
+      residual: The share of the complement.
+
+    Returns:
+      Updates shaped like the gradients.
+    """
+    moved, seen = leaves_by_path(moves), leaves_by_path(coordinates)
+
+    def change(key_path: Any, leaf: jax.Array) -> jax.Array:
+        path = canonical_path(key_path)
+        held, view = _held(state, path), views.get(path)
+        if not held or view is None:
+            return moved[path]
+        shape = view.matrix_shape(leaf.shape)
+
+        def whole(matrix: jax.Array) -> jax.Array:
+            if matrix.ndim < len(shape):
+                matrix = jnp.expand_dims(matrix, -3)
+            for side, entry in held.items():
+                basis = entry.basis.vectors[..., None, :, :]
+                matrix = basis @ matrix if side == "input" else matrix @ basis.mT
+            return matrix
+
+        with jax.default_matmul_precision("highest"):
+            move, coordinate = moved[path], seen[path]
+            result = whole(move)
+            if not checks.is_static(residual, 0):
+                gradient = view.to_matrix(leaf).astype(jnp.float32)
+                size = jnp.linalg.norm(coordinate)
+                ratio = jnp.linalg.norm(move) / jnp.where(size > 0, size, 1)
+                sign = jnp.sign(jnp.vdot(move, coordinate))
+                outside = gradient - whole(coordinate)
+                result = result + residual * sign * ratio * outside
+        return view.from_matrix(result, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map_with_path(change, updates)
+
+
+def _held(state: SpectralState, path: str) -> dict[str, TrackedBasis]:
+    """The tracked sides of a leaf."""
+    return {
+        side: entries[path]
+        for side, entries in state.tracked.items()
+        if path in entries
+    }
+
+
+def _follow(
+    state: SubspaceState,
+    spectral: SpectralState,
+    coordinates: Any,
+    betas: tuple[float, float],
+    rules: Mapping[str, Rule] | None,
+) -> Any:
+    """The inner state in the new bases; untouched where none was refreshed."""
+    moves: dict[str, Coordinate] = {}
+    refreshed = []
+    for path, leaf in leaves_by_path(coordinates).items():
+        sides = {}
+        for side, entry in _held(spectral, path).items():
+            old = state.spectral.tracked[side][path]
+            new = entry.refreshes > old.refreshes
+            turned = rotation(entry.basis.vectors, old.basis.vectors)
+            identity = jnp.eye(turned.shape[-1], dtype=turned.dtype)
+            sides[side] = jnp.where(new[..., None, None], turned, identity)
+            refreshed.append(jnp.any(new))
+        if sides:
+            moves[path] = Coordinate(
+                leaf.shape, sides.get("input"), sides.get("output")
+            )
+    if not moves:
+        return state.inner
+    return jax.lax.cond(
+        linalg.unbatched_max(jnp.any(jnp.stack(refreshed))) > 0,
+        lambda inner: transport_moments(inner, moves, betas=betas, rules=rules),
+        lambda inner: inner,
+        state.inner,
+    )

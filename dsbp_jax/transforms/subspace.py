@@ -122,7 +122,7 @@ def spectral_subspace(
         views = tracker.views(params)
         bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         shapes = jax.eval_shape(
-            lambda *trees: to_coordinates(*trees, views),
+            lambda params, state: to_coordinates(params, state, views),
             *jax.tree.map(bare, (params, spectral)),
         )
         # No optimizer that can follow a change of basis keeps more than their shapes.

@@ -11,6 +11,7 @@ from dsbp_jax.layers import Layout
 from dsbp_jax.transforms.decay import add_decay
 from dsbp_jax.transforms.projection import project
 from dsbp_jax.transforms.sharding import keep_shardings
+from dsbp_jax.transforms.signals import SIDES
 from dsbp_jax.transforms.tracking import SpectralState, Tracker
 
 
@@ -88,6 +89,7 @@ def dsbp(
       >>> print(optax.apply_updates(params, updates)["kernel"][0].round(2))
       [1.2 1.2 1.2]
     """
+    checks.one_of("side", side, (*SIDES, "both"))
     checks.in_unit_interval("residual", residual)
     checks.in_unit_interval("momentum", momentum)
     if decay is not None:

@@ -19,6 +19,7 @@ from dsbp_jax import checks
 from dsbp_jax.layers import Layout, MatrixView, canonical_path
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.transforms.sharding import keep_shardings
+from dsbp_jax.transforms.signals import SIDES
 from dsbp_jax.transforms.tracking import SpectralState, Tracker
 
 
@@ -84,6 +85,7 @@ def spectral_projection(
       >>> updates["kernel"].tolist()
       [[-0.200, -0.000], [-0.000, -0.000], [-0.000, -0.000]]
     """
+    checks.one_of("side", side, (*SIDES, "both"))
     checks.in_unit_interval("residual", residual)
     tracker = Tracker(
         rank=rank,

@@ -25,8 +25,8 @@ class AccuracyConfig:
     data_dir: Path | None = None
     """Folder of the data sets."""
 
-    task: Literal["fashion_mnist", "cifar10"] = "fashion_mnist"
-    """An MLP 2048×3 on Fashion-MNIST, or a small ViT on CIFAR-10."""
+    task: Literal["fashion_mnist", "cifar10", "cifar10_balanced"] = "fashion_mnist"
+    """An MLP 2048×3 on Fashion-MNIST, or a small ViT on CIFAR-10 or a part of it."""
 
     optimizers: tuple[str, ...] = ("adam", "adam+coordinates")
     """What is compared, with the first; +spectral and +coordinates say where its
@@ -55,15 +55,14 @@ class AccuracyConfig:
     """Images in a step."""
 
 
-TASKS: dict[str, tuple[str, ModelConfig]] = {
+_VIT = ModelConfig("vit", {"dim": 256, "depth": 4, "heads": 4, "patch": 8})
+TASKS = {
     "fashion_mnist": (
         "fashion_mnist",
         ModelConfig("mlp", {"hidden": (2048, 2048, 2048)}),
     ),
-    "cifar10": (
-        "cifar10",
-        ModelConfig("vit", {"dim": 192, "depth": 4, "heads": 3, "patch": 4}),
-    ),
+    "cifar10": ("cifar10", _VIT),
+    "cifar10_balanced": ("cifar10_balanced", _VIT),
 }
 
 

@@ -82,7 +82,7 @@ def _spectral(config: OptimizerConfig, loss: Loss, peak: Any) -> Source:
         config.rank,
         tracking=tracking,
         random=config.random,
-        refresh_every=None if tracking else config.refresh_every,
+        refresh_every="auto" if tracking else config.refresh_every,
         has_aux=True,
     )
 

@@ -7,7 +7,8 @@ chosen on the command line is a field of `OptimizerConfig`.
 """
 
 import dataclasses
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import jax
@@ -15,6 +16,9 @@ import optax
 
 import dsbp_jax
 from experiments import checks
+
+Backprop = Literal["plain", "spectral", "coordinates"]
+BACKPROPS = typing.get_args(Backprop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,7 @@ class OptimizerConfig:
     rho: float = 0.05
     """Radius of the perturbation of sam and dsbp+sam."""
 
-    backprop: Literal["plain", "spectral", "coordinates"] = "plain"
+    backprop: Backprop = "plain"
     """Where gradients come from: exact ones, sketches of rank columns, or coordinates
     of kernels in such columns, where weight decay is decoupled, as in adamw."""
 
@@ -151,9 +155,6 @@ class Optimizer:
     def evaluations(self) -> int:
         """Gradient evaluations in one step."""
         return 2 if self.sam else 1
-
-
-BACKPROPS = ("plain", "spectral", "coordinates")
 
 
 def named(config: OptimizerConfig, name: str) -> OptimizerConfig:
@@ -334,6 +335,7 @@ def build(
     *,
     peak: float | jax.Array | None = None,
     layout: dsbp_jax.Layout | None = None,
+    held: Collection[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optimizer that a config names.
 
@@ -342,6 +344,8 @@ def build(
       num_steps: Steps of the whole run, for the schedule.
       peak: Peak learning rate in place of the config's; may be traced.
       layout: How the model uses its kernels, for those that are spectral.
+      held: Paths of the kernels that are held in coordinates, and decay when they are
+        folded.
 
     Returns:
       The transformation; its `update` accepts any extra argument. Its state does
@@ -349,7 +353,18 @@ def build(
     """
     peak = config.peak if peak is None else peak
     schedule = learning_rate_schedule(config, num_steps, peak)
-    if config.backprop == "coordinates":  # which decay kernels when they are folded
-        config = dataclasses.replace(config, weight_decay=0.0)
-    optimizer = OPTIMIZERS[config.name].build(config, schedule, layout)
+    if config.backprop != "coordinates" or not config.weight_decay:
+        optimizer = OPTIMIZERS[config.name].build(config, schedule, layout)
+        return optax.with_extra_args_support(optimizer)
+    canonical = dsbp_jax.layers.canonical_path
+    mask = lambda params: jax.tree.map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and canonical(path) not in held, params
+    )
+    strength = config.weight_decay
+    decay = lambda step: -strength * schedule(step)
+    config = dataclasses.replace(config, weight_decay=0.0)
+    optimizer = optax.chain(
+        OPTIMIZERS[config.name].build(config, schedule, layout),
+        optax.add_decayed_weights(decay, mask=mask),
+    )
     return optax.with_extra_args_support(optimizer)

@@ -130,6 +130,7 @@ class Trainer:
         self.num_steps = num_steps
         self._layout = classifier.layout()
         self.evaluation_step = jax.jit(self._evaluation_step)
+        self._held: frozenset[str] = frozenset()
         self._step = jax.jit(self._train_step, donate_argnums=0)
         self._refresh = jax.jit(self._refresh_step, donate_argnums=0)
         self._init = jax.jit(self._start)
@@ -144,6 +145,8 @@ class Trainer:
         first = self.classifier.dataset.train.take(np.arange(self.config.batch_size))
         args = rest, first.images, first.labels
         moved, carried = self._init(params, *args, jax.random.key(seed))
+        if isinstance(carried, dsbp_jax.Frame):
+            self._held = frozenset(carried.kernels)
         opt_state = self._optimizer().init(moved)
         return TrainState(moved, carried, rest, opt_state, jnp.int32(0))
 
@@ -162,7 +165,11 @@ class Trainer:
         self, peak: jax.Array | None = None
     ) -> optax.GradientTransformationExtraArgs:
         return optimizers.build(
-            self.config.optimizer, self.num_steps, peak=peak, layout=self._layout
+            self.config.optimizer,
+            self.num_steps,
+            peak=peak,
+            layout=self._layout,
+            held=self._held,
         )
 
     def _loss(self, *args: Any) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:

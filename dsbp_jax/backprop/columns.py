@@ -144,19 +144,23 @@ class Columns:
         refresh: bool | None,
     ) -> ColumnsState:
         activation, gradient = state
+        # Leaves that are not in the layout now keep their columns.
+        leaves = leaves_by_path(params)
+        present = {path: leaves[path] for path in layout}
         tracker = self._tracker("activation", layout)
         if tracker is not None:
-            views = tracker.views(params)
+            views = tracker.views(present)
             activation = tracker.update(
-                activation, params, views, activations=activations, refresh=refresh
+                activation, present, views, activations=activations, refresh=refresh
             )
         tracker = self._tracker("gradient", layout)
         if tracker is not None:
-            views = tracker.views(params)
-            bases = vectors(activation)
-            outside = map_paths(
-                lambda path, leaf: _outside(leaf, layout, bases, path), gradients
-            )
+            views, bases = tracker.views(present), vectors(activation)
+            exact = leaves_by_path(gradients)
+            outside = {
+                path: _outside(exact[path], layout[path], bases.get(path))
+                for path in layout
+            }
             gradient = tracker.update(gradient, outside, views, refresh=refresh)
             gradient = _orthogonal(gradient, bases)
         return ColumnsState(activation, gradient)
@@ -293,15 +297,13 @@ def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
 
 
 def _outside(
-    gradient: jax.Array, layout: Layout, bases: Mapping[str, jax.Array], path: str
+    gradient: jax.Array, view: MatrixView, basis: jax.Array | None
 ) -> jax.Array:
-    """The part of a gradient outside of the columns of a leaf, float32."""
-    if path not in bases or path not in layout:
-        return gradient
-    view: MatrixView = layout[path]
+    """The part of a gradient outside of some columns, float32."""
     matrix = view.to_matrix(gradient).astype(jnp.float32)
-    columns = bases[path][..., None, :, :]
-    matrix = matrix - columns @ (columns.mT @ matrix)
+    if basis is not None:
+        basis = basis[..., None, :, :]
+        matrix = matrix - basis @ (basis.mT @ matrix)
     return view.from_matrix(matrix, gradient.shape)
 
 

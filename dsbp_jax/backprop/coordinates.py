@@ -80,16 +80,18 @@ def spectral_coordinates(
 
     Between two folds a layer moves in the span of V only, so its weight gradient is
     `VᵀG = (XV)ᵀΔ`, of shape `(k, d_out)`, and that is also the size of whatever the
-    optimizer keeps and writes. The loss is that of `W = W₀ + VS` exactly, and so are
-    all its derivatives by S. Which leaves are held so is decided as in
-    `spectral_backprop`; all others are trained whole.
+    optimizer keeps and writes. The loss is that of `W = W₀ + VS`, and so are all its
+    derivatives by S; where a layer has many rows the sum is formed in each step, in the
+    kernel's dtype, as that is cheaper than the products apart. Which leaves are held so
+    is decided as in `spectral_backprop`; all others are trained whole.
 
     `fold` every so many steps (20 to 50 do well): it takes one exact gradient of the
     batch it is given, so a part of a batch makes it cheap.
 
     An optimizer that keeps averages of parameters or factors of moments is refused at
     the fold. One that reads the parameters' norms (LARS, LAMB) would see those of S,
-    and its state does not give it away: do not use it here.
+    one that keeps largest values (Adamax) cannot follow, and their states do not give
+    them away: do not use these here.
 
     Args:
       loss_fn: `loss_fn(params, *args)`, a floating-point scalar; a pair of it and
@@ -100,13 +102,15 @@ def spectral_coordinates(
       weight_decay: Decoupled decay of the folded kernels: each step shrinks them by
         this factor, learning rate times coefficient, done at the fold as
         `(1 − weight_decay)^steps`. On S an optimizer's own decay would only pull the
-        kernel back to the last fold.
+        kernel back to the last fold; mask it to the leaves that are not in
+        `frame.kernels`.
       has_aux: As in `jax.value_and_grad`.
       betas: Decay rates of the optimizer's first and second moments, for their bias
         correction when they move.
-      transport: How fields of the optimizer's state move that are none of `mu`,
-        `trace`, `ema`, `acc_grads` and `nu`: field name to `"first"`, `"second"`,
-        `"keep"` or a function `(moment, coordinate) -> moment`.
+      transport: How fields of the optimizer's state move other than `mu`, `trace`,
+        `ema` and `acc_grads` (first moments) and `nu` (a second one): field name to
+        `"first"`, `"second"`, `"variance"`, `"keep"` or a function `(moment,
+        coordinate) -> moment`. `optax.adabelief` wants `{"nu": "variance"}`.
 
     Returns:
       The four functions. Coordinates have the structure of the params; S has shape
@@ -212,10 +216,12 @@ def spectral_coordinates(
         state = columns.measure(
             loss_fn, frame.columns, params, frame.layout, args, has_aux=has_aux
         )
-        shapes = {path: leaf.shape for path, leaf in leaves_by_path(coords).items()}
+        new = vectors(*state)
         moved = {
-            path: Coordinate(shapes[path], rotation(basis, old[path]))
-            for path, basis in vectors(*state).items()
+            path: Coordinate(leaf.shape, rotation(new[path], old[path]))
+            if path in new
+            else None
+            for path, leaf in leaves_by_path(coords).items()
         }
         opt_state = transport_moments(opt_state, moved, betas=betas, rules=transport)
         coords, frame = _split(params, state, frame.layout)

@@ -14,16 +14,16 @@ from dsbp_jax.backprop.columns import (
     require_scalar,
     vectors,
 )
-from dsbp_jax.layers import LayerActivations, Layout
-from dsbp_jax.layers.capture import subsample
+from dsbp_jax.layers import Layout
+from dsbp_jax.layers.capture import collect_rows, gather_rows
 from dsbp_jax.layers.finder import array_leaves, trace
 from dsbp_jax.layers.rewrite import evaluate
-from dsbp_jax.layers.sites import Site
 from dsbp_jax.layers.sketching import sketched_sites
 from dsbp_jax.layers.thin import Product
 from dsbp_jax.linalg import EigenBasis
 
 _MAX_ROWS = 1024  # of a layer's inputs, kept for the refresh
+_REFRESH_EVERY = 20
 
 
 class SketchState(NamedTuple):
@@ -62,7 +62,7 @@ def spectral_backprop(
     tracking: int = 0,
     random: int = 0,
     residual: float | None = None,
-    refresh_every: int | None = 20,
+    refresh_every: int | str | None = "auto",
     has_aux: bool = False,
 ) -> SpectralBackprop:
     """`jax.value_and_grad` with cheap weight gradients, on an unmodified model.
@@ -73,8 +73,9 @@ def spectral_backprop(
 
     with `rank` orthonormal columns V and `random` columns R of ±1/√r, drawn anew in
     each step. Values, the gradients of inputs and of every leaf that is not sketched
-    are exact; of X only `XB` is kept for the reverse pass. In expectation Ĝ is
-    `VVᵀG + κ(I − VVᵀ)G`.
+    are exact. The weight gradient needs only `XB`, so X is freed unless something else
+    keeps it: the derivative of the activation that made it (tanh), another consumer,
+    and up to 1,024 rows for the refresh. In expectation Ĝ is `VVᵀG + κ(I − VVᵀ)G`.
 
     A leaf is sketched where it is the weight of a matrix product or an ungrouped
     convolution (over input channels) and the sketch is cheaper than the exact
@@ -90,7 +91,7 @@ def spectral_backprop(
       rank: Orthonormal columns of each layer.
       tracking: Those that follow the gradient (the eigenvectors of GGᵀ); the others
         follow the layer's inputs. They need exact gradients, so they are renewed by
-        `refresh` only, and want `refresh_every=None`.
+        `refresh` only: call it every so many steps.
       random: Random columns r.
       residual: κ in [0, 1]; 1 is unbiased, and noisy: the variance grows as
         κ²(d − rank)/r. By default the κ of least mean squared error,
@@ -99,7 +100,8 @@ def spectral_backprop(
         last Ritz value or the rest of the trace.
       refresh_every: Steps between two refreshes of a layer's columns within
         `value_and_grad`, the layers in turn, from up to 1,024 rows of its inputs.
-        None leaves all refreshes to `refresh`.
+        None leaves all refreshes to `refresh`. By default 20, and None where columns
+        follow the gradient.
       has_aux: As in `jax.value_and_grad`.
 
     Returns:
@@ -107,7 +109,8 @@ def spectral_backprop(
 
     Raises:
       ValueError: An argument does not fit. When called: `loss_fn` returns no scalar,
-        or no leaf of params is the weight of a layer.
+        no leaf of params is the weight of a layer, or the batch of `init` or `refresh`
+        has fewer rows than columns.
 
     References:
       Muthuraman, Dynamic Spectral Backpropagation, 2025 (arXiv 2505.23369), for the
@@ -124,9 +127,13 @@ def spectral_backprop(
       >>> grads["kernel"].shape
       (64, 32)
     """
-    automatic = refresh_every is not None
-    every = 1 if refresh_every is None else refresh_every
-    columns = Columns(rank=rank, tracking=tracking, refresh_every=every)
+    every: Any = refresh_every
+    if refresh_every == "auto":
+        every = None if tracking else _REFRESH_EVERY
+    automatic = every is not None
+    columns = Columns(
+        rank=rank, tracking=tracking, refresh_every=every if automatic else 1
+    )
     if automatic and columns.tracking:
         raise ValueError(
             f"tracking must be 0 unless refresh_every=None, got {tracking}: columns "
@@ -181,12 +188,13 @@ def spectral_backprop(
 
         def visit(
             product: Product, x: jax.Array, w: jax.Array, basis: jax.Array
-        ) -> tuple[jax.Array, jax.Array | None]:
+        ) -> tuple[jax.Array, Any]:
             y = product.sketched(x, w, basis, product.restrict(w, basis))
             if not automatic:
                 return y, None
-            rows = product.site.inputs.to_rows(jax.lax.stop_gradient(x))
-            return y, subsample(rows, _MAX_ROWS)
+            limit = -(-_MAX_ROWS // product.site.repeats)
+            x = jax.lax.stop_gradient(x)
+            return y, collect_rows(product.site, x, None, ("inputs",), limit)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             outputs, collected = evaluate(
@@ -203,7 +211,10 @@ def spectral_backprop(
         new = state.columns
         if automatic and sites:
             layout = Layout(tuple((path, site.view) for path, site in sites.items()))
-            rows = {path: _rows(site, collected[path]) for path, site in sites.items()}
+            rows = {
+                path: gather_rows(site, collected[path], ("inputs",), _MAX_ROWS)
+                for path, site in sites.items()
+            }
             new = columns.update(new, params, layout, activations=rows)
         return out, grads, SketchState(key, new)
 
@@ -217,12 +228,6 @@ def _layout(
     held = vectors(*state.columns)
     sites = trace(loss_fn, params, args, {}).sites
     return Layout(tuple((s.path, s.view) for s in sites if s.name in held))
-
-
-def _rows(site: Site, collected: jax.Array) -> LayerActivations:
-    inputs = subsample(site.gather(collected), _MAX_ROWS)
-    count = jnp.full(inputs.shape[:-2], inputs.shape[-2], jnp.int32)
-    return LayerActivations(inputs, None, count)
 
 
 def _with_random(

@@ -86,21 +86,13 @@ def capture_activations(
         def visit(
             product: Product, x: jax.Array, w: jax.Array, extra: Any
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            y, site = product(x, w), product.site
-            found = {}
-            if "inputs" in sides:
-                found["inputs"] = subsample(site.inputs.to_rows(x), limit)
-            if "outputs" in sides:
-                found["outputs"] = subsample(site.outputs.to_rows(y), limit)
-            if site.conditional:
-                rows = found[sides[-1]]
-                found["valid"] = jnp.ones((*rows.shape[:-1], 1), jnp.int32)
-            return y, found
+            y = product(x, w)
+            return y, collect_rows(product.site, x, y, sides, limit)
 
         arrays = array_leaves((params, args, kwargs))
         outputs, collected = evaluate(traced, visit, arrays, sites=traced.sites)
         activations = {
-            site.name: _activations(site, collected[site.name], sides, limit)
+            site.name: gather_rows(site, collected[site.name], sides, limit)
             for site in traced.sites
         }
         return traced.unflatten(outputs), activations
@@ -108,12 +100,42 @@ def capture_activations(
     return captured
 
 
-def _activations(
+def collect_rows(
+    site: Site,
+    x: jax.Array,
+    y: jax.Array | None,
+    sides: tuple[str, ...],
+    limit: int | None,
+) -> dict[str, jax.Array]:
+    """What one visit of a site leaves for `gather_rows`.
+
+    Args:
+      site: The site.
+      x: Its input.
+      y: Its response; needed for the outputs.
+      sides: `"inputs"`, `"outputs"` or both.
+      limit: At most so many rows.
+
+    Returns:
+      Rows by side; where the site may not be reached, also a mark that it was.
+    """
+    found = {}
+    if "inputs" in sides:
+        found["inputs"] = _subsample(site.inputs.to_rows(x), limit)
+    if "outputs" in sides and y is not None:
+        found["outputs"] = _subsample(site.outputs.to_rows(y), limit)
+    if site.conditional:
+        rows = found[sides[-1]]
+        found["valid"] = jnp.ones((*rows.shape[:-1], 1), jnp.int32)
+    return found
+
+
+def gather_rows(
     site: Site, found: dict[str, jax.Array], sides: tuple[str, ...], limit: int | None
 ) -> LayerActivations:
-    """The visits of one site as `LayerActivations`."""
+    """The visits of one site as `LayerActivations`; arguments as `collect_rows`."""
     found = {
-        name: subsample(site.gather(stacked), limit) for name, stacked in found.items()
+        name: _subsample(site.gather(stacked), limit) for name, stacked in found.items()
     }
     if "valid" in found:
         count = jnp.sum(found["valid"], axis=(-2, -1), dtype=jnp.int32)
@@ -123,7 +145,7 @@ def _activations(
     return LayerActivations(found.get("inputs"), found.get("outputs"), count)
 
 
-def subsample(rows: jax.Array, limit: int | None) -> jax.Array:
+def _subsample(rows: jax.Array, limit: int | None) -> jax.Array:
     """At most `limit` of the rows of `rows`, shape `(*batch, n, d)`."""
     number = rows.shape[-2]
     if limit is None or number <= limit:

@@ -144,8 +144,8 @@ class Product:
         """The response, differentiated by a thin weight in place of the weight.
 
         The value, and every derivative by x, are those of the equation; what a first
-        derivative by w would be is that by `thin`: `(XB)ᵀΔ` instead of `XᵀΔ`. The
-        reverse pass keeps `XB` and not x.
+        derivative by w would be is that by `thin`: `(XB)ᵀΔ` instead of `XᵀΔ`, for
+        which the reverse pass needs `XB` and not x.
 
         The rule is a forward one, and binds the equation as it is: so it can be
         differentiated again, and policies of `jax.checkpoint` see the products.

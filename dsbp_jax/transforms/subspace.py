@@ -59,7 +59,7 @@ def spectral_subspace(
 
         update = lift(u) + κ (‖u‖ / ‖S‖) (G − lift(S)),   S the coordinates of G,
 
-    with the sign that u has to S.
+    with the sign that u has to S, for each matrix of a stack.
 
     Args:
       inner: Any Optax transformation. Its own state must be one that can follow a
@@ -74,9 +74,7 @@ def spectral_subspace(
       tolerance: Only rotate a basis while its relative residual is at most this.
       layout: As `spectral_projection`.
       betas: Decay rates of the inner optimizer's moments, for their bias correction.
-      transport: How fields of its state move that are none of `mu`, `trace`, `ema`,
-        `acc_grads` and `nu`: field name to `"first"`, `"second"`, `"keep"` or a
-        function `(moment, coordinate) -> moment`.
+      transport: As `dsbp_jax.spectral_coordinates`.
       seed: Of the bases' random start.
 
     Returns:
@@ -122,7 +120,7 @@ def spectral_subspace(
         views = tracker.views(params)
         bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         shapes = jax.eval_shape(
-            lambda params, state: to_coordinates(params, state, views),
+            lambda params, state: _to_coordinates(params, state, views),
             *jax.tree.map(bare, (params, spectral)),
         )
         # No optimizer that can follow a change of basis keeps more than their shapes.
@@ -145,19 +143,19 @@ def spectral_subspace(
         spectral = tracker.update(
             state.spectral, updates, views, activations=activations, refresh=refresh
         )
-        coordinates = to_coordinates(updates, spectral, views)
+        coordinates = _to_coordinates(updates, spectral, views)
         moved = state.inner
         if refresh is not False:  # which is static
             moved = _follow(state, spectral, coordinates, betas, transport)
-        seen = None if params is None else to_coordinates(params, spectral, views)
+        seen = None if params is None else _to_coordinates(params, spectral, views)
         moves, moved = inner.update(coordinates, moved, seen, **extra_args)
-        lifted = lift(moves, updates, coordinates, spectral, views, residual)
+        lifted = _lift(moves, updates, coordinates, spectral, views, residual)
         return lifted, SubspaceState(spectral, moved)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def to_coordinates(
+def _to_coordinates(
     tree: Any, state: SpectralState, views: Mapping[str, MatrixView]
 ) -> Any:
     """A tree with every leaf that has a basis in its coordinates.
@@ -188,7 +186,7 @@ def to_coordinates(
     return jax.tree.map_with_path(change, tree)
 
 
-def lift(
+def _lift(
     moves: Any,
     updates: Any,
     coordinates: Any,
@@ -196,7 +194,7 @@ def lift(
     views: Mapping[str, MatrixView],
     residual: float | jax.Array,
 ) -> Any:
-    """The inverse of `to_coordinates` for an optimizer's updates.
+    """The inverse of `_to_coordinates` for an optimizer's updates.
 
     Args:
       moves: What the optimizer makes of `coordinates`.
@@ -226,16 +224,21 @@ def lift(
                 matrix = basis @ matrix if side == "input" else matrix @ basis.mT
             return matrix
 
+        def scale(move: jax.Array, coordinate: jax.Array) -> jax.Array:
+            axes = tuple(range(len(view.batch_axes), move.ndim))
+            total = lambda x: jnp.sum(x, axes)[..., None, None, None]
+            size = total(coordinate**2)
+            ratio = jnp.sqrt(total(move**2) / jnp.where(size > 0, size, 1))
+            return jnp.sign(total(move * coordinate)) * ratio
+
         with jax.default_matmul_precision("highest"):
             move, coordinate = moved[path], seen[path]
             result = whole(move)
             if not checks.is_static(residual, 0):
                 gradient = view.to_matrix(leaf).astype(jnp.float32)
-                size = jnp.linalg.norm(coordinate)
-                ratio = jnp.linalg.norm(move) / jnp.where(size > 0, size, 1)
-                sign = jnp.sign(jnp.vdot(move, coordinate))
-                outside = gradient - whole(coordinate)
-                result = result + residual * sign * ratio * outside
+                result += (
+                    residual * scale(move, coordinate) * (gradient - whole(coordinate))
+                )
         return view.from_matrix(result, leaf.shape).astype(leaf.dtype)
 
     return jax.tree.map_with_path(change, updates)
@@ -258,7 +261,7 @@ def _follow(
     rules: Mapping[str, Rule] | None,
 ) -> Any:
     """The inner state in the new bases; untouched where none was refreshed."""
-    moves: dict[str, Coordinate] = {}
+    moves: dict[str, Coordinate | None] = {}
     refreshed = []
     for path, leaf in leaves_by_path(coordinates).items():
         sides = {}
@@ -269,11 +272,9 @@ def _follow(
             identity = jnp.eye(turned.shape[-1], dtype=turned.dtype)
             sides[side] = jnp.where(new[..., None, None], turned, identity)
             refreshed.append(jnp.any(new))
-        if sides:
-            moves[path] = Coordinate(
-                leaf.shape, sides.get("input"), sides.get("output")
-            )
-    if not moves:
+        left, right = sides.get("input"), sides.get("output")
+        moves[path] = Coordinate(leaf.shape, left, right) if sides else None
+    if not refreshed:
         return state.inner
     return jax.lax.cond(
         linalg.unbatched_max(jnp.any(jnp.stack(refreshed))) > 0,

@@ -7,9 +7,11 @@ not: with m and v bias-corrected, the variance `v − m²` moves by the squares 
 the square of the rotated mean is put back,
 
     v' = |(R∘R)(v − m²) + (Rm)²|.
+
+What holds a variance already (AdaBelief) moves by the squares of R alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +27,7 @@ MOMENTS = {
     "acc_grads": "first",
     "nu": "second",
 }
-_RULES = ("first", "second", "keep")
+_RULES = ("first", "second", "variance", "keep")
 
 Rule = str | Callable[[jax.Array, Any], jax.Array]
 
@@ -63,31 +65,34 @@ def rotation(new: jax.Array, old: jax.Array) -> jax.Array:
 
 def transport_moments(
     opt_state: Any,
-    coordinates: Mapping[str, Coordinate],
+    coordinates: Mapping[str, Coordinate | None],
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     rules: Mapping[str, Rule] | None = None,
 ) -> Any:
     """Moves an optimizer's state from one basis to the next.
 
-    A leaf of the state belongs to a coordinate if its path ends in the coordinate's
-    and their shapes agree. The field that holds it decides how it moves: `mu`,
-    `trace`, `ema` and `acc_grads` as first moments, `nu` as second.
+    A leaf of the state belongs to the parameter whose path its own ends in, the
+    longest where there are several. The field that holds it decides how it moves:
+    `mu`, `trace`, `ema` and `acc_grads` as first moments, `nu` as second. (That `nu`
+    is the variance in AdaBelief, and a largest value in Adamax, its name does not
+    tell: the first wants `rules={"nu": "variance"}`, the second cannot follow.)
 
     Args:
       opt_state: The state of any optimizer on the coordinates.
-      coordinates: Canonical path to coordinate.
+      coordinates: Canonical path to coordinate, or None for a leaf that stays as it is;
+        every leaf that the optimizer sees.
       betas: Decay rates of the first and second moment of Adam and its kin, for
         their bias correction.
-      rules: Field name to `"first"`, `"second"`, `"keep"` or a function
-        `(moment, coordinate) -> moment`, in addition to the above.
+      rules: Field name to `"first"`, `"second"`, `"variance"`, `"keep"` or a function
+        `(moment, coordinate) -> moment`, in addition to the above or in their place.
 
     Returns:
       The state in the new basis.
 
     Raises:
-      ValueError: A field of a coordinate's shape has no rule, or a field that belongs
-        to a coordinate has another shape.
+      ValueError: A field that belongs to a coordinate has no rule or another shape, or
+        a field with a rule belongs to no parameter (as under `optax.flatten`).
 
     References:
       Robert et al., LDAdam, ICLR 2025, for the second moment.
@@ -111,40 +116,39 @@ def transport_moments(
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in flat}
     moved = []
     for path, leaf in flat:
-        found = _belongs(path, coordinates)
-        if found is None or not jnp.ndim(leaf):
-            moved.append(leaf)
-            continue
-        at, coordinate = found
-        field = _field(path[:at])
+        at = _parameter(path, coordinates)
+        field = _field(path if at is None else path[:at])
         rule = known.get(field)
-        if rule == "keep":
+        coordinate = None if at is None else coordinates[canonical_path(path[at:])]
+        lost = at is None and rule is not None
+        if not jnp.ndim(leaf) or rule == "keep" or not (coordinate or lost):
             moved.append(leaf)
             continue
-        if rule is None or jnp.shape(leaf) != coordinate.shape:
+        if coordinate is None or rule is None or jnp.shape(leaf) != coordinate.shape:
+            owner = "no parameter"
+            if coordinate is not None:
+                owner = f"coordinates of shape {coordinate.shape}"
             raise ValueError(
                 f"the optimizer's state holds {jax.tree_util.keystr(path)} of shape "
-                f"{jnp.shape(leaf)} for coordinates of shape {coordinate.shape}; what "
-                f"can follow a change of basis are the fields {', '.join(known)} of "
-                f'that shape, and with transport={{{field!r}: "first" | "second" | '
-                '"keep" | function} what that names'
+                f"{jnp.shape(leaf)} for {owner}; what can follow a change of basis are "
+                f"the fields {', '.join(known)} in the shape of their coordinates, and "
+                f'with transport={{{field!r}: "first" | "second" | "variance" | "keep" '
+                "| function} what that names"
             )
         if callable(rule):
             moved.append(rule(leaf, coordinate))
         elif rule == "first":
             moved.append(coordinate.rotate(leaf))
+        elif rule == "variance":
+            moved.append(coordinate.rotate(leaf, 2))
         else:
-            sibling = lambda name, at=at, path=path: leaves.get(
-                jax.tree_util.keystr(
-                    (*path[: at - 1], jax.tree_util.GetAttrKey(name), *path[at:])
-                )
+            assert at is not None
+            beside, parameter = path[: at - 1], path[at:]
+            sibling = lambda name, *rest, beside=beside: leaves.get(
+                jax.tree_util.keystr((*beside, jax.tree_util.GetAttrKey(name), *rest))
             )
-            count = leaves.get(
-                jax.tree_util.keystr(
-                    (*path[: at - 1], jax.tree_util.GetAttrKey("count"))
-                )
-            )
-            moved.append(_second(coordinate, leaf, sibling("mu"), count, betas))
+            mean, count = sibling("mu", *parameter), sibling("count")
+            moved.append(_second(coordinate, leaf, mean, count, betas))
     return jax.tree.unflatten(treedef, moved)
 
 
@@ -169,14 +173,11 @@ def _second(
     return (moved * correct[1]).astype(nu.dtype)
 
 
-def _belongs(
-    path: tuple[Any, ...], coordinates: Mapping[str, Coordinate]
-) -> tuple[int, Coordinate] | None:
-    """The coordinate that the path of a leaf ends in, and where that begins."""
-    for start in range(1, len(path)):
-        coordinate = coordinates.get(canonical_path(path[start:]))
-        if coordinate is not None:
-            return start, coordinate
+def _parameter(path: tuple[Any, ...], known: Collection[str]) -> int | None:
+    """Where in the path of a leaf of the state that of its parameter begins."""
+    for start in range(len(path) + 1):
+        if canonical_path(path[start:]) in known:
+            return start
     return None
 
 

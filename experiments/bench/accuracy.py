@@ -72,7 +72,6 @@ def _config(config: AccuracyConfig) -> Config:
         data=DataConfig(name=name, data_dir=config.data_dir),
         model=model,
         optimizer=OptimizerConfig(
-            name=config.optimizers[0].partition("+")[0],
             rank=config.rank,
             tracking=config.tracking,
             refresh_every=config.refresh_every,
@@ -120,10 +119,15 @@ def run(config: AccuracyConfig = AccuracyConfig()) -> dict[str, list[dict[str, A
     classifier = Classifier(dataset, base.model)
     steps = steps_per_epoch(dataset, base) * config.epochs
     first = config.optimizers[0]
-    entry = optimizers.OPTIMIZERS[first.partition("+")[0]]
-    grid = config.grid or entry.grid
-    build = lambda name, steps: Contender(classifier, base, name, steps)
+    # A contender is given gradient evaluations, of which SAM needs two in a step.
+    evaluations = lambda name: (
+        optimizers.OPTIMIZERS[optimizers.named(base.optimizer, name).name].evaluations
+    )
+    build = lambda name, steps: Contender(
+        classifier, base, name, steps * evaluations(name)
+    )
     contenders = {name: build(name, steps) for name in config.optimizers}
+    grid = config.grid or contenders[first].entry.grid
     cost = seconds_per_step(contenders)
 
     rates, tuning, finals = {}, {}, {}
@@ -153,7 +157,9 @@ def run(config: AccuracyConfig = AccuracyConfig()) -> dict[str, list[dict[str, A
     title = f"{config.task}, rank {config.rank}, {config.seeds} seeds"
     equal_steps = comparison.make_rows(list(contenders.values()), finals, grids)
     equal_time = comparison.make_rows(list(longer.values()), timed, grids)
-    plot(Path("runs") / f"accuracy-{config.task}-{first}.svg", finals, cost)
+    plot(
+        Path("runs") / f"accuracy-{config.task}-{first}.svg", finals, cost, evaluations
+    )
     tables = {
         f"{title}, {steps} steps": [
             _row(row, finals[row.name], cost) for row in equal_steps
@@ -193,7 +199,12 @@ def _row(
     }
 
 
-def plot(path: Path, finals: dict[str, list[Outcome]], cost: dict[str, float]) -> None:
+def plot(
+    path: Path,
+    finals: dict[str, list[Outcome]],
+    contenders: dict[str, Contender],
+    cost: dict[str, float],
+) -> None:
     """Validation accuracy and loss over steps and over time, means over seeds."""
 
     def panel(column: int, label: str, timed: bool) -> Callable[[Axes], None]:
@@ -202,7 +213,8 @@ def plot(path: Path, finals: dict[str, list[Outcome]], cost: dict[str, float]) -
                 curves = np.array([o.curve for o in outcomes if not o.diverged])
                 if not len(curves):
                     continue
-                x = curves[0, :, 0] * (cost[name] if timed else 1)
+                x = curves[0, :, 0] / contenders[name].cost
+                x = x * cost[name] if timed else x
                 axis.plot(x, curves[:, :, column].mean(0), marker=".", label=name)
             axis.set(
                 xlabel="seconds of training" if timed else "steps",

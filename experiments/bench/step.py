@@ -12,10 +12,10 @@ import optax
 
 import dsbp_jax
 from experiments.bench.timing import interleave
+from experiments.gradients import PART
 
 DEPTH = 4
 EVERY = 20  # steps between two refreshes or folds
-PART = 4  # a fold sees this part of the batch
 
 Name = Literal["sgd", "momentum", "adam"]
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {

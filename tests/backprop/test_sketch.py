@@ -11,7 +11,8 @@ import dsbp_jax
 from dsbp_jax.backprop.columns import vectors
 from dsbp_jax.backprop.sketch import _stable_residual
 from dsbp_jax.linalg import EigenBasis
-from tests.backprop.models import CASES, mlp, one_layer, projected, sketch_state
+from tests.backprop.models import CASES, Case, mlp, one_layer, projected, sketch_state
+from tests.layers.models import normal
 
 KEY = jax.random.key(7)
 
@@ -257,12 +258,50 @@ def test_rank_of_a_layer_or_more_and_few_rows_keep_the_exact_gradient():
     assert report["a"].no_sketch == "would cost more"
 
 
+def test_a_smaller_last_batch_leaves_some_layers_exact():
+    """Fewer rows than pay for one layer's sketch, enough for another's."""
+
+    def loss(params, x):
+        return jnp.mean((jnp.tanh(x @ params["a"]) @ params["b"]) ** 2)
+
+    params = {"a": normal(128, 64) / 11, "b": normal(64, 32, seed=1) / 8}
+    backprop = dsbp_jax.spectral_backprop(loss, 8, refresh_every=1)
+    case = Case(loss, params, normal(256, 128, seed=2), ("a", "b"))
+    state = sketch_state(case, 8)
+    exact = jax.grad(loss)(params, case.x[:11])
+    _, grads, after = jax.jit(backprop.value_and_grad)(params, state, case.x[:11])
+    close(grads["b"], exact["b"])
+    assert np.abs(grads["a"] - exact["a"]).max() > 1e-4 * np.abs(exact["a"]).max()
+    before, after = (vectors(*s.columns) for s in (state, after))
+    np.testing.assert_array_equal(before["b"], after["b"])
+    assert not np.array_equal(before["a"], after["a"])
+
+
+def test_rows_of_branches_that_were_not_taken_do_not_count():
+    def loss(params, x):
+        step = lambda h, i: (
+            jax.lax.cond(i == 2, lambda h: jnp.tanh(h @ params["w"]), lambda h: h, h),
+            None,
+        )
+        return jnp.mean(jax.lax.scan(step, x, jnp.arange(4))[0] ** 2)
+
+    case = Case(loss, {"w": normal(12, 12) / 4}, normal(64, 12, seed=1), ("w",))
+    backprop = dsbp_jax.spectral_backprop(loss, 3, refresh_every=1)
+    state = sketch_state(case, 3)
+    _, _, state = jax.jit(backprop.value_and_grad)(case.params, state, case.x)
+    trace = dsbp_jax.bases(state)["w"].trace
+    np.testing.assert_allclose(trace, jnp.vdot(case.x, case.x) / 64, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"rank": 0}, "rank must be an int of at least 1, got 0"),
         ({"tracking": 9}, "tracking must be an int between 0 and 4, got 9"),
-        ({"tracking": 2}, "tracking must be 0 unless refresh_every=None, got 2"),
+        (
+            {"tracking": 2, "refresh_every": 5},
+            "tracking must be 0 unless refresh_every=None, got 2",
+        ),
         ({"random": -1}, "random must be an int of at least 0, got -1"),
         ({"random": 2, "residual": 1.5}, "residual must be a number in [0, 1]"),
         ({"residual": 0.5}, "residual must be None without random columns"),

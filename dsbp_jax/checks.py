@@ -76,6 +76,19 @@ def non_negative(name: str, value: Any) -> Any:
     return _number(name, value, accepted, lambda x: 0 <= x < math.inf)
 
 
+def at_least_one(name: str, value: Any) -> Any:
+    """The value if it is a finite number of at least 1; tracers are taken on trust.
+
+    Example:
+      >>> at_least_one("every", 0)
+      Traceback (most recent call last):
+      ...
+      ValueError: every must be a finite number of at least 1, got 0
+    """
+    accepted = "a finite number of at least 1"
+    return _number(name, value, accepted, lambda x: 1 <= x < math.inf)
+
+
 def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     """The value if it is among the choices, or a ValueError.
 

@@ -5,6 +5,7 @@ parameters themselves, or coordinates that stand for them; beside them a source 
 carry arrays of its own.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ class Source(NamedTuple):
       value_and_grad: `value_and_grad(moved, carried, *args) -> ((value, aux), grads,
         carried)`.
       params: `params(moved, carried)`, the parameters.
+      catch_up: As `value_and_grad`, for one step in so many; or None.
       refresh: `refresh(moved, carried, opt_state, steps, *args) -> (moved, carried,
         opt_state)`, for every so many steps; None where a step does it all.
     """
@@ -34,6 +36,7 @@ class Source(NamedTuple):
     init: Callable[..., tuple[Any, Any]]
     value_and_grad: Callable[..., tuple[Any, Any, Any]]
     params: Callable[[Any, Any], Any]
+    catch_up: Callable[..., tuple[Any, Any, Any]] | None = None
     refresh: Callable[..., tuple[Any, Any, Any]] | None = None
 
 
@@ -86,15 +89,18 @@ def _spectral(config: OptimizerConfig, loss: Loss, peak: Any) -> Source:
         has_aux=True,
     )
 
-    def value_and_grad(params: Any, state: Any, *args: Any) -> tuple[Any, Any, Any]:
-        def estimate(params: Any, *args: Any) -> tuple[Any, Any]:
-            (value, aux), grads, new = backprop.value_and_grad(params, state, *args)
-            return (value, (aux, new)), grads
+    def estimator(gradient: Callable[..., Any]) -> Callable[..., Any]:
+        def value_and_grad(params: Any, state: Any, *args: Any) -> tuple[Any, Any, Any]:
+            def estimate(params: Any, *args: Any) -> tuple[Any, Any]:
+                (value, aux), grads, new = gradient(params, state, *args)
+                return (value, (aux, new)), grads
 
-        (value, (aux, new)), grads = optimizers.gradient_estimator(config, estimate)(
-            params, *args
-        )
-        return (value, aux), grads, new
+            (value, (aux, new)), grads = optimizers.gradient_estimator(
+                config, estimate
+            )(params, *args)
+            return (value, aux), grads, new
+
+        return value_and_grad
 
     def refresh(params: Any, state: Any, opt_state: Any, steps: Any, *args: Any) -> Any:
         del steps
@@ -102,8 +108,13 @@ def _spectral(config: OptimizerConfig, loss: Loss, peak: Any) -> Source:
 
     return Source(
         init=lambda params, *args, key: (params, backprop.init(params, *args, key=key)),
-        value_and_grad=value_and_grad,
+        value_and_grad=estimator(backprop.value_and_grad),
         params=lambda params, state: params,
+        catch_up=estimator(
+            functools.partial(backprop.catch_up, every=config.catch_up_every)
+        )
+        if config.catch_up_every
+        else None,
         refresh=refresh if tracking else None,
     )
 
@@ -124,4 +135,4 @@ def _coordinates(config: OptimizerConfig, loss: Loss, peak: Any) -> Source:
     def refresh(coords: Any, frame: Any, opt_state: Any, steps: Any, *args: Any) -> Any:
         return training.fold(coords, frame, opt_state, *args, steps=steps)
 
-    return Source(training.init, value_and_grad, training.merge, refresh)
+    return Source(training.init, value_and_grad, training.merge, refresh=refresh)

@@ -76,6 +76,10 @@ class OptimizerConfig:
     random: int = 0
     """Random columns that a sketch has besides."""
 
+    catch_up_every: int | None = None
+    """Steps after which one of a sketch is exact and makes up for what the others left
+    out; by default none is."""
+
     def __post_init__(self):
         """Checks every value."""
         checks.one_of("optimizer.name", self.name, OPTIMIZERS)
@@ -95,6 +99,8 @@ class OptimizerConfig:
         if self.tracking is not None:
             checks.between("optimizer.tracking", self.tracking, 0, self.rank)
         checks.at_least("optimizer.random", self.random, 0)
+        if self.catch_up_every is not None:
+            checks.at_least("optimizer.catch_up_every", self.catch_up_every, 2)
         if self.backprop == "coordinates" and OPTIMIZERS[self.name].subspace:
             accepted = [n for n, entry in OPTIMIZERS.items() if not entry.subspace]
             raise ValueError(

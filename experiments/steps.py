@@ -132,12 +132,15 @@ class Trainer:
         self.evaluation_step = jax.jit(self._evaluation_step)
         self._held: frozenset[str] = frozenset()
         self._step = jax.jit(self._train_step, donate_argnums=0)
+        self._catch_up = jax.jit(
+            partial(self._train_step, catch_up=True), donate_argnums=0
+        )
         self._refresh = jax.jit(self._refresh_step, donate_argnums=0)
         self._init = jax.jit(self._start)
         self._params = jax.jit(self._source().params)
-        self.every = None
-        if self._source().refresh is not None:
-            self.every = config.optimizer.refresh_every
+        source = self._source()
+        self.every = source.refresh and config.optimizer.refresh_every
+        self.catch_up_every = source.catch_up and config.optimizer.catch_up_every
 
     def init(self, seed: int) -> TrainState:
         """The state before the first step."""
@@ -187,7 +190,9 @@ class Trainer:
         """Compiles the training step, by one of a state that is thrown away."""
         first = self.classifier.dataset.train.take(np.arange(self.config.batch_size))
         args = first.images, first.labels, jax.random.key(0), jnp.float32(0)
-        state, _ = self.train_step(self.init(0), *args, step=self.every or 1)
+        state = self.init(0)
+        for step in (1, self.every or 1, self.catch_up_every or 1):
+            state, _ = self.train_step(state, *args, step=step)
         jax.block_until_ready(state)
 
     def train_step(
@@ -213,10 +218,12 @@ class Trainer:
         Returns:
           The new state, and loss and accuracy before the step.
         """
-        if self.every is not None and step and step % self.every == 0:
+        if self.every and step and step % self.every == 0:
             rows = gradients.rows_of_refresh(self.config.optimizer, len(images))
             state = self._refresh(state, images[:rows], labels[:rows], peak)
-        return self._step(state, images, labels, key, peak)
+        late = self.catch_up_every and step % self.catch_up_every == 0
+        compiled = self._catch_up if late else self._step
+        return compiled(state, images, labels, key, peak)
 
     def _refresh_step(
         self,
@@ -250,13 +257,16 @@ class Trainer:
         labels: jax.Array,
         key: jax.Array,
         peak: jax.Array,
+        catch_up: bool = False,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """The compiled part of `train_step`."""
         if self.config.data.augment:
             images = data.augment(images, jax.random.fold_in(key, state.step))
-        (value, (logits, rest, activations)), grads, carried = self._source(
-            peak
-        ).value_and_grad(state.params, state.carried, state.rest, images, labels)
+        source = self._source(peak)
+        gradient = source.catch_up if catch_up else source.value_and_grad
+        (value, (logits, rest, activations)), grads, carried = gradient(
+            state.params, state.carried, state.rest, images, labels
+        )
         updates, opt_state = self._optimizer(peak).update(
             grads, state.opt_state, state.params, activations=activations
         )

@@ -157,11 +157,11 @@ class Columns:
         if tracker is not None:
             views, bases = tracker.views(present), vectors(activation)
             exact = leaves_by_path(gradients)
-            outside = {
-                path: _outside(exact[path], layout[path], bases.get(path))
+            rest = {
+                path: outside(exact[path], layout[path], bases.get(path))
                 for path in layout
             }
-            gradient = tracker.update(gradient, outside, views, refresh=refresh)
+            gradient = tracker.update(gradient, rest, views, refresh=refresh)
             gradient = _orthogonal(gradient, bases)
         return ColumnsState(activation, gradient)
 
@@ -296,14 +296,24 @@ def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _outside(
+def outside(
     gradient: jax.Array, view: MatrixView, basis: jax.Array | None
 ) -> jax.Array:
-    """The part of a gradient outside of some columns, float32."""
+    """The part of a gradient outside of some columns.
+
+    Args:
+      gradient: Of a leaf.
+      view: The leaf's matrix view.
+      basis: Columns `(*batch, d_in, k)`, or None for none.
+
+    Returns:
+      `(I − VVᵀ)G`, shaped like the leaf, float32.
+    """
     matrix = view.to_matrix(gradient).astype(jnp.float32)
     if basis is not None:
         basis = basis[..., None, :, :]
-        matrix = matrix - basis @ (basis.mT @ matrix)
+        with jax.default_matmul_precision("highest"):
+            matrix = matrix - basis @ (basis.mT @ matrix)
     return view.from_matrix(matrix, gradient.shape)
 
 

@@ -11,6 +11,8 @@ from dsbp_jax.backprop.columns import (
     Columns,
     ColumnsState,
     find_layers,
+    map_paths,
+    outside,
     require_scalar,
     vectors,
 )
@@ -39,19 +41,23 @@ class SketchState(NamedTuple):
 
 
 class SpectralBackprop(NamedTuple):
-    """Spectral backpropagation of one loss: three pure functions.
+    """Spectral backpropagation of one loss: four pure functions.
 
     Attributes:
       init: `init(params, *args, key=key) -> state`; `args` as the loss gets them, a
         batch of the size to come.
       value_and_grad: `value_and_grad(params, state, *args) -> (value, grads, state)`;
         with `has_aux` the first is `(value, aux)`.
+      catch_up: `catch_up(params, state, *args, every=T) -> (value, grads, state)`: the
+        exact gradient, for one step in every T, with what is outside of the columns
+        T times over.
       refresh: `refresh(params, state, *args) -> state`, all columns refreshed by one
         exact pass over a batch, which may be a part of the step's.
     """
 
     init: Callable[..., SketchState]
     value_and_grad: Callable[..., tuple[Any, Any, SketchState]]
+    catch_up: Callable[..., tuple[Any, Any, SketchState]]
     refresh: Callable[..., SketchState]
 
 
@@ -83,6 +89,11 @@ def spectral_backprop(
     which, and why not. A layer of input dimension up to the number of columns, or
     with fewer rows, keeps its exact gradient.
 
+    What lies outside of V is small and not useless. `catch_up` in place of every T-th
+    `value_and_grad` brings it back: there G is exact and `VVᵀG + T(I − VVᵀ)G` is
+    returned, so that over T steps every direction moves as far as it would by plain
+    gradients. With T = 4 a step still costs about 0.76 of the plain one.
+
     Wrap the training step in `jax.jit`: each call traces the loss anew.
 
     Args:
@@ -105,7 +116,7 @@ def spectral_backprop(
       has_aux: As in `jax.value_and_grad`.
 
     Returns:
-      The three functions. `dsbp_jax.bases(state)` reads the bases out of a state.
+      The four functions. `dsbp_jax.bases(state)` reads the bases out of a state.
 
     Raises:
       ValueError: An argument does not fit. When called: `loss_fn` returns no scalar,
@@ -218,7 +229,28 @@ def spectral_backprop(
             new = columns.update(new, params, layout, activations=rows)
         return out, grads, SketchState(key, new)
 
-    return SpectralBackprop(init, value_and_grad, refresh)
+    def catch_up(
+        params: Any, state: SketchState, *args: Any, every: float | jax.Array
+    ) -> tuple[Any, Any, SketchState]:
+        checks.at_least_one("every", every)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            out = loss_fn(params, *args)
+            return require_scalar(out, has_aux), out
+
+        (_, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        layout = _layout(loss_fn, params, state, args)
+        bases = vectors(*state.columns)
+
+        def weigh(path: str, gradient: Any) -> Any:
+            if path not in layout:
+                return gradient
+            rest = outside(gradient, layout[path], bases[path])
+            return (gradient + (every - 1) * rest).astype(gradient.dtype)
+
+        return out, map_paths(weigh, grads), state
+
+    return SpectralBackprop(init, value_and_grad, catch_up, refresh)
 
 
 def _layout(

@@ -41,6 +41,9 @@ class AccuracyConfig:
     refresh_every: int = 20
     """Steps between two refreshes or folds."""
 
+    catch_up_every: int | None = None
+    """Steps after which one of a sketch is exact and makes up for the others."""
+
     grid: tuple[float, ...] = ()
     """Learning rates to choose from on the validation split, for all alike; by default
     the grid of the first optimizer."""
@@ -75,6 +78,7 @@ def _config(config: AccuracyConfig) -> Config:
             rank=config.rank,
             tracking=config.tracking,
             refresh_every=config.refresh_every,
+            catch_up_every=config.catch_up_every,
         ),
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -86,7 +90,6 @@ def seconds_per_step(
 ) -> dict[str, float]:
     """The mean time of a step, refreshes included, measured side by side."""
     functions: dict[str, Callable[[], Any]] = {}
-    every: dict[str, int | None] = {}
     for name, contender in contenders.items():
         trainer = contender.trainer
         trainer.compile()
@@ -95,21 +98,36 @@ def seconds_per_step(
         )
         held = [trainer.init(0)]
         args = batch.images, batch.labels, jax.random.key(0), jax.numpy.float32(1e-4)
-        every[name] = trainer.every
 
         def step(number: int, trainer=trainer, held=held, args=args) -> Any:
             held[0], metrics = trainer.train_step(held[0], *args, step=number)
             return metrics
 
-        functions[name] = lambda step=step: step(1)
-        if trainer.every:
-            functions[f"{name}/due"] = lambda step=step, n=trainer.every: step(n)
+        for kind, number in _kinds(contender).items():
+            functions[f"{name}/{kind}"] = lambda step=step, n=number: step(n)
     times = {k: float(np.median(v)) for k, v in interleave(functions, rounds).items()}
     means = {}
-    for name, period in every.items():
-        extra = (times[f"{name}/due"] - times[name]) / period if period else 0.0
-        means[name] = times[name] + extra
+    for name, contender in contenders.items():
+        plain = times[f"{name}/plain"]
+        means[name] = plain + sum(
+            (times[f"{name}/{kind}"] - plain) / number
+            for kind, number in _kinds(contender).items()
+            if kind != "plain"
+        )
     return means
+
+
+def _kinds(contender: Contender) -> dict[str, int]:
+    """For each kind of step a number that makes it one, and no other."""
+    trainer = contender.trainer
+    refresh, late = trainer.every, trainer.catch_up_every
+    if refresh and late and not (refresh % late and late % refresh):
+        raise ValueError(
+            f"refresh_every={refresh} with catch_up_every={late}; accepted are periods "
+            "of which none divides the other, so that their steps can be timed apart"
+        )
+    kinds = {"plain": 1, "refresh": refresh, "catch up": late}
+    return {kind: number for kind, number in kinds.items() if number}
 
 
 def run(config: AccuracyConfig = AccuracyConfig()) -> dict[str, list[dict[str, Any]]]:
@@ -157,9 +175,8 @@ def run(config: AccuracyConfig = AccuracyConfig()) -> dict[str, list[dict[str, A
     title = f"{config.task}, rank {config.rank}, {config.seeds} seeds"
     equal_steps = comparison.make_rows(list(contenders.values()), finals, grids)
     equal_time = comparison.make_rows(list(longer.values()), timed, grids)
-    plot(
-        Path("runs") / f"accuracy-{config.task}-{first}.svg", finals, cost, evaluations
-    )
+    picture = Path("runs") / f"accuracy-{config.task}-{first}.svg"
+    plot(picture, finals, contenders, cost)
     tables = {
         f"{title}, {steps} steps": [
             _row(row, finals[row.name], cost) for row in equal_steps

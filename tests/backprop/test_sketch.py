@@ -258,6 +258,24 @@ def test_rank_of_a_layer_or_more_and_few_rows_keep_the_exact_gradient():
     assert report["a"].no_sketch == "would cost more"
 
 
+def test_a_catch_up_weighs_what_is_outside():
+    case = mlp()
+    backprop = dsbp_jax.spectral_backprop(case.loss, 4)
+    state = sketch_state(case, 4)
+    exact = jax.grad(case.loss)(case.params, case.x)
+    inside = projected(case, exact, vectors(*state.columns))
+    for every in (1, 4):
+        value, grads, after = jax.jit(backprop.catch_up)(
+            case.params, state, case.x, every=every
+        )
+        wanted = jax.tree.map(lambda g, p, t=every: p + t * (g - p), exact, inside)
+        close(grads, wanted, 1e-5)
+        np.testing.assert_allclose(value, case.loss(case.params, case.x), rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, after.columns, state.columns)
+    with pytest.raises(ValueError, match="every must be a finite number of at least 1"):
+        backprop.catch_up(case.params, state, case.x, every=0)
+
+
 def test_a_smaller_last_batch_leaves_some_layers_exact():
     """Fewer rows than pay for one layer's sketch, enough for another's."""
 

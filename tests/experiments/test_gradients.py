@@ -20,7 +20,7 @@ CONFIGS = {
     "adam+coordinates": config("adam", "coordinates"),
     "sam+coordinates": config("sam", "coordinates", tracking=0),
     "adamw+coordinates": config("adamw", "coordinates", weight_decay=0.1),
-    "momentum+spectral": config("momentum", "spectral", random=2),
+    "momentum+spectral": config("momentum", "spectral", random=2, catch_up_every=3),
     "sam+spectral": config("sam", "spectral", tracking=3),
     "dsbp+spectral": config("dsbp", "spectral", source="activation"),
 }
@@ -33,6 +33,7 @@ def test_the_loss_falls_and_nothing_is_compiled_twice(name):
     assert losses[1] < losses[0]
     assert trainer._step._cache_size() == 1
     assert trainer._refresh._cache_size() <= 1
+    assert trainer._catch_up._cache_size() == bool(trainer.catch_up_every)
     shapes = lambda tree: jax.tree.map(np.shape, tree)
     plain, _ = trainer.classifier.init(0)
     assert shapes(trainer.params(state)) == shapes(plain)
@@ -115,6 +116,7 @@ def test_names_say_where_gradients_come_from():
         ({"backprop": "sideways"}, "optimizer.backprop='sideways'"),
         ({"tracking": 99}, "optimizer.tracking=99; accepted are values from 0 to 64"),
         ({"random": -1}, "optimizer.random=-1"),
+        ({"catch_up_every": 1}, "optimizer.catch_up_every=1"),
     ],
 )
 def test_what_does_not_fit_is_said(fields, message):

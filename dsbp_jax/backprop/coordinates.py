@@ -85,8 +85,9 @@ def spectral_coordinates(
     kernel's dtype, as that is cheaper than the products apart. Which leaves are held so
     is decided as in `spectral_backprop`; all others are trained whole.
 
-    `fold` every so many steps (20 to 50 do well): it takes one exact gradient of the
-    batch it is given, so a part of a batch makes it cheap.
+    `fold` every so many steps (10 to 100 do equally well): it takes one exact gradient
+    of the batch it is given, so a part of a batch makes it cheap. The more columns the
+    better; what they follow matters less (the README has a table).
 
     An optimizer that keeps averages of parameters or factors of moments is refused at
     the fold. One that reads the parameters' norms (LARS, LAMB) would see those of S,

@@ -50,6 +50,8 @@ class Options:
 def main(options: Options) -> None:
     """Runs a benchmark and prints its tables."""
     console = Console()
+    if not console.is_terminal:  # a file has room for every column
+        console.width = 160
     tables = {}
     for name in BENCHMARKS if options.name == "all" else [options.name]:
         tables |= BENCHMARKS[name](options)

@@ -47,6 +47,9 @@ class StepConfig:
     peers: bool = True
     """Also galore, muon and LoRA."""
 
+    memory: bool = True
+    """Also the temporary memory of gradients, of models of fixed size."""
+
     rounds: int = 7
     """Timed rounds."""
 
@@ -336,7 +339,9 @@ def memory() -> list[dict[str, Any]]:
 
 def run(config: StepConfig = StepConfig()) -> dict[str, list[dict[str, Any]]]:
     """The benchmark's tables, by title."""
-    tables = {"Temporary memory of a gradient, rank 64": memory()}
+    tables = {}
+    if config.memory:
+        tables["Temporary memory of a gradient, rank 64"] = memory()
     for model in config.models:
         for width in config.widths:
             for tokens in config.tokens:

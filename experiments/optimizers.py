@@ -7,6 +7,7 @@ chosen on the command line is a field of `OptimizerConfig`.
 """
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Collection
 from typing import Any, Literal
@@ -223,9 +224,19 @@ def diagnostics(config: OptimizerConfig, opt_state: Any) -> dict[str, Any]:
     }
 
 
-def kernels(params: Any) -> Any:
-    """The mask of weight decay: True for matrices, False for biases and scales."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def kernels(params: Any, held: Collection[str] = ()) -> Any:
+    """The mask of weight decay: True for matrices, False for biases and scales.
+
+    Args:
+      params: The parameters.
+      held: Paths of matrices that are left out.
+
+    Returns:
+      A tree of bools.
+    """
+    return dsbp_jax.layers.map_paths(
+        lambda path, leaf: leaf.ndim > 1 and path not in held, params
+    )
 
 
 def _with_decay(
@@ -362,15 +373,11 @@ def build(
     if config.backprop != "coordinates" or not config.weight_decay:
         optimizer = OPTIMIZERS[config.name].build(config, schedule, layout)
         return optax.with_extra_args_support(optimizer)
-    canonical = dsbp_jax.layers.canonical_path
-    mask = lambda params: jax.tree.map_with_path(
-        lambda path, leaf: leaf.ndim > 1 and canonical(path) not in held, params
-    )
     strength = config.weight_decay
     decay = lambda step: -strength * schedule(step)
     config = dataclasses.replace(config, weight_decay=0.0)
     optimizer = optax.chain(
         OPTIMIZERS[config.name].build(config, schedule, layout),
-        optax.add_decayed_weights(decay, mask=mask),
+        optax.add_decayed_weights(decay, mask=functools.partial(kernels, held=held)),
     )
     return optax.with_extra_args_support(optimizer)

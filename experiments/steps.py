@@ -137,8 +137,8 @@ class Trainer:
         )
         self._refresh = jax.jit(self._refresh_step, donate_argnums=0)
         self._init = jax.jit(self._start)
-        self._params = jax.jit(self._source().params)
         source = self._source()
+        self._params = jax.jit(source.params)
         self.every = source.refresh and config.optimizer.refresh_every
         self.catch_up_every = source.catch_up and config.optimizer.catch_up_every
 

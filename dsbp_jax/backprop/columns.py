@@ -290,12 +290,6 @@ def require_scalar(out: Any, has_aux: bool) -> Any:
     return value
 
 
-def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """Applies `function(path, leaf)` to every leaf of a tree."""
-    leaves = [function(path, leaf) for path, leaf in leaves_by_path(tree).items()]
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
-
-
 def outside(
     gradient: jax.Array, view: MatrixView, basis: jax.Array | None
 ) -> jax.Array:

@@ -13,11 +13,10 @@ from dsbp_jax.backprop.columns import (
     Columns,
     ColumnsState,
     find_layers,
-    map_paths,
     require_scalar,
     vectors,
 )
-from dsbp_jax.layers import Layout, leaves_by_path
+from dsbp_jax.layers import Layout, leaves_by_path, map_paths
 from dsbp_jax.layers.finder import Trace, array_leaves, trace
 from dsbp_jax.layers.rewrite import evaluate
 from dsbp_jax.layers.sites import Site
@@ -156,7 +155,6 @@ def spectral_coordinates(
 
     def value_and_grad(coords: Any, frame: Frame, *args: Any) -> tuple[Any, Any]:
         bases = vectors(*frame.columns)
-
         whole = jax.eval_shape(merge, coords, frame)
         traced = trace(loss_fn, whole, args, {})
         sites = {

@@ -11,12 +11,11 @@ from dsbp_jax.backprop.columns import (
     Columns,
     ColumnsState,
     find_layers,
-    map_paths,
     outside,
     require_scalar,
     vectors,
 )
-from dsbp_jax.layers import Layout
+from dsbp_jax.layers import Layout, map_paths
 from dsbp_jax.layers.capture import collect_rows, gather_rows
 from dsbp_jax.layers.finder import array_leaves, trace
 from dsbp_jax.layers.rewrite import evaluate

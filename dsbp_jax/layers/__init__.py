@@ -15,6 +15,7 @@ from dsbp_jax.layers.explain import (
 from dsbp_jax.layers.paths import (
     canonical_path as canonical_path,
     leaves_by_path as leaves_by_path,
+    map_paths as map_paths,
     require_paths as require_paths,
 )
 from dsbp_jax.layers.views import (

@@ -7,7 +7,7 @@ variables (`dense/kernel/value`) and updates it on plain arrays
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -60,6 +60,25 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
             )
         leaves[name] = leaf
     return leaves
+
+
+def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """Maps a function of canonical path and leaf over a tree.
+
+    Args:
+      function: `function(path, leaf)`.
+      tree: Any pytree.
+
+    Returns:
+      A tree of the same structure.
+
+    Example:
+      >>> map_paths(lambda path, leaf: f"{path}={leaf}", {"a": {"b": 1}, "c": None})
+      {'a': {'b': 'a/b=1'}, 'c': None}
+    """
+    return jax.tree.map_with_path(
+        lambda path, leaf: function(canonical_path(path), leaf), tree
+    )
 
 
 def require_paths(wanted: Iterable[str], known: Iterable[str], argument: str) -> None:

@@ -16,8 +16,8 @@ from dsbp_jax import checks
 from dsbp_jax.layers import (
     Layout,
     MatrixView,
-    canonical_path,
     leaves_by_path,
+    map_paths,
     require_paths,
 )
 from dsbp_jax.linalg import EigenBasis
@@ -176,8 +176,7 @@ def add_decay(
     """
     kernels = leaves_by_path(params)
 
-    def add_to_leaf(key_path: Any, update: jax.Array) -> jax.Array:
-        path = canonical_path(key_path)
+    def add_to_leaf(path: str, update: jax.Array) -> jax.Array:
         if path not in bases or path not in views:
             return update
         # The taps of a window share the basis.
@@ -192,4 +191,4 @@ def add_decay(
         term = views[path].from_matrix(term, update.shape)
         return (update.astype(jnp.float32) + strength * term).astype(update.dtype)
 
-    return jax.tree.map_with_path(add_to_leaf, updates)
+    return map_paths(add_to_leaf, updates)

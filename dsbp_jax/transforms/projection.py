@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks
-from dsbp_jax.layers import Layout, MatrixView, canonical_path
+from dsbp_jax.layers import Layout, MatrixView, map_paths
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.signals import SIDES
@@ -149,8 +149,7 @@ def project(
       The projected gradients, dtypes kept.
     """
 
-    def project_leaf(key_path: Any, leaf: jax.Array) -> jax.Array:
-        path = canonical_path(key_path)
+    def project_leaf(path: str, leaf: jax.Array) -> jax.Array:
         held = {
             side: entries[path]
             for side, entries in state.tracked.items()
@@ -172,7 +171,7 @@ def project(
             inside = jnp.where(cold, matrix, inside)
         return view.from_matrix(inside, leaf.shape).astype(leaf.dtype)
 
-    return jax.tree.map_with_path(project_leaf, updates)
+    return map_paths(project_leaf, updates)
 
 
 def _is_full(basis: EigenBasis) -> bool:

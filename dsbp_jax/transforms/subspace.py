@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks, linalg
-from dsbp_jax.layers import Layout, MatrixView, canonical_path, leaves_by_path
+from dsbp_jax.layers import Layout, MatrixView, leaves_by_path, map_paths
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis, Tracker
 from dsbp_jax.transforms.transport import (
@@ -170,8 +170,7 @@ def _to_coordinates(
       or `(*batch, [window,] d_in, k)`, float32; other leaves as they are.
     """
 
-    def change(key_path: Any, leaf: jax.Array) -> jax.Array:
-        path = canonical_path(key_path)
+    def change(path: str, leaf: jax.Array) -> jax.Array:
         held = _held(state, path)
         if not held:
             return leaf
@@ -183,7 +182,7 @@ def _to_coordinates(
         # The axis of taps is kept only where there are some.
         return matrix.squeeze(-3) if matrix.shape[-3] == 1 else matrix
 
-    return jax.tree.map_with_path(change, tree)
+    return map_paths(change, tree)
 
 
 def _lift(
@@ -209,8 +208,7 @@ def _lift(
     """
     moved, seen = leaves_by_path(moves), leaves_by_path(coordinates)
 
-    def change(key_path: Any, leaf: jax.Array) -> jax.Array:
-        path = canonical_path(key_path)
+    def change(path: str, leaf: jax.Array) -> jax.Array:
         held, view = _held(state, path), views.get(path)
         if not held or view is None:
             return moved[path]
@@ -241,7 +239,7 @@ def _lift(
                 )
         return view.from_matrix(result, leaf.shape).astype(leaf.dtype)
 
-    return jax.tree.map_with_path(change, updates)
+    return map_paths(change, updates)
 
 
 def _held(state: SpectralState, path: str) -> dict[str, TrackedBasis]:

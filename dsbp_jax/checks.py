@@ -26,7 +26,10 @@ def positive_int(
     if maximum is not None:
         accepted = f"between {minimum} and {maximum}"
     if isinstance(value, jax.core.Tracer):
-        hint = "; under optax.inject_hyperparams pass static_args=dsbp_jax.STATIC_ARGS"
+        hint = (
+            "; under optax.inject_hyperparams pass static_args=dsbp_jax.STATIC_ARGS, "
+            "with this name where it is not among them"
+        )
     elif not isinstance(value, bool | np.bool_):
         try:
             number = operator.index(value)

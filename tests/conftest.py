@@ -1,13 +1,18 @@
 """Shared settings of the test suite.
 
 Eight host devices stand in for a mesh, and the package itself is held to strict
-dtype and rank promotion (third-party code under test is not).
+dtype and rank promotion (third-party code under test is not). Compiling is most of
+the suite's time: machine code is not optimised, and programs are kept between tests.
 """
 
 import os
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+    ]
 )
 
 # Threads of a second pool spin against those of XLA.
@@ -15,6 +20,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest
+
+
+def pytest_configure(config):
+    """Keeps compiled programs in pytest's cache."""
+    folder = str(config.cache.mkdir("compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture

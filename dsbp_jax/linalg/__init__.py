@@ -1,9 +1,10 @@
 """Eigenvalues of symmetric operators; knows nothing of networks or optimizers.
 
-`SymmetricOperator` is what everything here works on; `gram`, `matrix`,
-`hessian` and `gauss_newton` build one. `EigenBasis` is what everything else in
-the package passes around; `init_basis`, `refresh_basis` and `top_eigenpairs`
-make one. `lanczos` is for diagnostics.
+`SymmetricOperator` is what everything here works on; `gram`, `skew_gram`, `matrix`,
+`hessian`, `gradient_jacobian` and `gauss_newton` build one. `EigenBasis` is what
+everything else in the package passes around; `init_basis`, `refresh_basis` and
+`top_eigenpairs` make one. `expm_lowrank_skew` and `cayley_lowrank_skew` rotate.
+`lanczos` is for diagnostics.
 """
 
 from dsbp_jax.linalg.basis import (
@@ -19,8 +20,14 @@ from dsbp_jax.linalg.lanczos import Lanczos as Lanczos, lanczos as lanczos
 from dsbp_jax.linalg.operators import (
     SymmetricOperator as SymmetricOperator,
     gauss_newton as gauss_newton,
+    gradient_jacobian as gradient_jacobian,
     gram as gram,
     hessian as hessian,
     matrix as matrix,
+    skew_gram as skew_gram,
 )
 from dsbp_jax.linalg.orthogonal import extend_basis as extend_basis
+from dsbp_jax.linalg.rotation import (
+    cayley_lowrank_skew as cayley_lowrank_skew,
+    expm_lowrank_skew as expm_lowrank_skew,
+)

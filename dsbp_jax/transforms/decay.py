@@ -18,9 +18,9 @@ from dsbp_jax.layers import (
     MatrixView,
     leaves_by_path,
     map_paths,
-    require_paths,
 )
 from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.transforms.fixed import check_bases
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.signals import SIDES
 from dsbp_jax.transforms.tracking import SpectralState, Tracker
@@ -121,34 +121,10 @@ def add_spectral_decay(
             given = {path: e.basis for path, e in state.tracked.get(side, {}).items()}
         else:
             state = SpectralState(optax.safe_increment(state.count), state.tracked)
-            _check_bases(given, params, views, side, rank)
+            check_bases("bases", given, params, views, side, rank)
         return add_decay(updates, params, given, views, strength, side, rank), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_bases(
-    bases: Mapping[str, EigenBasis],
-    params: Any,
-    views: Mapping[str, MatrixView],
-    side: str,
-    rank: int,
-) -> None:
-    """Bases of other leaves are ignored, as under a mask; of none, an error."""
-    if bases and not any(path in views for path in bases):
-        require_paths(list(bases)[:1], views, "params")
-    for path, leaf in leaves_by_path(params).items():
-        if path not in bases or path not in views:
-            continue
-        shape = views[path].matrix_shape(leaf.shape)
-        expected = (*shape[:-3], shape[-2 + SIDES.index(side)])
-        actual = bases[path].vectors.shape
-        if actual[:-1] != expected or actual[-1] < rank:
-            raise ValueError(
-                f"bases of {path!r} must have vectors of shape "
-                f"({', '.join(map(str, expected))}, k) with k of at least {rank}, got "
-                f"{actual}"
-            )
 
 
 def add_decay(

@@ -1,11 +1,12 @@
-"""What a basis follows: the gradient's own covariance, or that of activations."""
+"""What a basis follows: gradients, activations, or the rotation that a step makes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from dsbp_jax import linalg
 from dsbp_jax.layers import LayerActivations, MatrixView
 from dsbp_jax.linalg import EigenBasis
 
@@ -13,28 +14,55 @@ SIDES = ("input", "output")
 
 
 class Signal(NamedTuple):
-    """The operator `gram(x, count=count, axis=axis)`, without its callables.
+    """A stack of operators, without their callables.
 
     Attributes:
-      x: Shape `(*batch, ·, ·)`.
+      arrays: Of shape `(*batch, ·, ·)`.
       count: What to divide by, shape `(*batch)`, float32.
-      axis: The matrix axis that the operator acts on, 0 or 1; static.
+      operator: Builds the operator of one matrix each and its count; static.
     """
 
-    x: jax.Array
+    arrays: tuple[jax.Array, ...]
     count: jax.Array  # type: ignore[assignment]
-    axis: int
+    operator: Callable[..., linalg.SymmetricOperator]
+
+
+def _of_rows(x: jax.Array, count: jax.Array) -> linalg.SymmetricOperator:
+    return linalg.gram(x, count=count)
+
+
+def _of_columns(x: jax.Array, count: jax.Array) -> linalg.SymmetricOperator:
+    return linalg.gram(x, count=count, axis=0)
+
+
+def _of_skew(g: jax.Array, w: jax.Array, count: jax.Array) -> linalg.SymmetricOperator:
+    del count
+    return linalg.skew_gram(g, w)
+
+
+def as_rows(matrix: jax.Array, side: str) -> jax.Array:
+    """Matrices `(*batch, window, d_in, d_out)` as `(*batch, d, ·)`, d by the side."""
+    axis = -2 if side == "input" else -1
+    rows = jnp.moveaxis(matrix, axis, -3)
+    return rows.reshape(*rows.shape[:-2], -1)
 
 
 def gradient_signal(view: MatrixView, gradient: jax.Array, side: str) -> Signal:
     """GᵀG on the output side, GGᵀ on the input side, summed over window taps."""
     matrix = view.to_matrix(gradient)
-    *batch, _, d_in, d_out = matrix.shape
-    count = jnp.ones(batch, jnp.float32)
+    count = jnp.ones(matrix.shape[:-3], jnp.float32)
     if side == "output":
-        return Signal(matrix.reshape(*batch, -1, d_out), count, axis=1)
-    matrix = jnp.moveaxis(matrix, -3, -2)
-    return Signal(matrix.reshape(*batch, d_in, -1), count, axis=0)
+        rows = matrix.reshape(*matrix.shape[:-3], -1, matrix.shape[-1])
+        return Signal((rows,), count, _of_rows)
+    return Signal((as_rows(matrix, side),), count, _of_columns)
+
+
+def rotation_signal(
+    view: MatrixView, gradient: jax.Array, kernel: jax.Array, side: str
+) -> Signal:
+    """AᵀA of the rotation that descends: `A = skew(GWᵀ)`, or `skew(GᵀW)` on outputs."""
+    g, w = (as_rows(view.to_matrix(leaf), side) for leaf in (gradient, kernel))
+    return Signal((g, w), jnp.ones(g.shape[:-2], jnp.float32), _of_skew)
 
 
 def activation_signal(
@@ -78,4 +106,4 @@ def activation_signal(
                 f"fit the params, got {rows.shape}"
             )
     x = pooled[0] if len(pooled) == 1 else jnp.concatenate(pooled, axis=-2)
-    return Signal(x, sum(counts[1:], start=counts[0]), axis=1)
+    return Signal((x,), sum(counts[1:], start=counts[0]), _of_rows)

@@ -29,10 +29,13 @@ class SubspaceState(NamedTuple):
     Attributes:
       spectral: The bases.
       inner: The state of the optimizer on coordinates.
+      complement: Path to the norm of the last step outside the basis, shape
+        `(*batch)`, float32; empty where its growth has no limit.
     """
 
     spectral: SpectralState
     inner: Any
+    complement: dict[str, jax.Array]
 
 
 def spectral_subspace(
@@ -42,6 +45,8 @@ def spectral_subspace(
     side: str = "smaller",
     source: str = "gradient",
     residual: float | jax.Array = 0.0,
+    max_growth: float | jax.Array | None = None,
+    rank_multiple_of: int | None = None,
     refresh_every: int = 10,
     num_blocks: int = 2,
     tolerance: float = 0.0,
@@ -69,6 +74,10 @@ def spectral_subspace(
         `"input"`, `"output"` or `"both"`.
       source: As `spectral_projection`.
       residual: κ in [0, 1].
+      max_growth: The norm of the complement's part of a matrix may grow by this factor
+        from step to step at the most, at least 1 (Fira has 1.01). None is no limit.
+      rank_multiple_of: The rank is raised to a multiple of this, so that coordinates
+        can be sharded evenly over so many devices.
       refresh_every: Steps between two refreshes of a leaf, the leaves in turn.
       num_blocks: Krylov blocks of a refresh.
       tolerance: Only rotate a basis while its relative residual is at most this.
@@ -87,7 +96,8 @@ def spectral_subspace(
 
     References:
       Zhao et al., GaLore, ICML 2024, for the subspace; Robert et al., LDAdam, ICLR
-      2025, for the moments; Chen et al., Fira, 2024, for the complement's scale.
+      2025, for the moments; Chen et al., Fira, 2024, for the complement's scale and the
+      limit of its growth.
 
     Example:
       >>> import dsbp_jax
@@ -101,6 +111,13 @@ def spectral_subspace(
       (32, 16)
     """
     checks.in_unit_interval("residual", residual)
+    if max_growth is not None:
+        checks.at_least_one("max_growth", max_growth)
+    limits = max_growth is not None and not checks.is_static(residual, 0)
+    multiple = 1
+    if rank_multiple_of is not None:
+        multiple = checks.positive_int("rank_multiple_of", rank_multiple_of)
+    rank = -(-checks.positive_int("rank", rank) // multiple) * multiple
     inner = optax.with_extra_args_support(inner)
     tracker = Tracker(
         rank=rank,
@@ -116,7 +133,7 @@ def spectral_subspace(
     def init_fn(params: Any) -> SubspaceState:
         spectral = tracker.init(params)
         if not isinstance(spectral.tracked, dict):  # a placeholder
-            return SubspaceState(spectral, inner.init(params))
+            return SubspaceState(spectral, inner.init(params), {})
         views = tracker.views(params)
         bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         shapes = jax.eval_shape(
@@ -127,7 +144,13 @@ def spectral_subspace(
         zeros = lambda like, leaf: (
             leaf if like.shape == leaf.shape else jnp.zeros(like.shape, like.dtype)
         )
-        return SubspaceState(spectral, inner.init(jax.tree.map(zeros, shapes, params)))
+        norms = {
+            path: jnp.zeros(entry.refreshes.shape, jnp.float32)
+            for entries in (spectral.tracked.values() if limits else ())
+            for path, entry in entries.items()
+        }
+        coordinates = jax.tree.map(zeros, shapes, params)
+        return SubspaceState(spectral, inner.init(coordinates), norms)
 
     @keep_shardings
     def update_fn(
@@ -149,8 +172,11 @@ def spectral_subspace(
             moved = _follow(state, spectral, coordinates, betas, transport)
         seen = None if params is None else _to_coordinates(params, spectral, views)
         moves, moved = inner.update(coordinates, moved, seen, **extra_args)
-        lifted = _lift(moves, updates, coordinates, spectral, views, residual)
-        return lifted, SubspaceState(spectral, moved)
+        norms = dict(state.complement)
+        lifted = _lift(
+            moves, updates, coordinates, spectral, views, residual, max_growth, norms
+        )
+        return lifted, SubspaceState(spectral, moved, norms)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -192,6 +218,8 @@ def _lift(
     state: SpectralState,
     views: Mapping[str, MatrixView],
     residual: float | jax.Array,
+    max_growth: float | jax.Array | None,
+    norms: dict[str, jax.Array],
 ) -> Any:
     """The inverse of `_to_coordinates` for an optimizer's updates.
 
@@ -202,6 +230,8 @@ def _lift(
       state: The bases.
       views: The matrix views of the leaves.
       residual: The share of the complement.
+      max_growth: How far its norm may grow in a step.
+      norms: Those of the last step by path, of which this leaves the new ones.
 
     Returns:
       Updates shaped like the gradients.
@@ -222,21 +252,31 @@ def _lift(
                 matrix = basis @ matrix if side == "input" else matrix @ basis.mT
             return matrix
 
-        def scale(move: jax.Array, coordinate: jax.Array) -> jax.Array:
+        def size(x: jax.Array) -> jax.Array:
+            axes = tuple(range(len(view.batch_axes), x.ndim))
+            return jnp.sqrt(jnp.sum(x**2, axes))
+
+        def outside(move: jax.Array, coordinate: jax.Array) -> jax.Array:
+            matrix = view.to_matrix(leaf).astype(jnp.float32)
             axes = tuple(range(len(view.batch_axes), move.ndim))
-            total = lambda x: jnp.sum(x, axes)[..., None, None, None]
-            size = total(coordinate**2)
-            ratio = jnp.sqrt(total(move**2) / jnp.where(size > 0, size, 1))
-            return jnp.sign(total(move * coordinate)) * ratio
+            sign = jnp.sign(jnp.sum(move * coordinate, axes))
+            before = size(coordinate)
+            ratio = size(move) / jnp.where(before > 0, before, 1)
+            spread = lambda x: x[..., None, None, None]
+            part = residual * spread(sign * ratio) * (matrix - whole(coordinate))
+            if max_growth is None or path not in norms:
+                return part
+            norm, last = size(part), norms[path]
+            # The first step has nothing to compare with.
+            bound = jnp.where(last > 0, max_growth * last, norm)
+            norms[path] = jnp.minimum(norm, bound)
+            return part * spread(norms[path] / jnp.where(norm > 0, norm, 1))
 
         with jax.default_matmul_precision("highest"):
             move, coordinate = moved[path], seen[path]
             result = whole(move)
             if not checks.is_static(residual, 0):
-                gradient = view.to_matrix(leaf).astype(jnp.float32)
-                result += (
-                    residual * scale(move, coordinate) * (gradient - whole(coordinate))
-                )
+                result += outside(move, coordinate)
         return view.from_matrix(result, leaf.shape).astype(leaf.dtype)
 
     return map_paths(change, updates)

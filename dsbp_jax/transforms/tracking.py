@@ -32,11 +32,13 @@ from dsbp_jax.layers import (
     require_paths,
 )
 from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.transforms.refreshing import Refresh, TrackedBasis, refresh_due
 from dsbp_jax.transforms.signals import (
     SIDES,
     Signal,
     activation_signal,
     gradient_signal,
+    rotation_signal,
 )
 
 #: Arguments of every spectral transform that shape its program. Pass them as
@@ -44,28 +46,9 @@ from dsbp_jax.transforms.signals import (
 #: which would otherwise turn ints into arrays and call `layout` as a schedule.
 STATIC_ARGS = ("rank", "refresh_every", "num_blocks", "tolerance", "layout", "seed")
 
-# A cold solve repeats refreshes until the basis is this close to invariant: a
-# minibatch's gradient or covariance is itself no better known.
-_COLD_TOLERANCE = 1e-2
-_COLD_REFRESHES = 16
 
-
-class TrackedBasis(NamedTuple):
-    """An eigenbasis and how its tracking goes; one per leaf and side.
-
-    Attributes:
-      basis: The basis carried since the last refresh.
-      drift: Mean squared sine of the angles between the last two bases, shape
-        `(*batch)`, float32.
-      refreshes: Successful refreshes so far, shape `(*batch)`, int32.
-      failures: Refreshes refused because their result was not finite or not
-        orthonormal, shape `(*batch)`, int32.
-    """
-
-    basis: EigenBasis
-    drift: jax.Array
-    refreshes: jax.Array
-    failures: jax.Array
+#: What bases can follow; the last one needs params.
+SOURCES = ("gradient", "activation", "rotation")
 
 
 class SpectralState(NamedTuple):
@@ -86,8 +69,8 @@ class Tracker:
 
     Attributes:
       rank: Columns k per basis.
-      source: `"gradient"` (of GᵀG, GGᵀ) or `"activation"` (of the layers' own
-        covariances).
+      source: `"gradient"` (of GᵀG, GGᵀ), `"activation"` (of the layers' own
+        covariances) or `"rotation"` (of the rotation that descends).
       side: `"input"`, `"output"`, `"both"`, or `"smaller"`: of each leaf the one of
         the smaller dimension.
       refresh_every: Steps between two refreshes of a leaf.
@@ -98,6 +81,7 @@ class Tracker:
       seed: Of the random start.
       cap_rank: Whether a leaf of dimension d ≤ k is tracked with d columns;
         otherwise it is not tracked.
+      sources: What `source` may be.
     """
 
     rank: int
@@ -109,6 +93,7 @@ class Tracker:
     layout: Layout | Callable[[Any], Layout] | None = None
     seed: int = 0
     cap_rank: bool = False
+    sources: tuple[str, ...] = SOURCES[:2]
 
     def __post_init__(self) -> None:
         """Validates every field."""
@@ -117,14 +102,8 @@ class Tracker:
             value = checks.positive_int(name, getattr(self, name), minimum=least)
             object.__setattr__(self, name, value)
         checks.in_unit_interval("tolerance", self.tolerance)
-        if not (self.layout is None or callable(self.layout)) and not isinstance(
-            self.layout, Layout
-        ):
-            raise ValueError(
-                "layout must be a dsbp_jax.Layout, a function from params to one, or "
-                f"None, got {self.layout!r}"
-            )
-        checks.one_of("source", self.source, ("gradient", "activation"))
+        check_layout(self.layout)
+        checks.one_of("source", self.source, self.sources)
         checks.one_of("side", self.side, (*SIDES, "both", "smaller"))
 
     def views(self, params: Any) -> dict[str, MatrixView]:
@@ -139,17 +118,7 @@ class Tracker:
         Raises:
           ValueError: The layout names no leaf of the params.
         """
-        layout = self.layout(params) if callable(self.layout) else self.layout
-        leaves = _array_leaves(params)
-        if layout and leaves and not any(path in leaves for path in layout):
-            # A masked tree may lack some leaves; the wrong tree lacks all.
-            require_paths(list(layout)[:1], leaves, "params")
-        views = {}
-        for path, leaf in leaves.items():
-            view = guess_view(leaf.shape) if layout is None else layout.get(path)
-            if view is not None and jnp.issubdtype(leaf.dtype, jnp.floating):
-                views[path] = view
-        return views
+        return matrix_views(params, self.layout)
 
     def sides(self, shape: tuple[int, ...]) -> dict[str, int]:
         """The sides tracked of a matrix `(*batch, window, d_in, d_out)`, with ranks."""
@@ -172,7 +141,7 @@ class Tracker:
           A state.
         """
         count = jnp.zeros((), jnp.int32)
-        if _is_placeholder(params):
+        if is_placeholder(params):
             return SpectralState(count, jnp.zeros(()))  # type: ignore[arg-type]
         leaves = _array_leaves(params)
         tracked: dict[str, dict[str, TrackedBasis]] = {}
@@ -195,6 +164,7 @@ class Tracker:
         views: Mapping[str, MatrixView],
         *,
         activations: Mapping[str, LayerActivations] | None = None,
+        params: Any = None,
         refresh: bool | None = None,
     ) -> SpectralState:
         """Refreshes what is due.
@@ -206,6 +176,7 @@ class Tracker:
           views: The matrix views of the leaves, from `Tracker.views`.
           activations: As `dsbp_jax.capture_activations` returns them; needed with
             `source="activation"`.
+          params: The params; needed with `source="rotation"`.
           refresh: None to follow the schedule; True to refresh every leaf now,
             False to refresh none (two compiled steps instead of one with
             branches). Must be static.
@@ -239,15 +210,35 @@ class Tracker:
             require_paths([path for _, path in present], activations, "activations")
 
         offsets = self._offsets(state)
+        count_in_period = state.count % self.refresh_every
         tracked = {side: dict(entries) for side, entries in state.tracked.items()}
-        for (side, path), entry in present.items():
+        # A constant to every derivative; and reverse mode has no while_loop.
+        leaves, activations, kernels = jax.lax.stop_gradient(
+            (leaves, activations, _array_leaves(params))
+        )
+
+        def signal(side: str, path: str, basis: EigenBasis) -> Signal:
             if activations is not None and self.source == "activation":
-                signal = activation_signal(activations, entry.basis, side, path)
-            else:
-                signal = gradient_signal(views[path], leaves[path], side)
-            scheduled = state.count % self.refresh_every == offsets[side, path]
-            due = jnp.array(True) if refresh else scheduled
-            tracked[side][path] = self._refresh(entry, signal, due)
+                return activation_signal(activations, basis, side, path)
+            if self.source == "rotation":
+                return rotation_signal(views[path], leaves[path], kernels[path], side)
+            return gradient_signal(views[path], leaves[path], side)
+
+        refreshes = {}
+        for (side, path), entry in present.items():
+            entry = jax.lax.stop_gradient(entry)
+            turn = offsets[side, path]
+            refreshes[side, path] = Refresh(
+                entry=entry,
+                signal=functools.partial(signal, side, path, entry.basis),
+                due=jnp.array(True) if refresh else count_in_period == turn,
+                turn=turn,
+            )
+        solved = refresh_due(
+            refreshes, num_blocks=self.num_blocks, tolerance=self.tolerance
+        )
+        for (side, path), entry in solved.items():
+            tracked[side][path] = entry
         return SpectralState(count, tracked)
 
     def _offsets(self, state: SpectralState) -> dict[tuple[str, str], int]:
@@ -268,70 +259,42 @@ class Tracker:
             load[offsets[key]] += cost[key]
         return offsets
 
-    def _refresh(
-        self, entry: TrackedBasis, signal: Signal, due: jax.Array
-    ) -> TrackedBasis:
-        # A constant to every derivative; and reverse mode has no while_loop.
-        entry, x, count = jax.lax.stop_gradient((entry, signal.x, signal.count))
-        solve = functools.partial(self._solve, axis=signal.axis)
-        for _ in x.shape[:-2]:
-            solve = jax.vmap(solve, in_axes=(0, 0, 0, None))
-        keep = lambda entry, x, count, due: entry
-        wanted = due | jnp.any(entry.refreshes == 0)
-        wanted = linalg.unbatched_max(wanted) > 0
-        return jax.lax.cond(wanted, solve, keep, entry, x, count, due)
 
-    def _solve(
-        self,
-        entry: TrackedBasis,
-        x: jax.Array,
-        count: jax.Array,
-        due: jax.Array,
-        *,
-        axis: int,
-    ) -> TrackedBasis:
-        """A cold solve, a warm refresh if due, or nothing, for one basis."""
-        operator = linalg.gram(x, count=count, axis=axis)
-        cold = entry.refreshes == 0
-        finite = jnp.isfinite(operator.trace) | ~(cold | due)
-        # Without a signal (a layer behind zero-initialised ones) there is nothing
-        # to solve, and the leaf stays cold.
-        limit = jnp.where(cold, _COLD_REFRESHES, due.astype(jnp.int32))
-        limit = jnp.where(operator.trace > 0, limit, 0)
-        # A random start is never near enough; what follows it is.
-        tolerance: float | jax.Array = self.tolerance
-        if not checks.is_static(tolerance, 0):
-            tolerance = jnp.where(cold, -1.0, tolerance)
-
-        def wanted(residual: jax.Array, ok: jax.Array, step: jax.Array) -> jax.Array:
-            rough = (step == 0) | (residual > _COLD_TOLERANCE)
-            return (step < limit) & rough & ok
-
-        def refine(carry: tuple) -> tuple:
-            basis, residual, ok, step = carry
-            new, info = linalg.refresh_with_info(
-                operator, basis, num_blocks=self.num_blocks, tolerance=tolerance
-            )
-            # Under vmap the loop runs until the last is done; the others wait.
-            take = wanted(residual, ok, step)
-            basis = jax.tree.map(lambda a, b: jnp.where(take, a, b), new, basis)
-            residual = jnp.where(take, info.residual, residual)
-            return basis, residual, ok & (info.ok | ~take), step + 1
-
-        def unfinished(carry: tuple) -> jax.Array:
-            return linalg.unbatched_max(wanted(*carry[1:])) > 0
-
-        start = (entry.basis, jnp.float32(0), finite, jnp.int32(0))
-        basis, _, ok, _ = jax.lax.while_loop(unfinished, refine, start)
-        done = ok & (limit > 0)
-        overlap = basis.vectors.T @ entry.basis.vectors
-        moved = 1 - jnp.sum(overlap**2) / overlap.shape[0]
-        return TrackedBasis(
-            basis=basis,
-            drift=jnp.where(done & ~cold, jnp.maximum(moved, 0), entry.drift),
-            refreshes=entry.refreshes + done.astype(jnp.int32),
-            failures=entry.failures + (~ok).astype(jnp.int32),
+def check_layout(layout: Any) -> None:
+    """Raises unless this is a layout, a function to one, or None."""
+    if not (layout is None or callable(layout) or isinstance(layout, Layout)):
+        raise ValueError(
+            "layout must be a dsbp_jax.Layout, a function from params to one, or "
+            f"None, got {layout!r}"
         )
+
+
+def matrix_views(
+    params: Any, layout: Layout | Callable[[Any], Layout] | None
+) -> dict[str, MatrixView]:
+    """The matrix view of every leaf that is a floating-point matrix.
+
+    Args:
+      params: The params, or updates of their shape.
+      layout: The views, a function from params to them, or None to go by the shapes.
+
+    Returns:
+      A dict from canonical path to view.
+
+    Raises:
+      ValueError: The layout names no leaf of the params.
+    """
+    layout = layout(params) if callable(layout) else layout
+    leaves = _array_leaves(params)
+    if layout and leaves and not any(path in leaves for path in layout):
+        # A masked tree may lack some leaves; the wrong tree lacks all.
+        require_paths(list(layout)[:1], leaves, "params")
+    views = {}
+    for path, leaf in leaves.items():
+        view = guess_view(leaf.shape) if layout is None else layout.get(path)
+        if view is not None and jnp.issubdtype(leaf.dtype, jnp.floating):
+            views[path] = view
+    return views
 
 
 def _array_leaves(tree: Any) -> dict[str, Any]:
@@ -340,7 +303,7 @@ def _array_leaves(tree: Any) -> dict[str, Any]:
     return {path: leaf for path, leaf in leaves.items() if hasattr(leaf, "dtype")}
 
 
-def _is_placeholder(params: Any) -> bool:
+def is_placeholder(params: Any) -> bool:
     """Whether these are the params with which optax.tree.map_params calls `init`.
 
     It passes one node of its own without children, and wants a state in which

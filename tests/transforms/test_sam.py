@@ -96,5 +96,7 @@ def test_bad_arguments():
     for rho in (-1.0, float("nan"), "big"):
         with pytest.raises(ValueError, match="rho must be a finite number of at least"):
             dsbp_jax.sam_value_and_grad(jax.value_and_grad(jnp.sum), rho)
-    with pytest.raises(ValueError, match="mode must be one of 'full', got 'half'"):
+    with pytest.raises(
+        ValueError, match="mode must be one of 'full', 'spectral', 'eigen', got 'half'"
+    ):
         dsbp_jax.sam_value_and_grad(jax.value_and_grad(jnp.sum), 0.1, mode="half")

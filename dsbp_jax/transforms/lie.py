@@ -1,0 +1,316 @@
+"""Rotations of kernels: updates in the Lie algebra of SO(d_in) and SO(d_out).
+
+Along `W ↦ exp(A) W` the gradient of the loss is `A = skew(GWᵀ)`. What of it touches
+the layer's eigenspace V has rank 2k at the most (P = VVᵀ):
+
+    PA + AP − PAP = VYᵀ − YVᵀ,   Y = −(I − ½P) A V,
+
+a descent direction whatever V is, and the step `W ← exp(−η(VYᵀ − YVᵀ)) W` costs a few
+products with 2k columns. It keeps every singular value of W. From the right, the same
+holds for Wᵀ and Gᵀ. What changes the singular values is the symmetric part of GWᵀ, the
+radial part, with `Z = (I − ½P) sym(GWᵀ) V`:
+
+    W ← exp(−η(VYᵀ − YVᵀ)) W − ηκ (VZᵀ + ZVᵀ) W.
+
+The eigenspace to follow is that of `AᵀA`, by default: near an optimum the gradient is
+mostly radial, and its own eigenspace would miss what is left to turn.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dsbp_jax import checks, linalg
+from dsbp_jax.layers import Layout, MatrixView, leaves_by_path, map_paths
+from dsbp_jax.linalg.rotation import RETRACTIONS, rotation_core
+from dsbp_jax.transforms.sharding import keep_shardings
+from dsbp_jax.transforms.signals import SIDES, as_rows
+from dsbp_jax.transforms.tracking import (
+    SOURCES,
+    SpectralState,
+    TrackedBasis,
+    Tracker,
+)
+
+
+class LieState(NamedTuple):
+    """State of `lie_rotation`.
+
+    Attributes:
+      spectral: The bases V.
+      momentum: Side to path to the averages of Y and Z, shape `(*batch, d, k)` each,
+        float32; empty without momentum, Y alone without a radial part.
+      master: Path to the kernel in float32, for kernels of lower precision.
+      plain: State of the optimizer of leaves that are no matrices.
+    """
+
+    spectral: SpectralState
+    momentum: dict[str, dict[str, tuple[jax.Array, ...]]]
+    master: dict[str, jax.Array]
+    plain: optax.OptState
+
+
+def lie_rotation(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    rank: int,
+    side: str = "both",
+    retraction: str = "exp",
+    momentum: float | jax.Array = 0.0,
+    radial: float | jax.Array = 0.0,
+    source: str = "rotation",
+    refresh_every: int = 10,
+    num_blocks: int = 2,
+    tolerance: float = 0.0,
+    layout: Layout | Callable[[Any], Layout] | None = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Rotates kernels along the gradient; their singular values stay as they are.
+
+    A complete optimizer, the last of a chain: its updates contain the learning rate
+    and the sign, and go to `optax.apply_updates` as they are. Leaves that are no
+    matrices take plain steps at the same rate and momentum; with `optax.partition`
+    another optimizer has them.
+
+    Kernels of less than float32 could not keep their singular values. Their rotations
+    are those of a float32 copy in the state, which the kernels follow up to one
+    rounding; so nothing else may change them between two updates.
+
+    Args:
+      learning_rate: η, a number or a schedule; the angle of a step is η‖A‖.
+      rank: Columns k of each eigenbasis. A side of dimension `d ≤ k` is rotated by
+        the whole of SO(d).
+      side: `"input"` rotates kernels `(d_in, d_out)` from the left, `"output"` from
+        the right, `"both"` from both.
+      retraction: `"exp"`, or `"cayley"`, which agrees to second order.
+      momentum: β of the averages of Y and Z, which live in the algebra; 0 keeps none.
+      radial: κ in [0, 1], the share of the radial part; 0 freezes singular values.
+      source: What the bases follow: `"rotation"` (A itself), `"gradient"` or
+        `"activation"` (then `update` takes `activations=`).
+      refresh_every: As `dsbp_jax.spectral_projection`; so are those below.
+      num_blocks: See there.
+      tolerance: See there.
+      layout: See there.
+      seed: See there.
+
+    Returns:
+      A transformation; `update` needs params. `dsbp_jax.bases` finds the bases in its
+      state.
+
+    Raises:
+      ValueError: An argument is out of its range; in `update`, params or activations
+        are missing.
+
+    References:
+      Edelman, Arias and Smith, The geometry of algorithms with orthogonality
+      constraints, 1998, for the gradient; the low-rank form is this project's design.
+
+    Example:
+      >>> import dsbp_jax
+      >>> tx = dsbp_jax.lie_rotation(0.1, rank=2)
+      >>> params = {"kernel": jnp.diag(jnp.array([3.0, 2.0, 1.0]))}
+      >>> grads = {"kernel": jnp.ones((3, 3))}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> kernel = optax.apply_updates(params, updates)["kernel"]
+      >>> print(jnp.linalg.svd(kernel, compute_uv=False).round(4))
+      [3. 2. 1.]
+    """
+    if not callable(learning_rate):
+        checks.non_negative("learning_rate", learning_rate)
+    checks.one_of("side", side, (*SIDES, "both"))
+    checks.one_of("retraction", retraction, RETRACTIONS)
+    checks.in_unit_interval("momentum", momentum)
+    checks.in_unit_interval("radial", radial)
+    tracker = Tracker(
+        rank=rank,
+        source=source,
+        side=side,
+        refresh_every=refresh_every,
+        num_blocks=num_blocks,
+        tolerance=tolerance,
+        layout=layout,
+        seed=seed,
+        sources=SOURCES,
+    )
+    sides = SIDES if side == "both" else (side,)
+    carries = not checks.is_static(momentum, 0)
+    stretches = not checks.is_static(radial, 0)
+    plain = optax.sgd(learning_rate, momentum if carries else None)
+
+    def init_fn(params: Any) -> LieState:
+        spectral = tracker.init(params)
+        if not isinstance(spectral.tracked, dict):  # a placeholder
+            return LieState(spectral, {}, {}, plain.init(params))
+        views, leaves = tracker.views(params), leaves_by_path(params)
+        averages: dict[str, dict[str, tuple[jax.Array, ...]]] = {}
+        for one in sides if carries else ():
+            averages[one] = {}
+            for path, view in views.items():
+                shape = view.matrix_shape(leaves[path].shape)
+                dim = shape[-2 + SIDES.index(one)]
+                shape = (*shape[:-3], dim, min(tracker.rank, dim))
+                averages[one][path] = tuple(
+                    jnp.zeros(shape, jnp.float32) for _ in range(1 + stretches)
+                )
+        low = {p: leaves[p] for p in views if leaves[p].dtype.itemsize < 4}
+        master = {path: leaf.astype(jnp.float32) for path, leaf in low.items()}
+        return LieState(spectral, averages, master, plain.init(_without(params, views)))
+
+    @keep_shardings
+    def update_fn(
+        updates: Any,
+        state: LieState,
+        params: Any = None,
+        *,
+        activations: Any = None,
+        refresh: bool | None = None,
+        **extra_args: Any,
+    ) -> tuple[Any, LieState]:
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "lie_rotation needs params: call update(grads, state, params)"
+            )
+        views = tracker.views(params)
+        spectral = tracker.update(
+            state.spectral,
+            updates,
+            views,
+            activations=activations,
+            params=params,
+            refresh=refresh,
+        )
+        rate = learning_rate
+        if callable(learning_rate):
+            rate = learning_rate(state.spectral.count)
+        averages = {one: dict(held) for one, held in state.momentum.items()}
+        master, kernels = dict(state.master), leaves_by_path(params)
+        rest, plain_state = plain.update(
+            _without(updates, views), state.plain, _without(params, views)
+        )
+        moved = leaves_by_path(rest)
+
+        def move(path: str, gradient: jax.Array) -> jax.Array:
+            if path not in views:
+                return moved[path]
+            held = kernels[path]
+            view, kernel = views[path], master.get(path, held).astype(jnp.float32)
+            w = view.to_matrix(kernel)
+            g = view.to_matrix(gradient).astype(jnp.float32)
+            turned, stretched = w, jnp.zeros_like(w)
+            for one in sides:
+                turn = _Turn(one, spectral.tracked.get(one, {}).get(path), w.shape)
+                parts = turn.elements(w, g)[: 1 + stretches]
+                if carries:
+                    old = state.spectral.tracked.get(one, {}).get(path)
+                    held_parts = turn.transported(averages[one][path], old)
+                    parts = tuple(
+                        momentum * average + part
+                        for average, part in zip(held_parts, parts, strict=True)
+                    )
+                    averages[one][path] = parts
+                turned = turn.rotate(turned, -rate * parts[0], retraction)
+                if stretches:
+                    stretched += turn.stretch(w, parts[1])
+            if stretches:
+                turned -= rate * radial * stretched
+            new = view.from_matrix(turned, kernel.shape)
+            if path in master:
+                master[path] = new
+            return (new - held.astype(jnp.float32)).astype(gradient.dtype)
+
+        with jax.default_matmul_precision("highest"):
+            moves = map_paths(move, updates)
+        return moves, LieState(spectral, averages, master, plain_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Turn:
+    """The algebra of one side of one leaf, on matrices `(*batch, window, in, out)`.
+
+    Everything is written for rotations from the left; the other side is the left one
+    of the transposed matrix. Window taps share the rotation, as columns do.
+    """
+
+    def __init__(self, side: str, entry: TrackedBasis | None, shape: tuple[int, ...]):
+        self._side, self._shape = side, shape
+        dim = shape[-2 + SIDES.index(side)]
+        # A side that is not tracked is rotated whole: V = I.
+        self._v = None if entry is None else entry.basis.vectors
+        self._dim = dim
+
+    def _rows(self, matrix: jax.Array) -> jax.Array:
+        """A stack of matrices as `(*batch, d, ·)`."""
+        return as_rows(matrix, self._side)
+
+    def _stack(self, rows: jax.Array) -> jax.Array:
+        """The inverse of `_rows`."""
+        axis = -2 if self._side == "input" else -1
+        *batch, window, d_in, d_out = self._shape
+        other = d_out if self._side == "input" else d_in
+        return jnp.moveaxis(rows.reshape(*batch, self._dim, window, other), -3, axis)
+
+    def elements(self, w: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Y and Z, shape `(*batch, d, k)`."""
+        w, g = self._rows(w), self._rows(g)
+        if self._v is None:
+            left, right = g @ w.mT, w @ g.mT
+        else:
+            left, right = g @ (w.mT @ self._v), w @ (g.mT @ self._v)
+        return self._halved(0.5 * (right - left)), self._halved(0.5 * (left + right))
+
+    def _halved(self, x: jax.Array) -> jax.Array:
+        """`(I − ½P) X`: what is inside counts from both sides."""
+        if self._v is None:
+            return 0.5 * x
+        return x - 0.5 * self._v @ (self._v.mT @ x)
+
+    def transported(
+        self, parts: tuple[jax.Array, ...], old: TrackedBasis | None
+    ) -> tuple[jax.Array, ...]:
+        """Y and Z of the same elements, projected on a refreshed basis."""
+        if self._v is None or old is None:
+            return parts
+        before = old.basis.vectors
+        turned = before.mT @ self._v  # VᵀV'
+        return tuple(
+            self._halved(x @ turned + sign * before @ (x.mT @ self._v))
+            for x, sign in zip(parts, (-1, 1), strict=False)
+        )
+
+    def rotate(self, w: jax.Array, y: jax.Array, retraction: str) -> jax.Array:
+        """`exp(VYᵀ − YVᵀ) W`."""
+        rows = self._rows(w)
+        if self._v is None:
+            return self._stack(rotation_core(y.mT - y, retraction) @ rows)
+        inside = self._v.mT @ y
+        # The other directions of Y; all there are, where k of them do not fit.
+        outside = (y - self._v @ inside)[..., : self._dim - inside.shape[-1]]
+        extend = linalg.extend_basis
+        for _ in y.shape[:-2]:
+            extend = jax.vmap(extend)
+        q = extend(self._v, outside)
+        u = jnp.concatenate([self._v, q], axis=-1)
+        across = q.mT @ y
+        corner = jnp.zeros((*y.shape[:-2], q.shape[-1], q.shape[-1]), y.dtype)
+        j = jnp.block([[inside.mT - inside, across.mT], [-across, corner]])
+        apply = linalg.expm_lowrank_skew
+        if retraction == "cayley":
+            apply = linalg.cayley_lowrank_skew
+        return self._stack(apply(u, j)(rows))
+
+    def stretch(self, w: jax.Array, y: jax.Array) -> jax.Array:
+        """`(VYᵀ + YVᵀ) W`."""
+        rows = self._rows(w)
+        if self._v is None:
+            return self._stack((y.mT + y) @ rows)
+        return self._stack(self._v @ (y.mT @ rows) + y @ (self._v.mT @ rows))
+
+
+def _without(tree: Any, views: Mapping[str, MatrixView]) -> Any:
+    """A tree with holes where the leaves are rotated."""
+    return map_paths(lambda path, leaf: None if path in views else leaf, tree)

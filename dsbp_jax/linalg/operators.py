@@ -16,6 +16,9 @@ from jax.tree_util import Partial
 
 from dsbp_jax import checks
 
+# A difference of equal products leaves this much of them.
+_SKEW_ROUNDING = 1e-5
+
 MatMat = Callable[[jax.Array], jax.Array]
 
 
@@ -157,7 +160,7 @@ def skew_gram(g: jax.Array, w: jax.Array) -> SymmetricOperator:
     Returns:
       An operator of dimension d with a factor, `half(v) = Av`. Its trace is an
       estimate from 16 fixed random signs for each row, unbiased over signs
-      (Hutchinson).
+      (Hutchinson); zero where A is nothing but rounding.
 
     Raises:
       ValueError: The arguments are not floating-point matrices of one shape.
@@ -176,10 +179,14 @@ def skew_gram(g: jax.Array, w: jax.Array) -> SymmetricOperator:
     probes = 16
     signs = jax.random.rademacher(jax.random.key(0), (len(g), probes), jnp.float32)
     image = _skew_half(g, w, signs)
+    trace = jnp.vdot(image, image, precision="highest") / probes
+    whole = _right_product(g, _left_product(w, signs))
+    rounding = _SKEW_ROUNDING**2 * jnp.vdot(whole, whole) / probes
     return SymmetricOperator(
         matmat=Partial(_skew_matmat, g, w),
         dim=len(g),
-        trace=jnp.vdot(image, image, precision="highest") / probes,
+        # A NaN is kept.
+        trace=jnp.where(trace <= rounding, 0, trace),
         half=Partial(_skew_half, g, w),
     )
 

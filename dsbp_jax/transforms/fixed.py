@@ -1,6 +1,7 @@
 """Bases that are given, not tracked: of another task's layers, or kept elsewhere."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -62,14 +63,24 @@ def activation_bases(
             jnp.zeros((*batch, dim, 1)), jnp.zeros((*batch, 1)), jnp.zeros(batch)
         )
         arrays, count, operator = activation_signal(activations, form, side, path)
-        columns = min(rank, dim)
-        solve = lambda x, count, operator=operator, columns=columns: (
-            linalg.top_eigenpairs(operator(x, count), columns, key=key)
+        solve: Callable[..., EigenBasis] = functools.partial(
+            _solve, operator=operator, rank=min(rank, dim), key=key
         )
         for _ in batch:
             solve = jax.vmap(solve)
         bases[path] = solve(*arrays, count)
     return bases
+
+
+def _solve(
+    x: jax.Array,
+    count: jax.Array,
+    *,
+    operator: Callable[..., linalg.SymmetricOperator],
+    rank: int,
+    key: jax.Array,
+) -> EigenBasis:
+    return linalg.top_eigenpairs(operator(x, count), rank, key=key)
 
 
 def check_bases(

@@ -82,7 +82,8 @@ def lie_rotation(
     Args:
       learning_rate: η, a number or a schedule; the angle of a step is η‖A‖.
       rank: Columns k of each eigenbasis. A side of dimension `d ≤ k` is rotated by
-        the whole of SO(d).
+        the whole of SO(d). A skew matrix turns planes, so bases that follow one have
+        an even number of columns: an odd one is raised by one.
       side: `"input"` rotates kernels `(d_in, d_out)` from the left, `"output"` from
         the right, `"both"` from both.
       retraction: `"exp"`, or `"cayley"`, which agrees to second order.
@@ -124,8 +125,9 @@ def lie_rotation(
     checks.one_of("retraction", retraction, RETRACTIONS)
     checks.in_unit_interval("momentum", momentum)
     checks.in_unit_interval("radial", radial)
+    rank = checks.positive_int("rank", rank)
     tracker = Tracker(
-        rank=rank,
+        rank=rank + rank % 2 if source == "rotation" else rank,
         source=source,
         side=side,
         refresh_every=refresh_every,
@@ -143,7 +145,8 @@ def lie_rotation(
     def init_fn(params: Any) -> LieState:
         spectral = tracker.init(params)
         if not isinstance(spectral.tracked, dict):  # a placeholder
-            return LieState(spectral, {}, {}, plain.init(params))
+            leaf: Any = jnp.zeros(())
+            return LieState(spectral, leaf, leaf, plain.init(params))
         views, leaves = tracker.views(params), leaves_by_path(params)
         averages: dict[str, dict[str, tuple[jax.Array, ...]]] = {}
         for one in sides if carries else ():

@@ -95,13 +95,17 @@ def diagnostics(opt_state: Any, *, side: str | None = None) -> dict[str, Diagnos
     return result
 
 
+def spectral_states(opt_state: Any) -> list[SpectralState]:
+    """The spectral states held anywhere in an optimizer state, in its order."""
+    is_state = lambda node: isinstance(node, SpectralState)
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
+    return [node for node in nodes if is_state(node)]
+
+
 def _tracked(opt_state: Any, side: str | None) -> dict[str, TrackedBasis]:
     if side is not None:
         checks.one_of("side", side, SIDES)
-    is_state = lambda node: isinstance(node, SpectralState)
-    states = [
-        node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)
-    ]
+    states = spectral_states(opt_state)
     if not states:
         raise ValueError(
             f"opt_state must hold the state of a spectral transform, "

@@ -24,6 +24,7 @@ from dsbp_jax.layers import Layout
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.transforms.fixed import check_bases, project_on
 from dsbp_jax.transforms.projection import project
+from dsbp_jax.transforms.reading import spectral_states
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.signals import SIDES
 from dsbp_jax.transforms.tracking import (
@@ -133,7 +134,7 @@ class SamState(NamedTuple):
     """State of `spectral_sam`.
 
     Attributes:
-      spectral: The bases; none in modes `"full"` and `"eigen"`.
+      spectral: The bases that are tracked here, if any.
       hessian: The Hessian's top eigenpair over all parameters, vectors of shape
         `(D, 1)`; None in the other modes.
       inner: The state of the optimizer.
@@ -149,7 +150,7 @@ def spectral_sam(
     rho: float | jax.Array,
     *,
     mode: str = "spectral",
-    rank: int = 64,
+    rank: int | None = None,
     source: str = "gradient",
     side: str = "output",
     alpha: float | jax.Array = 0.2,
@@ -169,7 +170,9 @@ def spectral_sam(
       inner: The optimizer; any Optax transformation.
       rho: As `sam_value_and_grad`.
       mode: As there. `"eigen"` differentiates `grad_fn`.
-      rank: Columns k of each basis in mode `"spectral"`.
+      rank: Columns k of each basis in mode `"spectral"`, tracked here by the arguments
+        below. None takes the bases that the optimizer itself tracks, such as those of
+        `dsbp`, as its last step left them.
       source: As `spectral_projection`.
       side: `"input"`, `"output"` or `"both"`.
       alpha: As `sam_value_and_grad`.
@@ -206,8 +209,9 @@ def spectral_sam(
     checks.one_of("side", side, (*SIDES, "both"))
     checks.non_negative("alpha", alpha)
     every = (100 if mode == "eigen" else 10) if refresh_every is None else refresh_every
+    tracks = mode == "spectral" and rank is not None
     tracker = Tracker(
-        rank=rank,
+        rank=1 if rank is None else rank,
         source=source,
         side=side,
         refresh_every=every,
@@ -220,14 +224,20 @@ def spectral_sam(
 
     def init_fn(params: Any) -> SamState:
         spectral, hessian = SpectralState(jnp.zeros((), jnp.int32), {}), None
-        if mode == "spectral":
+        moved = inner.init(params)
+        if tracks:
             spectral = tracker.init(params)
+        elif mode == "spectral" and not spectral_states(moved):
+            raise ValueError(
+                "rank must be an int of at least 1 where the optimizer tracks no bases "
+                "of its own, got None"
+            )
         elif mode == "eigen" and not is_placeholder(params):
             dim = ravel_pytree(params)[0].size
             hessian = linalg.init_basis(dim, 1, key=jax.random.key(seed))
         elif mode == "eigen":
             hessian = jnp.zeros(())  # type: ignore[assignment]
-        return SamState(spectral, hessian, inner.init(params))
+        return SamState(spectral, hessian, moved)
 
     def update_fn(
         updates: Any,
@@ -248,8 +258,15 @@ def spectral_sam(
         if hessian is not None:
             due = state.spectral.count % every == 0
             hessian = _follow_hessian(hessian, grad_fn, params, due)
+        # Where nothing is tracked here, as the optimizer's last step left them.
+        found = spectral_states(state.inner) if mode == "spectral" else []
         perturbed, spectral = ascend(
-            updates, state.spectral, params, hessian=hessian, **extra_args
+            updates,
+            state.spectral,
+            params,
+            hessian=hessian,
+            found=found[0] if found and not tracks else None,
+            **extra_args,
         )
         grads = grad_fn(perturbed, 0)
         moves, moved = inner.update(
@@ -264,18 +281,18 @@ def spectral_sam(
         params: Any,
         *,
         hessian: EigenBasis | None,
+        found: SpectralState | None,
         activations: Any = None,
         refresh: bool | None = None,
         **extra_args: Any,
     ) -> tuple[Any, SpectralState]:
         """The perturbed params."""
         del extra_args
-        along = updates
         views = tracker.views(params)
         spectral = tracker.update(
             spectral, updates, views, activations=activations, refresh=refresh
         )
-        along = project(updates, spectral, views, residual=0.0)
+        along = project(updates, found or spectral, views, residual=0.0)
         vector = None if hessian is None else _leading(hessian, updates)
         return _perturb(params, along, rho, vector, alpha), spectral
 

@@ -133,7 +133,8 @@ def spectral_subspace(
     def init_fn(params: Any) -> SubspaceState:
         spectral = tracker.init(params)
         if not isinstance(spectral.tracked, dict):  # a placeholder
-            return SubspaceState(spectral, inner.init(params), {})
+            leaf: Any = jnp.zeros(())
+            return SubspaceState(spectral, inner.init(params), leaf)
         views = tracker.views(params)
         bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         shapes = jax.eval_shape(

@@ -5,6 +5,8 @@ import optax
 import pytest
 
 import dsbp_jax
+from dsbp_jax import linalg
+from tests.layers.models import normal
 from tests.transforms import models
 
 
@@ -90,6 +92,199 @@ def test_leaves_without_a_gradient_stay():
     _, grads = dsbp_jax.sam_value_and_grad(value_and_grad, 0.5)(model, 2.0)
     assert grads["f"] is None
     np.testing.assert_allclose(grads["w"], 12.0)
+
+
+# Modes
+
+
+def project_tree(tree, bases):
+    return {
+        name: leaf @ bases[name].vectors @ bases[name].vectors.T
+        if name in bases
+        else leaf
+        for name, leaf in tree.items()
+    }
+
+
+def quadratic(params):
+    curvature = jnp.arange(1.0, 9.0)
+    return 0.5 * jnp.sum(curvature * params["w"] ** 2) + jnp.sum(params["b"] ** 4)
+
+
+PARAMS = {"w": normal(6, 8), "b": normal(3, seed=1)}
+BASES = {
+    "w": linalg.EigenBasis(
+        jnp.linalg.qr(normal(8, 3, seed=2))[0], jnp.ones(3), jnp.ones(())
+    )
+}
+
+
+def moved(direction, rho):
+    norm = np.sqrt(sum(float(jnp.sum(d**2)) for d in direction.values()))
+    return {name: PARAMS[name] + rho * d / norm for name, d in direction.items()}
+
+
+def close(actual, expected, atol=1e-4):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=atol), actual, expected
+    )
+
+
+def test_spectral_mode_perturbs_inside_the_bases():
+    estimate = dsbp_jax.sam_value_and_grad(
+        jax.value_and_grad(quadratic), 0.3, mode="spectral", bases=BASES
+    )
+    value, grads = jax.jit(estimate)(PARAMS)
+    inside = project_tree(jax.grad(quadratic)(PARAMS), BASES)
+    assert value == pytest.approx(float(quadratic(PARAMS)), rel=1e-5)
+    close(grads, jax.grad(quadratic)(moved(inside, 0.3)))
+
+
+def test_eigen_mode_tilts_towards_the_hessians_top_eigenvector():
+    operator = linalg.hessian(quadratic, PARAMS)
+    basis = linalg.top_eigenpairs(operator, 1, key=jax.random.key(0))
+    estimate = dsbp_jax.sam_value_and_grad(
+        jax.value_and_grad(quadratic), 0.3, mode="eigen", bases=basis, alpha=0.5
+    )
+    _, grads = jax.jit(estimate)(PARAMS)
+    flat, unravel = jax.flatten_util.ravel_pytree(jax.grad(quadratic)(PARAMS))
+    g, v = flat / jnp.linalg.norm(flat), basis.vectors[:, 0]
+    step = 0.3 * (g + 0.5 * jnp.sign(flat @ v) * (v - (g @ v) * g))
+    point = jax.tree.map(jnp.add, PARAMS, unravel(step))
+    close(grads, jax.grad(quadratic)(point))
+
+
+def test_sketched_gradients_and_coordinates_are_perturbed_too():
+    x = normal(64, 16)
+    params = {"k": normal(16, 24), "o": normal(24, 2)}
+    loss_fn = lambda p, x: jnp.mean(jnp.tanh(x @ p["k"]) @ p["o"] ** 2)
+    backprop = dsbp_jax.spectral_backprop(loss_fn, rank=16)  # exact: as wide as k
+    state = backprop.init(params, x, key=jax.random.key(0))
+    estimate = dsbp_jax.sam_value_and_grad(backprop.value_and_grad, 0.2)
+    value, grads, state = estimate(params, state, x)
+    plain = dsbp_jax.sam_value_and_grad(jax.value_and_grad(loss_fn), 0.2)
+    wanted_value, wanted = plain(params, x)
+    assert value == pytest.approx(float(wanted_value), rel=1e-5)
+    close(grads, wanted)
+    training = dsbp_jax.spectral_coordinates(loss_fn, rank=4)
+    coords, frame = training.init(params, x, key=jax.random.key(0))
+    estimate = dsbp_jax.sam_value_and_grad(training.value_and_grad, 0.2)
+    value, grads = estimate(coords, frame, x)
+    assert value == pytest.approx(float(wanted_value), rel=1e-5)
+    assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, coords)
+
+
+# As a transformation
+
+
+def run_sam(tx, params=PARAMS, steps=3, wrap=lambda tx: tx):
+    tx = wrap(tx)
+    state = tx.init(params)
+    grad_fn = lambda params, i: jax.grad(quadratic)(params)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(
+            grad_fn(params, 0), state, params, grad_fn=grad_fn, value=1.0
+        )
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
+def test_the_full_transform_is_optax_sam():
+    ours, _ = run_sam(dsbp_jax.spectral_sam(optax.adam(0.1), 0.3, mode="full"))
+    theirs = optax.contrib.sam(
+        optax.adam(0.1),
+        optax.chain(optax.contrib.normalize(), optax.sgd(0.3)),
+        opaque_mode=True,
+    )
+    drop = lambda tx: optax.GradientTransformationExtraArgs(
+        tx.init, lambda u, s, p, *, grad_fn, value: tx.update(u, s, p, grad_fn=grad_fn)
+    )
+    expected, _ = run_sam(theirs, wrap=drop)
+    close(ours, expected, 1e-5)
+
+
+@pytest.mark.parametrize("source", ["own", "the optimizer's"])
+def test_the_spectral_transform_is_the_estimator(source):
+    inner = optax.sgd(0.1)
+    rank = 3
+    if source != "own":
+        inner, rank = dsbp_jax.dsbp(0.1, 3, momentum=0.0, residual=0.3), None
+    tx = dsbp_jax.spectral_sam(inner, 0.3, rank=rank, refresh_every=1, num_blocks=4)
+    _, state = run_sam(tx, steps=2)
+    grads = jax.grad(quadratic)(PARAMS)
+    grad_fn = lambda params, i: jax.grad(quadratic)(params)
+    updates, after = tx.update(grads, state, PARAMS, grad_fn=grad_fn)
+    used = dsbp_jax.bases(after if source == "own" else state)
+    assert set(used) == {"w"}
+    estimate = dsbp_jax.sam_value_and_grad(
+        jax.value_and_grad(quadratic), 0.3, mode="spectral", bases=used
+    )
+    wanted, _ = inner.update(estimate(PARAMS)[1], state.inner, PARAMS)
+    close(updates, wanted, 1e-5)
+
+
+def test_the_eigen_transform_finds_the_eigenvector_itself():
+    tx = dsbp_jax.spectral_sam(optax.sgd(0.0), 0.3, mode="eigen", refresh_every=2)
+    _, state = run_sam(tx, steps=5)
+    matrix = jax.hessian(lambda f: quadratic(unravel(f)))
+    flat, unravel = jax.flatten_util.ravel_pytree(PARAMS)
+    values, vectors = np.linalg.eigh(matrix(flat))
+    top = vectors[:, values >= values[-1] - 1e-3]
+    assert np.linalg.norm(top.T @ state.hessian.vectors) > 0.99
+    assert state.hessian.values[0] == pytest.approx(values[-1], rel=1e-2)
+
+
+def test_inside_a_chain_and_as_the_adversary_of_optax_sam():
+    chained = optax.chain(
+        optax.clip_by_global_norm(1e3),
+        dsbp_jax.spectral_sam(optax.sgd(0.02), 0.1, rank=3),
+    )
+    params, _ = run_sam(chained, steps=60)
+    assert quadratic(params) < 0.1 * quadratic(PARAMS)
+    adversary = optax.chain(
+        dsbp_jax.spectral_projection(3), optax.contrib.normalize(), optax.sgd(0.1)
+    )
+    composed = optax.contrib.sam(
+        optax.sgd(0.02), adversary, reset_state=False, opaque_mode=True
+    )
+    drop = lambda tx: optax.GradientTransformationExtraArgs(
+        tx.init, lambda u, s, p, *, grad_fn, value: tx.update(u, s, p, grad_fn=grad_fn)
+    )
+    params, state = run_sam(composed, steps=60, wrap=drop)
+    assert quadratic(params) < 0.1 * quadratic(PARAMS)
+    assert dsbp_jax.diagnostics(state)["w"].refreshes == 6
+
+
+def test_bad_arguments_of_the_modes():
+    make = lambda **kwargs: dsbp_jax.sam_value_and_grad(
+        jax.value_and_grad(quadratic), 0.1, **kwargs
+    )
+    with pytest.raises(ValueError, match=r"bases must be a dict .*, got None"):
+        make(mode="spectral")
+    with pytest.raises(ValueError, match=r"bases must be an EigenBasis .*, got dict"):
+        make(mode="eigen", bases=BASES)
+    with pytest.raises(ValueError, match="bases must be None with mode='full'"):
+        make(bases=BASES)
+    with pytest.raises(ValueError, match=r"bases of 'w' must have vectors of shape"):
+        make(mode="spectral", bases=BASES, side="input")(PARAMS)
+    short = linalg.init_basis(5, 1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="Hessian of all 51 parameters"):
+        make(mode="eigen", bases=short)(PARAMS)
+    with pytest.raises(ValueError, match="alpha must be a finite number of at least 0"):
+        make(alpha=-1)
+    with pytest.raises(ValueError, match=r"rank must be an int .* tracks no bases"):
+        dsbp_jax.spectral_sam(optax.sgd(0.1), 0.1).init(PARAMS)
+    tx = dsbp_jax.spectral_sam(optax.sgd(0.1), 0.1, rank=2)
+    grads = jax.grad(quadratic)(PARAMS)
+    with pytest.raises(ValueError, match="spectral_sam needs grad_fn"):
+        tx.update(grads, tx.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match="spectral_sam needs params"):
+        tx.update(grads, tx.init(PARAMS), grad_fn=lambda params, i: grads)
 
 
 def test_bad_arguments():

@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from experiments.bench import accuracy, engine, projection, step
+from experiments.bench import accuracy, engine, step, update
 from experiments.bench.accuracy import AccuracyConfig
 from experiments.bench.step import StepConfig
+from experiments.bench.update import UpdateConfig
 
 # The engine is measured with LAPACK's threads, which its peers need: `eigh` and `svd`
 # of large matrices are a third slower without them.
 BENCHMARKS = {
     "engine": lambda options: engine.run(),
-    "projection": cli.single_threaded_lapack(lambda options: projection.run()),
+    "update": cli.single_threaded_lapack(lambda options: update.run(options.update)),
     "step": cli.single_threaded_lapack(lambda options: step.run(options.step)),
     "accuracy": cli.single_threaded_lapack(
         lambda options: accuracy.run(options.accuracy)
@@ -35,11 +36,12 @@ class Options:
     """Prints the tables of one benchmark, or of all."""
 
     name: Annotated[
-        Literal["engine", "projection", "step", "accuracy", "all"],
+        Literal["engine", "update", "step", "accuracy", "all"],
         tyro.conf.Positional,
     ] = "all"
     """Which benchmark to run."""
 
+    update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
     accuracy: AccuracyConfig = dataclasses.field(default_factory=AccuracyConfig)
 

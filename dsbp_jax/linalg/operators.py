@@ -69,14 +69,14 @@ def _right_product(x: jax.Array, v: jax.Array) -> jax.Array:
     return x @ v
 
 
-def _left_product(x: jax.Array, v: jax.Array) -> jax.Array:
-    """`xᵀ v` for a thin v.
+def left_product(x: jax.Array, v: jax.Array) -> jax.Array:
+    """`xᵀ v` for a thin v, or stacks of both.
 
-    `(vᵀx)ᵀ` runs four times faster on a CPU; the barrier keeps the compiler from
+    `(vᵀx)ᵀ` runs four times faster on a CPU; the barriers keep the compiler from
     turning it back.
     """
-    product = jax.lax.dot_general(v, x, (((0,), (0,)), ((), ())))
-    return jax.lax.optimization_barrier(product).T
+    barrier = jax.lax.optimization_barrier
+    return barrier(barrier(barrier(v).mT) @ x).mT
 
 
 def _gram_half(x: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
@@ -84,15 +84,15 @@ def _gram_half(x: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _gram_matmat(x: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
-    return _left_product(x, _right_product(x, v)) * scale
+    return left_product(x, _right_product(x, v)) * scale
 
 
 def _row_gram_half(x: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
-    return _left_product(x, v) * jnp.sqrt(scale)
+    return left_product(x, v) * jnp.sqrt(scale)
 
 
 def _row_gram_matmat(x: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
-    return _right_product(x, _left_product(x, v)) * scale
+    return _right_product(x, left_product(x, v)) * scale
 
 
 def gram(
@@ -140,8 +140,8 @@ def gram(
 
 
 def _skew_half(g: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
-    left = _right_product(g, _left_product(w, v))
-    return 0.5 * (left - _right_product(w, _left_product(g, v)))
+    left = _right_product(g, left_product(w, v))
+    return 0.5 * (left - _right_product(w, left_product(g, v)))
 
 
 def _skew_matmat(g: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
@@ -180,7 +180,7 @@ def skew_gram(g: jax.Array, w: jax.Array) -> SymmetricOperator:
     signs = jax.random.rademacher(jax.random.key(0), (len(g), probes), jnp.float32)
     image = _skew_half(g, w, signs)
     trace = jnp.vdot(image, image, precision="highest") / probes
-    whole = _right_product(g, _left_product(w, signs))
+    whole = _right_product(g, left_product(w, signs))
     rounding = _SKEW_ROUNDING**2 * jnp.vdot(whole, whole) / probes
     return SymmetricOperator(
         matmat=Partial(_skew_matmat, g, w),

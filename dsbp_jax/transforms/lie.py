@@ -25,9 +25,10 @@ import optax
 
 from dsbp_jax import checks, linalg
 from dsbp_jax.layers import Layout, MatrixView, leaves_by_path, map_paths
+from dsbp_jax.linalg.operators import left_product
 from dsbp_jax.linalg.rotation import RETRACTIONS, rotation_core
 from dsbp_jax.transforms.sharding import keep_shardings
-from dsbp_jax.transforms.signals import SIDES, as_rows
+from dsbp_jax.transforms.signals import SIDES
 from dsbp_jax.transforms.tracking import (
     SOURCES,
     SpectralState,
@@ -233,50 +234,60 @@ def lie_rotation(
 
 
 class _Turn:
-    """The algebra of one side of one leaf, on matrices `(*batch, window, in, out)`.
+    """The algebra of one side of one leaf.
 
-    Everything is written for rotations from the left; the other side is the left one
-    of the transposed matrix. Window taps share the rotation, as columns do.
+    Matrices W and G are flat: `(*batch, d, n)` for rotations from the left,
+    `(*batch, n, d)` for those from the right, in which the formulas hold for the
+    transposed matrices. Window taps share a rotation, and are among the n.
     """
 
     def __init__(self, side: str, entry: TrackedBasis | None, shape: tuple[int, ...]):
-        self._side, self._shape = side, shape
-        dim = shape[-2 + SIDES.index(side)]
+        self._left, self._shape = side == "input", shape
         # A side that is not tracked is rotated whole: V = I.
-        self._v = None if entry is None else entry.basis.vectors
-        self._dim = dim
+        self._whole = entry is None
+        dim = shape[-2 + SIDES.index(side)]
+        self._v = jnp.eye(dim) if entry is None else entry.basis.vectors
 
-    def _rows(self, matrix: jax.Array) -> jax.Array:
-        """A stack of matrices as `(*batch, d, ·)`."""
-        return as_rows(matrix, self._side)
-
-    def _stack(self, rows: jax.Array) -> jax.Array:
-        """The inverse of `_rows`."""
-        axis = -2 if self._side == "input" else -1
+    def _flat(self, stack: jax.Array) -> jax.Array:
         *batch, window, d_in, d_out = self._shape
-        other = d_out if self._side == "input" else d_in
-        return jnp.moveaxis(rows.reshape(*batch, self._dim, window, other), -3, axis)
+        if not self._left:
+            return stack.reshape(*batch, window * d_in, d_out)
+        return jnp.moveaxis(stack, -3, -2).reshape(*batch, d_in, window * d_out)
+
+    def _stack(self, flat: jax.Array) -> jax.Array:
+        *batch, window, d_in, d_out = self._shape
+        if not self._left:
+            return flat.reshape(self._shape)
+        return jnp.moveaxis(flat.reshape(*batch, d_in, window, d_out), -2, -3)
+
+    def _down(self, flat: jax.Array, v: jax.Array) -> jax.Array:
+        """`WᵀV`, shape `(*batch, n, k)`."""
+        return left_product(flat, v) if self._left else flat @ v
+
+    def _up(self, flat: jax.Array, t: jax.Array) -> jax.Array:
+        """`W T`, shape `(*batch, d, k)`."""
+        return flat @ t if self._left else left_product(flat, t)
+
+    def _outer(self, v: jax.Array, t: jax.Array) -> jax.Array:
+        """`V Tᵀ`, flat."""
+        return v @ t.mT if self._left else t @ v.mT
 
     def elements(self, w: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Y and Z, shape `(*batch, d, k)`."""
-        w, g = self._rows(w), self._rows(g)
-        if self._v is None:
-            left, right = g @ w.mT, w @ g.mT
-        else:
-            left, right = g @ (w.mT @ self._v), w @ (g.mT @ self._v)
+        w, g = self._flat(w), self._flat(g)
+        left = self._up(g, self._down(w, self._v))
+        right = self._up(w, self._down(g, self._v))
         return self._halved(0.5 * (right - left)), self._halved(0.5 * (left + right))
 
     def _halved(self, x: jax.Array) -> jax.Array:
         """`(I − ½P) X`: what is inside counts from both sides."""
-        if self._v is None:
-            return 0.5 * x
         return x - 0.5 * self._v @ (self._v.mT @ x)
 
     def transported(
         self, parts: tuple[jax.Array, ...], old: TrackedBasis | None
     ) -> tuple[jax.Array, ...]:
         """Y and Z of the same elements, projected on a refreshed basis."""
-        if self._v is None or old is None:
+        if old is None:
             return parts
         before = old.basis.vectors
         turned = before.mT @ self._v  # VᵀV'
@@ -287,31 +298,28 @@ class _Turn:
 
     def rotate(self, w: jax.Array, y: jax.Array, retraction: str) -> jax.Array:
         """`exp(VYᵀ − YVᵀ) W`."""
-        rows = self._rows(w)
-        if self._v is None:
-            return self._stack(rotation_core(y.mT - y, retraction) @ rows)
-        inside = self._v.mT @ y
-        # The other directions of Y; all there are, where k of them do not fit.
-        outside = (y - self._v @ inside)[..., : self._dim - inside.shape[-1]]
-        extend = linalg.extend_basis
-        for _ in y.shape[:-2]:
-            extend = jax.vmap(extend)
-        q = extend(self._v, outside)
-        u = jnp.concatenate([self._v, q], axis=-1)
-        across = q.mT @ y
-        corner = jnp.zeros((*y.shape[:-2], q.shape[-1], q.shape[-1]), y.dtype)
-        j = jnp.block([[inside.mT - inside, across.mT], [-across, corner]])
-        apply = linalg.expm_lowrank_skew
-        if retraction == "cayley":
-            apply = linalg.cayley_lowrank_skew
-        return self._stack(apply(u, j)(rows))
+        u, inside = self._v, self._v.mT @ y
+        j = inside.mT - inside
+        if not self._whole:
+            # The other directions of Y; all there are, where k of them do not fit.
+            dim, rank = self._v.shape[-2:]
+            outside = (y - self._v @ inside)[..., : dim - rank]
+            extend = linalg.extend_basis
+            for _ in y.shape[:-2]:
+                extend = jax.vmap(extend)
+            q = extend(self._v, outside)
+            u, across = jnp.concatenate([self._v, q], axis=-1), q.mT @ y
+            corner = jnp.zeros((*across.shape[:-1], across.shape[-2]), y.dtype)
+            j = jnp.block([[j, across.mT], [-across, corner]])
+        turn = rotation_core(j, retraction) - jnp.eye(j.shape[-1])
+        flat = self._flat(w)
+        return w + self._stack(self._outer(u, self._down(flat, u) @ turn.mT))
 
-    def stretch(self, w: jax.Array, y: jax.Array) -> jax.Array:
-        """`(VYᵀ + YVᵀ) W`."""
-        rows = self._rows(w)
-        if self._v is None:
-            return self._stack((y.mT + y) @ rows)
-        return self._stack(self._v @ (y.mT @ rows) + y @ (self._v.mT @ rows))
+    def stretch(self, w: jax.Array, z: jax.Array) -> jax.Array:
+        """`(VZᵀ + ZVᵀ) W`."""
+        flat, v = self._flat(w), self._v
+        parts = self._outer(v, self._down(flat, z)), self._outer(z, self._down(flat, v))
+        return self._stack(parts[0] + parts[1])
 
 
 def _without(tree: Any, views: Mapping[str, MatrixView]) -> Any:

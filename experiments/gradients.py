@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 
 import dsbp_jax
-from experiments import optimizers
 from experiments.optimizers import OptimizerConfig
 
 Loss = Callable[..., tuple[jax.Array, Any]]
@@ -49,7 +48,7 @@ def build(config: OptimizerConfig, loss: Loss, peak: float | jax.Array) -> Sourc
       peak: Its peak learning rate; may be traced.
 
     Returns:
-      The source; around SAM where that is the optimizer.
+      The source.
     """
     return {"plain": _plain, "spectral": _spectral, "coordinates": _coordinates}[
         config.backprop
@@ -62,10 +61,8 @@ def rows_of_refresh(config: OptimizerConfig, batch_size: int) -> int:
 
 
 def _plain(config: OptimizerConfig, loss: Loss, peak: Any) -> Source:
-    del peak
-    gradient = optimizers.gradient_estimator(
-        config, jax.value_and_grad(loss, has_aux=True)
-    )
+    del config, peak
+    gradient = jax.value_and_grad(loss, has_aux=True)
 
     def value_and_grad(params: Any, carried: Any, *args: Any) -> tuple[Any, Any, Any]:
         return *gradient(params, *args), carried
@@ -89,30 +86,15 @@ def _spectral(config: OptimizerConfig, loss: Loss, peak: Any) -> Source:
         has_aux=True,
     )
 
-    def estimator(gradient: Callable[..., Any]) -> Callable[..., Any]:
-        def value_and_grad(params: Any, state: Any, *args: Any) -> tuple[Any, Any, Any]:
-            def estimate(params: Any, *args: Any) -> tuple[Any, Any]:
-                (value, aux), grads, new = gradient(params, state, *args)
-                return (value, (aux, new)), grads
-
-            (value, (aux, new)), grads = optimizers.gradient_estimator(
-                config, estimate
-            )(params, *args)
-            return (value, aux), grads, new
-
-        return value_and_grad
-
     def refresh(params: Any, state: Any, opt_state: Any, steps: Any, *args: Any) -> Any:
         del steps
         return params, backprop.refresh(params, state, *args), opt_state
 
     return Source(
         init=lambda params, *args, key: (params, backprop.init(params, *args, key=key)),
-        value_and_grad=estimator(backprop.value_and_grad),
+        value_and_grad=backprop.value_and_grad,
         params=lambda params, state: params,
-        catch_up=estimator(
-            functools.partial(backprop.catch_up, every=config.catch_up_every)
-        )
+        catch_up=functools.partial(backprop.catch_up, every=config.catch_up_every)
         if config.catch_up_every
         else None,
         refresh=refresh if tracking else None,
@@ -129,8 +111,7 @@ def _coordinates(config: OptimizerConfig, loss: Loss, peak: Any) -> Source:
     )
 
     def value_and_grad(coords: Any, frame: Any, *args: Any) -> tuple[Any, Any, Any]:
-        estimate = lambda coords, *args: training.value_and_grad(coords, frame, *args)
-        return *optimizers.gradient_estimator(config, estimate)(coords, *args), frame
+        return *training.value_and_grad(coords, frame, *args), frame
 
     def refresh(coords: Any, frame: Any, opt_state: Any, steps: Any, *args: Any) -> Any:
         return training.fold(coords, frame, opt_state, *args, steps=steps)

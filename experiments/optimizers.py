@@ -27,7 +27,8 @@ class OptimizerConfig:
     """How the parameters move."""
 
     name: str = "dsbp"
-    """One of sgd, momentum, sam, adam, adamw, muon, galore, dsbp, dsbp+sam."""
+    """One of sgd, momentum, sam, spectral_sam, eigen_sam, adam, adamw, muon, galore,
+    subspace_adam, dsbp, dsbp_sam, dsbp_lie."""
 
     learning_rate: float | None = None
     """Peak learning rate. By default the one that the table has for the optimizer."""
@@ -45,26 +46,29 @@ class OptimizerConfig:
     """Weight decay of the kernels; biases and scales have none."""
 
     rank: int = 64
-    """Columns of each basis of dsbp and galore, and of what the probes report."""
+    """Columns of each basis, and of what the probes report."""
 
     source: Literal["gradient", "activation"] = "gradient"
-    """What the bases of dsbp follow."""
+    """What the bases of dsbp and of spectral_sam follow."""
 
     side: Literal["output", "input", "both"] = "output"
-    """Which side of a kernel dsbp projects."""
+    """Which side of a kernel dsbp projects and spectral_sam perturbs."""
 
     residual: float = 0.1
-    """Share of the gradient outside the basis that dsbp keeps; 1 is momentum, 0 the
-    rule as published."""
+    """Share of the gradient outside the basis that dsbp and subspace_adam keep; 0 is
+    the rule as published, 1 makes dsbp momentum."""
+
+    radial: float = 1.0
+    """Share of what changes singular values in dsbp_lie; 0 keeps them."""
 
     decay: float = 0.0
     """Strength of the decay of the leading direction in dsbp."""
 
     refresh_every: int = 10
-    """Steps between two refreshes of a basis, of dsbp and galore."""
+    """Steps between two refreshes of a basis."""
 
     rho: float = 0.05
-    """Radius of the perturbation of sam and dsbp+sam."""
+    """Radius of the perturbation of the SAMs."""
 
     backprop: Backprop = "plain"
     """Where gradients come from: exact ones, sketches of rank columns, or coordinates
@@ -93,6 +97,7 @@ class OptimizerConfig:
         checks.one_of("optimizer.source", self.source, ("gradient", "activation"))
         checks.one_of("optimizer.side", self.side, ("output", "input", "both"))
         checks.between("optimizer.residual", self.residual, 0, 1)
+        checks.between("optimizer.radial", self.radial, 0, 1)
         checks.at_least("optimizer.decay", self.decay, 0)
         checks.at_least("optimizer.refresh_every", self.refresh_every, 1)
         checks.at_least("optimizer.rho", self.rho, 0)
@@ -102,8 +107,8 @@ class OptimizerConfig:
         checks.at_least("optimizer.random", self.random, 0)
         if self.catch_up_every is not None:
             checks.at_least("optimizer.catch_up_every", self.catch_up_every, 2)
-        if self.backprop == "coordinates" and OPTIMIZERS[self.name].subspace:
-            accepted = [n for n, entry in OPTIMIZERS.items() if not entry.subspace]
+        if self.backprop == "coordinates" and OPTIMIZERS[self.name].chooses:
+            accepted = [n for n, entry in OPTIMIZERS.items() if not entry.chooses]
             raise ValueError(
                 f"optimizer.name={self.name!r} with optimizer.backprop='coordinates'; "
                 f"accepted are {', '.join(accepted)}: the others choose a subspace of "
@@ -125,7 +130,7 @@ class OptimizerConfig:
     @property
     def sides(self) -> tuple[str, ...]:
         """The activations that `update` wants of each layer; none for most."""
-        if self.source == "gradient" or not OPTIMIZERS[self.name].spectral:
+        if self.source == "gradient" or not OPTIMIZERS[self.name].follows:
             return ()
         return {"input": ("inputs",), "output": ("outputs",)}.get(
             self.side, ("inputs", "outputs")
@@ -146,17 +151,19 @@ class Optimizer:
       build: Builds the transformation, for a config and a schedule.
       learning_rate: The peak learning rate where none is chosen.
       grid: The learning rates to try when tuning, ascending.
-      sam: Whether its gradient is that at a perturbed point.
+      sam: How the point is perturbed at which it takes its gradient, if at all.
       spectral: Whether it keeps eigenbases of the layers.
-      subspace: Whether it moves kernels in a subspace of its own.
+      follows: Whether these may follow activations.
+      chooses: Whether it chooses directions of its own, which coordinates have not.
     """
 
     build: Build
     learning_rate: float
     grid: tuple[float, ...]
-    sam: bool = False
+    sam: Literal["full", "spectral", "eigen"] | None = None
     spectral: bool = False
-    subspace: bool = False
+    follows: bool = False
+    chooses: bool = False
 
     @property
     def evaluations(self) -> int:
@@ -190,15 +197,6 @@ def named(config: OptimizerConfig, name: str) -> OptimizerConfig:
     return dataclasses.replace(config, name=base, learning_rate=own, backprop=suffix)
 
 
-def gradient_estimator(
-    config: OptimizerConfig, value_and_grad_fn: Callable[..., Any]
-) -> Callable[..., Any]:
-    """The gradient that the optimizer is given: the plain one, or that of SAM."""
-    if OPTIMIZERS[config.name].sam:
-        return dsbp_jax.sam_value_and_grad(value_and_grad_fn, config.rho)
-    return value_and_grad_fn
-
-
 def diagnostics(config: OptimizerConfig, opt_state: Any) -> dict[str, Any]:
     """How well the optimizer's own bases do, as JSON holds it.
 
@@ -211,9 +209,10 @@ def diagnostics(config: OptimizerConfig, opt_state: Any) -> dict[str, Any]:
       captured share of the trace (the mean over batch axes) and the refreshes that
       failed. Empty for optimizers without bases.
     """
-    if not OPTIMIZERS[config.name].spectral or config.residual == 1:
+    if not OPTIMIZERS[config.name].spectral:
         return {}
-    side = "input" if config.side == "input" else "output"
+    both = config.side == "both" or config.name == "dsbp_lie"
+    side = "output" if both and config.name != "subspace_adam" else None
     found = jax.device_get(dsbp_jax.diagnostics(opt_state, side=side))
     return {
         path: {
@@ -303,21 +302,66 @@ def _dsbp(config, schedule, layout):
     return _with_decay(config, optimizer)
 
 
+def _subspace_adam(config, schedule, layout):
+    optimizer = dsbp_jax.spectral_subspace(
+        optax.adam(schedule),
+        config.rank,
+        residual=config.residual,
+        refresh_every=config.refresh_every,
+        layout=layout,
+    )
+    return _with_decay(config, optimizer)
+
+
+def _dsbp_lie(config, schedule, layout):
+    optimizer = dsbp_jax.lie_rotation(
+        schedule,
+        rank=config.rank,
+        momentum=config.momentum,
+        radial=config.radial,
+        refresh_every=config.refresh_every,
+        layout=layout,
+    )
+    return _with_decay(config, optimizer)
+
+
 _OF_MOMENTUM = (0.01, 0.03, 0.1, 0.3)
 _OF_ADAM = (3e-4, 1e-3, 3e-3, 1e-2)
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer(_sgd, 0.1, (0.03, 0.1, 0.3, 1.0)),
     "momentum": Optimizer(_momentum, 0.05, _OF_MOMENTUM),
-    "sam": Optimizer(_momentum, 0.05, _OF_MOMENTUM, sam=True),
+    "sam": Optimizer(_momentum, 0.05, _OF_MOMENTUM, sam="full"),
+    "spectral_sam": Optimizer(
+        _momentum,
+        0.05,
+        _OF_MOMENTUM,
+        sam="spectral",
+        spectral=True,
+        follows=True,
+        chooses=True,
+    ),
+    "eigen_sam": Optimizer(_momentum, 0.05, _OF_MOMENTUM, sam="eigen", chooses=True),
     "adam": Optimizer(_adam, 1e-3, _OF_ADAM),
     "adamw": Optimizer(_adamw, 1e-3, _OF_ADAM),
     "muon": Optimizer(_muon, 1e-3, _OF_ADAM),
-    "galore": Optimizer(_galore, 1e-3, _OF_ADAM, subspace=True),
-    "dsbp": Optimizer(_dsbp, 0.05, _OF_MOMENTUM, spectral=True, subspace=True),
-    "dsbp+sam": Optimizer(
-        _dsbp, 0.05, _OF_MOMENTUM, sam=True, spectral=True, subspace=True
+    "galore": Optimizer(_galore, 1e-3, _OF_ADAM, chooses=True),
+    "subspace_adam": Optimizer(
+        _subspace_adam, 1e-3, _OF_ADAM, spectral=True, chooses=True
     ),
+    "dsbp": Optimizer(
+        _dsbp, 0.05, _OF_MOMENTUM, spectral=True, follows=True, chooses=True
+    ),
+    "dsbp_sam": Optimizer(
+        _dsbp,
+        0.05,
+        _OF_MOMENTUM,
+        sam="spectral",
+        spectral=True,
+        follows=True,
+        chooses=True,
+    ),
+    "dsbp_lie": Optimizer(_dsbp_lie, 0.05, _OF_MOMENTUM, spectral=True, chooses=True),
 }
 
 
@@ -370,14 +414,26 @@ def build(
     """
     peak = config.peak if peak is None else peak
     schedule = learning_rate_schedule(config, num_steps, peak)
-    if config.backprop != "coordinates" or not config.weight_decay:
-        optimizer = OPTIMIZERS[config.name].build(config, schedule, layout)
-        return optax.with_extra_args_support(optimizer)
-    strength = config.weight_decay
-    decay = lambda step: -strength * schedule(step)
-    config = dataclasses.replace(config, weight_decay=0.0)
-    optimizer = optax.chain(
-        OPTIMIZERS[config.name].build(config, schedule, layout),
-        optax.add_decayed_weights(decay, mask=functools.partial(kernels, held=held)),
-    )
+    decay = optax.identity()
+    if config.backprop == "coordinates" and config.weight_decay:
+        strength = config.weight_decay
+        decay = optax.add_decayed_weights(
+            lambda step: -strength * schedule(step),
+            mask=functools.partial(kernels, held=held),
+        )
+        config = dataclasses.replace(config, weight_decay=0.0)
+    entry = OPTIMIZERS[config.name]
+    optimizer = optax.chain(entry.build(config, schedule, layout), decay)
+    if entry.sam:
+        optimizer = dsbp_jax.spectral_sam(
+            optimizer,
+            config.rho,
+            mode=entry.sam,
+            # Bases of its own, unless the optimizer has some.
+            rank=None if config.name == "dsbp_sam" else config.rank,
+            source=config.source,
+            side=config.side,
+            refresh_every=None if entry.sam == "eigen" else config.refresh_every,
+            layout=layout,
+        )
     return optax.with_extra_args_support(optimizer)

@@ -264,11 +264,16 @@ class Trainer:
             images = data.augment(images, jax.random.fold_in(key, state.step))
         source = self._source(peak)
         gradient = source.catch_up if catch_up else source.value_and_grad
+        batch = state.rest, images, labels
         (value, (logits, rest, activations)), grads, carried = gradient(
-            state.params, state.carried, state.rest, images, labels
+            state.params, state.carried, *batch
         )
         updates, opt_state = self._optimizer(peak).update(
-            grads, state.opt_state, state.params, activations=activations
+            grads,
+            state.opt_state,
+            state.params,
+            activations=activations,
+            grad_fn=lambda params, _: gradient(params, state.carried, *batch)[1],
         )
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value, "accuracy": jnp.mean(logits.argmax(-1) == labels)}

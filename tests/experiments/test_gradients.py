@@ -101,7 +101,7 @@ def test_names_say_where_gradients_come_from():
     )
     assert optimizers.named(named, "momentum").backprop == "coordinates"
     assert optimizers.named(named, "momentum+plain").label == "momentum"
-    assert optimizers.named(start, "dsbp+sam").name == "dsbp+sam"
+    assert optimizers.named(start, "dsbp_sam").name == "dsbp_sam"
     with pytest.raises(ValueError, match="optimizers='adam\\+magic'; accepted are"):
         optimizers.named(start, "adam+magic")
 

@@ -34,8 +34,8 @@ def train(trainer, peak=None):
 
 CONFIGS = {
     **{name: OptimizerConfig(name, rank=8) for name in OPTIMIZERS},
-    "dsbp+sam": OptimizerConfig(
-        "dsbp+sam", rank=8, source="activation", side="both", decay=1e-5
+    "dsbp_sam": OptimizerConfig(
+        "dsbp_sam", rank=8, source="activation", side="both", decay=1e-5
     ),
     "decayed momentum": OptimizerConfig("momentum", weight_decay=1e-3),
 }
@@ -69,7 +69,8 @@ def test_learning_rates_share_a_compiled_step_and_differ():
 
 def test_sam_costs_two_evaluations():
     costs = {name: entry.evaluations for name, entry in OPTIMIZERS.items()}
-    assert {name for name, cost in costs.items() if cost == 2} == {"sam", "dsbp+sam"}
+    twice = {name for name, cost in costs.items() if cost == 2}
+    assert twice == {"sam", "spectral_sam", "eigen_sam", "dsbp_sam"}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_sam_costs_two_evaluations():
         (OptimizerConfig("dsbp", source="activation"), ("outputs",)),
         (OptimizerConfig("dsbp", source="activation", side="input"), ("inputs",)),
         (
-            OptimizerConfig("dsbp+sam", source="activation", side="both"),
+            OptimizerConfig("dsbp_sam", source="activation", side="both"),
             ("inputs", "outputs"),
         ),
     ],

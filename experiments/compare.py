@@ -42,6 +42,9 @@ class Compare(cli.Command):
     seeds: int = 3
     """Runs of each optimizer, with seeds from --seed on."""
 
+    sharpness: bool = False
+    """Report the top eigenvalue of the Hessian of the training loss at the end."""
+
     tune: bool = False
     """Choose each learning rate on the validation split, from the optimizer's grid."""
 
@@ -126,7 +129,13 @@ def main(args: Sequence[str] | None = None) -> None:
                 rate = comparison.best_learning_rate(tuning[name])
             finals[name] = []
             for seed in seeds:
-                outcome = contender.run(seed, rate, test=True, advance=advance)
+                outcome = contender.run(
+                    seed,
+                    rate,
+                    test=True,
+                    sharpness=command.sharpness,
+                    advance=advance,
+                )
                 finals[name].append(outcome)
                 save()
     rows = comparison.make_rows(contenders, finals, grids)
@@ -141,7 +150,16 @@ def main(args: Sequence[str] | None = None) -> None:
                 console.print(f"{name}, seed {outcome.seed}: {outcome.diverged}")
 
 
-HEAD = ("optimizer", "rate", "test accuracy, %", "difference", "p", "time", "steps")
+HEAD = (
+    "optimizer",
+    "rate",
+    "test accuracy, %",
+    "difference",
+    "p",
+    "Hessian",
+    "time",
+    "steps",
+)
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -152,9 +170,15 @@ def cells(row: Row) -> tuple[str, ...]:
         _percent(row.mean, row.error),
         _percent(row.difference, row.difference_error, sign="+"),
         "" if row.p_value is None else f"{row.p_value:.3f}",
+        _number(row.sharpness, row.sharpness_error),
         f"{row.seconds:.1f} s",
         str(row.steps),
     )
+
+
+def _number(value: float | None, error: float | None) -> str:
+    text = "" if value is None else f"{value:.3g}"
+    return text + ("" if error is None else f" ± {error:.2g}")
 
 
 def _percent(value: float | None, error: float | None, sign: str = "") -> str:

@@ -17,6 +17,7 @@ import scipy.stats
 from experiments import optimizers
 from experiments.config import Config
 from experiments.loop import Diverged, train_epoch
+from experiments.probes import Probe
 from experiments.steps import Classifier, Trainer
 
 
@@ -31,6 +32,8 @@ class Outcome(NamedTuple):
       curve: Gradient evaluations, validation accuracy and validation loss.
       seconds: Time spent in training steps, without compilation and evaluation.
       diverged: What happened, if the loss stopped being finite.
+      sharpness: Top eigenvalue of the Hessian of the training loss at the end, where
+        it is asked for.
     """
 
     seed: int
@@ -40,6 +43,7 @@ class Outcome(NamedTuple):
     curve: list[tuple[int, float, float]]
     seconds: float
     diverged: str | None
+    sharpness: float | None = None
 
 
 class Row(NamedTuple):
@@ -57,6 +61,8 @@ class Row(NamedTuple):
       seconds: Mean time of a run.
       steps: Steps of a run.
       diverged: Runs that diverged; they count with the accuracy they have.
+      sharpness: Mean top eigenvalue of the Hessian, where it was asked for.
+      sharpness_error: Its standard error.
     """
 
     name: str
@@ -70,6 +76,8 @@ class Row(NamedTuple):
     seconds: float
     steps: int
     diverged: int
+    sharpness: float | None = None
+    sharpness_error: float | None = None
 
 
 class Contender:
@@ -93,6 +101,7 @@ class Contender:
         self.cost = self.entry.evaluations
         self.num_steps = max(1, evaluations // self.cost)
         self.trainer = Trainer(classifier, self.config, self.num_steps)
+        self.probe = Probe(classifier, self.config, classifier.dataset.train)
         self._compiled = False
 
     def grid(self, chosen: Sequence[float]) -> tuple[float, ...]:
@@ -105,6 +114,7 @@ class Contender:
         learning_rate: float,
         *,
         test: bool,
+        sharpness: bool = False,
         advance: Callable[[int], None] = lambda evaluations: None,
     ) -> Outcome:
         """Trains once.
@@ -113,6 +123,7 @@ class Contender:
           seed: Seed of initialisation, order and augmentation.
           learning_rate: The peak learning rate.
           test: Whether to read the test split at the end.
+          sharpness: Whether to measure the Hessian's top eigenvalue at the end.
           advance: Told how many gradient evaluations were done, now and then.
 
         Returns:
@@ -162,6 +173,10 @@ class Contender:
             validation = trainer.evaluate(state, dataset.validation)
             tested = trainer.evaluate(state, dataset.test) if test else None
         curve.append(point(self.num_steps, validation))
+        curvature = None
+        if sharpness and not diverged:
+            params = trainer.params(state)
+            curvature = self.probe.top_hessian_eigenvalue(params, state.rest)
         return Outcome(
             seed,
             learning_rate,
@@ -170,6 +185,7 @@ class Contender:
             curve,
             seconds,
             diverged,
+            curvature,
         )
 
 
@@ -246,6 +262,10 @@ def make_rows(
         mean, error = mean_and_error(mine)
         difference, difference_error = mean_and_error(np.subtract(mine, first))
         is_first = contender is contenders[0]
+        curvatures = [o.sharpness for o in outcomes if o.sharpness is not None]
+        sharpness, sharpness_error = (
+            mean_and_error(curvatures) if curvatures else (None, None)
+        )
         rows.append(
             Row(
                 name=contender.name,
@@ -259,6 +279,8 @@ def make_rows(
                 seconds=float(np.mean([outcome.seconds for outcome in outcomes])),
                 steps=contender.num_steps,
                 diverged=sum(outcome.diverged is not None for outcome in outcomes),
+                sharpness=sharpness,
+                sharpness_error=sharpness_error,
             )
         )
     return rows

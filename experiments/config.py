@@ -36,9 +36,16 @@ class DataConfig:
     augment: bool = False
     """Shift and flip training images at random."""
 
+    label_noise: float = 0.0
+    """Share of the training labels that are wrong: another class, drawn at random."""
+
     split_seed: int = 0
-    """Chooses the examples held out where a set has no split of its own; the seed
-    of a run does not."""
+    """Chooses the examples held out where a set has no split of its own, and the wrong
+    labels; the seed of a run does not."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        checks.between("data.label_noise", self.label_noise, 0, 1)
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:

@@ -82,8 +82,9 @@ class Probe:
           first time) and `angle` (between the leading eigenvectors, in degrees);
           `hessian` is the top eigenvalue.
         """
-        images, labels = self._batch.images, self._batch.labels
-        layers, vectors = self._measure(state.params, state.rest, images, seen.layers)
+        layers, vectors = self._measure(
+            state.params, state.rest, self._batch.images, seen.layers
+        )
         layers = jax.tree.map(_to_json, jax.device_get(layers))
         record: dict[str, Any] = {
             "layers": {path: layers[path] for path in self._order}
@@ -93,18 +94,30 @@ class Probe:
                 layer |= {"drift": None, "angle": None}
         hessian = seen.hessian
         if hessian is not None:
-            # The loop is the host's: inside one of XLA's, convolutions on a CPU take
-            # over ten times as long.
-            for _ in range(self.hessian_steps):
-                before = hessian.values
-                hessian = self._refresh(
-                    state.params, state.rest, images, labels, hessian
-                )
-                change = jnp.abs(hessian.values - before)
-                if jnp.all(change <= TOLERANCE * jnp.abs(hessian.values)):
-                    break
+            hessian = self._follow_hessian(state.params, state.rest, hessian)
             record["hessian"] = _to_json(np.asarray(hessian.values[0]))
         return record, Seen(vectors, hessian)
+
+    def top_hessian_eigenvalue(self, params: Any, rest: Any) -> float:
+        """That of the training loss, on the fixed batch, from a random start."""
+        dim = sum(leaf.size for leaf in jax.tree.leaves(params))
+        start = linalg.init_basis(dim, 1, key=jax.random.key(0))
+        return float(self._follow_hessian(params, rest, start).values[0])
+
+    def _follow_hessian(
+        self, params: Any, rest: Any, hessian: linalg.EigenBasis
+    ) -> linalg.EigenBasis:
+        """The top eigenpair of the Hessian, from where it was last."""
+        images, labels = self._batch.images, self._batch.labels
+        # The loop is the host's: inside one of XLA's, convolutions on a CPU take over
+        # ten times as long.
+        for _ in range(self.hessian_steps):
+            before = hessian.values
+            hessian = self._refresh(params, rest, images, labels, hessian)
+            change = jnp.abs(hessian.values - before)
+            if jnp.all(change <= TOLERANCE * jnp.abs(hessian.values)):
+                break
+        return hessian
 
     def _bases(
         self, params: Any, rest: Any, images: jax.Array

@@ -96,12 +96,13 @@ def find_run(command: Train, args: Sequence[str]) -> runs.Run:
 
 def load_data(config: DataConfig) -> data.Dataset:
     """Loads the data set that a config names."""
-    return data.load(
+    dataset = data.load(
         config.name,
         data_dir=config.data_dir,
         download=config.download,
         seed=config.split_seed,
     )
+    return data.with_label_noise(dataset, config.label_noise, seed=config.split_seed)
 
 
 def progress_bar(console: Console) -> Progress:

@@ -16,5 +16,6 @@ from experiments.data.dataset import (
     DataError as DataError,
     Dataset as Dataset,
     Split as Split,
+    with_label_noise as with_label_noise,
 )
 from experiments.data.loading import load as load

@@ -93,6 +93,37 @@ def make_dataset(
     return Dataset(name, train, validation, test, num_classes, mean, std)
 
 
+def with_label_noise(dataset: Dataset, fraction: float, *, seed: int) -> Dataset:
+    """A set some of whose training labels are wrong; validation and test are not.
+
+    Args:
+      dataset: The set.
+      fraction: The share of the training labels that become another class, each of
+        the others as likely.
+      seed: Chooses the examples and their classes.
+
+    Returns:
+      The set; the same one where `fraction` is 0.
+
+    Example:
+      >>> images, labels = np.zeros((40, 2, 2, 1), np.uint8), np.arange(40) % 2
+      >>> split = Split(images, labels)
+      >>> clean = Dataset("two", split, split, split, 2, np.zeros(1), np.ones(1))
+      >>> noisy = with_label_noise(clean, 0.25, seed=0)
+      >>> int(np.sum(noisy.train.labels != labels))
+      10
+    """
+    if not fraction:
+        return dataset
+    rng = np.random.default_rng(seed)
+    train = dataset.train
+    wrong = rng.choice(len(train), round(fraction * len(train)), replace=False)
+    labels = train.labels.copy()
+    shift = rng.integers(1, dataset.num_classes, len(wrong))
+    labels[wrong] = (labels[wrong] + shift) % dataset.num_classes
+    return dataclasses.replace(dataset, train=Split(train.images, labels))
+
+
 def hold_out(split: Split, *, seed: int, fraction: float = 0.1) -> tuple[Split, Split]:
     """Splits off a class-stratified part, the same for the same seed.
 

@@ -277,13 +277,22 @@ def _muon(config, schedule, layout):
 
 
 def _galore(config, schedule, layout):
-    del layout
+    def axes(path, leaf):
+        view = (layout or {}).get(path)
+        if view is None or view.batch_axes or view.window_axes(leaf.ndim):
+            return None
+        return optax.contrib.GaLoreDimensionNumbers(view.input_axes, view.output_axes)
+
     return optax.contrib.galore(
         schedule,
         rank=config.rank,
         update_proj_gap=config.refresh_every,
         weight_decay=config.weight_decay,
         mask=kernels,
+        # As the model uses its kernels; by default only those with two axes count.
+        weight_dimension_numbers=None
+        if layout is None
+        else functools.partial(dsbp_jax.layers.map_paths, axes),
     )
 
 

@@ -70,8 +70,8 @@ def spectral_subspace(
       inner: Any Optax transformation. Its own state must be one that can follow a
         change of basis (see `transport`).
       rank: Columns k of each basis; a side of dimension `d ≤ k` is not projected.
-      side: `"smaller"` (the side of each leaf that leaves the smaller state),
-        `"input"`, `"output"` or `"both"`.
+      side: `"smaller"` (of each leaf the side of the smaller dimension, of which k
+        columns hold the most), `"input"`, `"output"` or `"both"`.
       source: As `spectral_projection`.
       residual: κ in [0, 1].
       max_growth: The norm of the complement's part of a matrix may grow by this factor

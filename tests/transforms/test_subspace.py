@@ -110,6 +110,61 @@ def test_the_optimizer_sees_params_in_coordinates():
     assert seen == [{"conv": (9, RANK, 20), "bias": (20,)}]
 
 
+def test_the_loss_jumps_at_a_refresh_unless_the_moments_follow():
+    """A basis that turns inside its span: the same problem, in other coordinates."""
+    target = jnp.linalg.qr(normal(12, RANK))[0] @ normal(RANK, 10, seed=1)
+    scale = 1 + 0.9 * jnp.cos(jnp.arange(10))
+    loss_fn = lambda w: 0.5 * jnp.sum(scale * (w - target) ** 2)
+
+    def worst_rise(transport):
+        tx = dsbp_jax.spectral_subspace(
+            optax.sgd(0.05, momentum=0.9),
+            RANK,
+            side="input",
+            refresh_every=5,
+            transport=transport,
+        )
+        w = jnp.zeros((12, 10))
+        state, losses, rises = tx.init(w), [], []
+        update = jax.jit(tx.update)
+        for count in range(30):
+            losses.append(float(loss_fn(w)))
+            updates, state = update(jax.grad(loss_fn)(w), state)
+            w = w + updates
+            if count and count % 5 == 0:  # refreshed with this update
+                rises.append(float(loss_fn(w)) / losses[-1])
+        return max(rises)
+
+    followed, left_behind = worst_rise(None), worst_rise({"trace": "keep"})
+    assert followed < 1.1
+    assert left_behind > 1.3 * followed
+
+
+def test_ranks_are_raised_to_a_multiple():
+    tx = dsbp_jax.spectral_subspace(optax.trace(0.9), 5, rank_multiple_of=4)
+    state = tx.init({"w": normal(20, 24)})
+    assert state.inner.trace["w"].shape == (8, 24)
+
+
+def test_the_complement_grows_by_a_factor_at_most():
+    """Against the norm of what is outside the basis, written out."""
+    grads = [{"w": scale * decaying(12, 10)} for scale in (1.0, 10.0, 10.0)]
+    make = lambda limit: dsbp_jax.spectral_subspace(
+        optax.sgd(1.0), RANK, side="input", residual=1.0, max_growth=limit
+    )
+    limited, free = make(1.5), make(None)
+    state, other = limited.init(grads[0]), free.init(grads[0])
+    norms = []
+    for grad in grads:
+        updates, state = step(limited, grad, state)
+        _, other = step(free, grad, other)
+        basis = dsbp_jax.bases(state)["w"].vectors
+        outside = updates["w"] - basis @ (basis.T @ updates["w"])
+        norms.append(float(jnp.linalg.norm(outside)))
+    np.testing.assert_allclose(norms[1:], [1.5 * norms[0], 2.25 * norms[0]], rtol=1e-4)
+    assert other.complement == {}
+
+
 def test_leaves_of_one_name_are_told_apart():
     params = {"w": normal(32, 48), "head": {"w": normal(4, 7)}}
     tx = dsbp_jax.spectral_subspace(optax.adam(1e-2), 4)
@@ -124,6 +179,10 @@ def test_bad_arguments():
         dsbp_jax.spectral_subspace(optax.sgd(0.1), 4, side="left")
     with pytest.raises(ValueError, match="residual must be a number in"):
         dsbp_jax.spectral_subspace(optax.sgd(0.1), 4, residual=2.0)
+    with pytest.raises(ValueError, match=r"max_growth must be .* at least 1, got"):
+        dsbp_jax.spectral_subspace(optax.sgd(0.1), 4, max_growth=0.5)
+    with pytest.raises(ValueError, match="rank_multiple_of must be an int of at least"):
+        dsbp_jax.spectral_subspace(optax.sgd(0.1), 4, rank_multiple_of=0)
     flat = dsbp_jax.spectral_subspace(optax.flatten(optax.trace(0.9)), RANK)
     grads = {"w": decaying(12, 10)}
     with pytest.raises(ValueError, match=r"trace.* for no parameter"):

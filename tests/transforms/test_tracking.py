@@ -55,6 +55,28 @@ def test_uneven_leaves_are_spread_by_cost():
     assert moved in ({"large"}, {"sa", "sb", "sc"})
 
 
+@pytest.mark.parametrize("refresh_every", [5, 2], ids=["one by one", "two at a time"])
+def test_leaves_of_one_shape_share_a_solve(refresh_every):
+    params = {f"layer{i}": gradients(3 * i) for i in range(4)}
+    tx = dsbp_jax.spectral_projection(2, refresh_every=refresh_every)
+
+    def run(params):
+        update = jax.jit(lambda grads, state: tx.update(grads, state, refresh=True))
+        state = tx.init(params)
+        for step in range(2):
+            grads = jax.tree.map(
+                lambda p, step=step: (1 + jnp.cos(p + step)) * p, params
+            )
+            updates, state = update(grads, state)
+        return updates, update.lower(params, state).as_text().count("syevd")
+
+    together, solves = run(params)
+    for name, leaf in params.items():
+        alone, solves_of_one = run({name: leaf})
+        np.testing.assert_allclose(together[name], alone[name], atol=1e-4)
+    assert solves == solves_of_one > 0
+
+
 def test_refresh_can_be_commanded():
     params = {"kernel": gradients(0)}
     tx = dsbp_jax.spectral_projection(2, refresh_every=3)

@@ -174,6 +174,18 @@ def test_sketched_gradients_and_coordinates_are_perturbed_too():
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, coords)
 
 
+def test_microbatches_make_the_same_perturbation():
+    x = normal(32, 8)
+    loss_fn = lambda p, x: jnp.mean(jnp.sum((x * p["w"][0]) ** 2, axis=1))
+    gradient = jax.value_and_grad(loss_fn)
+    mean = optax.microbatching.AccumulationType.MEAN
+    split = optax.microbatching.microbatch(gradient, 1, 8, mean)
+    value, grads = dsbp_jax.sam_value_and_grad(split, 0.3)(PARAMS, x)
+    wanted_value, wanted = dsbp_jax.sam_value_and_grad(gradient, 0.3)(PARAMS, x)
+    assert value == pytest.approx(float(wanted_value), rel=1e-5)
+    close(grads, wanted)
+
+
 # As a transformation
 
 

@@ -178,10 +178,12 @@ def skew_gram(g: jax.Array, w: jax.Array) -> SymmetricOperator:
     g, w = jnp.asarray(g, jnp.float32), jnp.asarray(w, jnp.float32)
     probes = 16
     signs = jax.random.rademacher(jax.random.key(0), (len(g), probes), jnp.float32)
-    image = _skew_half(g, w, signs)
-    trace = jnp.vdot(image, image, precision="highest") / probes
-    whole = _right_product(g, left_product(w, signs))
-    rounding = _SKEW_ROUNDING**2 * jnp.vdot(whole, whole) / probes
+    # A difference of products that are nearly equal.
+    with jax.default_matmul_precision("highest"):
+        image = _skew_half(g, w, signs)
+        whole = _right_product(g, left_product(w, signs))
+        trace = jnp.vdot(image, image) / probes
+        rounding = _SKEW_ROUNDING**2 * jnp.vdot(whole, whole) / probes
     return SymmetricOperator(
         matmat=Partial(_skew_matmat, g, w),
         dim=len(g),

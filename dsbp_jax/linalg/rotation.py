@@ -48,7 +48,7 @@ def rotation_core(j: jax.Array, retraction: str = "exp") -> jax.Array:
         raise ValueError(f"j must be square matrices, got shape {j.shape}")
     j = j.astype(jnp.float32)
     j = 0.5 * (j - j.mT)
-    identity = jnp.eye(j.shape[-1], dtype=j.dtype)
+    identity = jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape)
     with jax.default_matmul_precision("highest"):
         if retraction == "exp":
             e = expm(j)
@@ -120,7 +120,7 @@ def _lowrank(
             f"{j.shape}"
         )
     e = rotation_core(j, retraction)
-    inner = e - jnp.eye(e.shape[-1], dtype=e.dtype)
+    inner = e - jnp.broadcast_to(jnp.eye(e.shape[-1], dtype=e.dtype), e.shape)
 
     def rotate(w: jax.Array) -> jax.Array:
         if w.shape[:-1] != u.shape[:-1]:

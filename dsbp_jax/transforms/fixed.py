@@ -83,6 +83,19 @@ def _solve(
     return linalg.top_eigenpairs(operator(x, count), rank, key=key)
 
 
+def require_some(name: str, bases: Mapping[str, EigenBasis]) -> None:
+    """Raises where there is no basis at all, as of a side that nothing tracks.
+
+    Example:
+      >>> require_some("source_bases", {})
+      Traceback (most recent call last):
+      ...
+      ValueError: source_bases must hold the basis of at least one leaf, got none
+    """
+    if not bases:
+        raise ValueError(f"{name} must hold the basis of at least one leaf, got none")
+
+
 def check_bases(
     name: str,
     bases: Mapping[str, EigenBasis],
@@ -117,7 +130,7 @@ def check_bases(
       ValueError: bases of 'w' must have vectors of shape (4, k) with k of at least 1...
     """
     if bases and not any(path in views for path in bases):
-        require_paths(list(bases)[:1], views, "params")
+        require_paths(list(bases)[:1], views, "the layout of the params")
     for path, leaf in leaves_by_path(params).items():
         if path not in bases or path not in views:
             continue
@@ -144,7 +157,8 @@ def project_on(
     """Projects the leaves that have a basis on it, or on what is orthogonal to it.
 
     Args:
-      tree: Gradients; leaves without a basis pass through.
+      tree: Gradients; leaves without a basis, or with one that has seen no signal
+        yet, pass through.
       bases: By canonical path.
       views: The matrix views of the leaves.
       side: The side that the bases are of.
@@ -163,6 +177,9 @@ def project_on(
         with jax.default_matmul_precision("highest"):
             inside = project_matrix(matrix, bases[path], side, energy)
         result = matrix - inside if away else inside
+        # Without a trace nothing was solved yet: a random start says nothing.
+        cold = (bases[path].trace <= 0)[..., None, None, None]
+        result = jnp.where(cold, matrix, result)
         return view.from_matrix(result, leaf.shape).astype(leaf.dtype)
 
     return map_paths(change, tree)

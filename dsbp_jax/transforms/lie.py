@@ -42,15 +42,16 @@ class LieState(NamedTuple):
 
     Attributes:
       spectral: The bases V.
-      momentum: Side to path to the averages of Y and Z, shape `(*batch, d, k)` each,
-        float32; empty without momentum, Y alone without a radial part.
-      master: Path to the kernel in float32, for kernels of lower precision.
+      momentum: Side to path to the decaying sums of Y and Z, shape `(*batch, d, k)`
+        each, float32; empty without momentum, Y alone without a radial part.
+      master: A tree like the params with kernels of lower precision in float32, None
+        elsewhere.
       plain: State of the optimizer of leaves that are no matrices.
     """
 
     spectral: SpectralState
     momentum: dict[str, dict[str, tuple[jax.Array, ...]]]
-    master: dict[str, jax.Array]
+    master: Any
     plain: optax.OptState
 
 
@@ -74,7 +75,7 @@ def lie_rotation(
     A complete optimizer, the last of a chain: its updates contain the learning rate
     and the sign, and go to `optax.apply_updates` as they are. Leaves that are no
     matrices take plain steps at the same rate and momentum; with `optax.partition`
-    another optimizer has them.
+    another optimizer has them. A kernel of zeros has no direction to turn, and stays.
 
     Kernels of less than float32 could not keep their singular values. Their rotations
     are those of a float32 copy in the state, which the kernels follow up to one
@@ -88,7 +89,8 @@ def lie_rotation(
       side: `"input"` rotates kernels `(d_in, d_out)` from the left, `"output"` from
         the right, `"both"` from both.
       retraction: `"exp"`, or `"cayley"`, which agrees to second order.
-      momentum: β of the averages of Y and Z, which live in the algebra; 0 keeps none.
+      momentum: β of the sums `Y ← βY + Y_t` (and Z), which live in the algebra and
+        follow the bases; 0 keeps none.
       radial: κ in [0, 1], the share of the radial part; 0 freezes singular values.
       source: What the bases follow: `"rotation"` (A itself), `"gradient"` or
         `"activation"` (then `update` takes `activations=`).
@@ -147,7 +149,7 @@ def lie_rotation(
         spectral = tracker.init(params)
         if not isinstance(spectral.tracked, dict):  # a placeholder
             leaf: Any = jnp.zeros(())
-            return LieState(spectral, leaf, leaf, plain.init(params))
+            return LieState(spectral, leaf, params, plain.init(params))
         views, leaves = tracker.views(params), leaves_by_path(params)
         averages: dict[str, dict[str, tuple[jax.Array, ...]]] = {}
         for one in sides if carries else ():
@@ -159,8 +161,9 @@ def lie_rotation(
                 averages[one][path] = tuple(
                     jnp.zeros(shape, jnp.float32) for _ in range(1 + stretches)
                 )
-        low = {p: leaves[p] for p in views if leaves[p].dtype.itemsize < 4}
-        master = {path: leaf.astype(jnp.float32) for path, leaf in low.items()}
+        low = [path for path in views if leaves[path].dtype.itemsize < 4]
+        widen = lambda path, leaf: leaf.astype(jnp.float32) if path in low else None
+        master = map_paths(widen, params)
         return LieState(spectral, averages, master, plain.init(_without(params, views)))
 
     @keep_shardings
@@ -190,8 +193,9 @@ def lie_rotation(
         rate = learning_rate
         if callable(learning_rate):
             rate = learning_rate(state.spectral.count)
+        rate = jnp.asarray(rate, jnp.float32)
         averages = {one: dict(held) for one, held in state.momentum.items()}
-        master, kernels = dict(state.master), leaves_by_path(params)
+        master, kernels = leaves_by_path(state.master), leaves_by_path(params)
         rest, plain_state = plain.update(
             _without(updates, views), state.plain, _without(params, views)
         )
@@ -224,11 +228,14 @@ def lie_rotation(
             new = view.from_matrix(turned, kernel.shape)
             if path in master:
                 master[path] = new
-            return (new - held.astype(jnp.float32)).astype(gradient.dtype)
+            # Narrower gradients must not round the steps of wider kernels.
+            dtype = jnp.promote_types(gradient.dtype, held.dtype)
+            return (new - held.astype(jnp.float32)).astype(dtype)
 
         with jax.default_matmul_precision("highest"):
             moves = map_paths(move, updates)
-        return moves, LieState(spectral, averages, master, plain_state)
+        masters = map_paths(lambda path, _: master[path], state.master)
+        return moves, LieState(spectral, averages, masters, plain_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -246,7 +253,9 @@ class _Turn:
         # A side that is not tracked is rotated whole: V = I.
         self._whole = entry is None
         dim = shape[-2 + SIDES.index(side)]
-        self._v = jnp.eye(dim) if entry is None else entry.basis.vectors
+        self._v = jnp.eye(dim, dtype=jnp.float32)
+        if entry is not None:
+            self._v = entry.basis.vectors
 
     def _flat(self, stack: jax.Array) -> jax.Array:
         *batch, window, d_in, d_out = self._shape
@@ -311,7 +320,8 @@ class _Turn:
             u, across = jnp.concatenate([self._v, q], axis=-1), q.mT @ y
             corner = jnp.zeros((*across.shape[:-1], across.shape[-2]), y.dtype)
             j = jnp.block([[j, across.mT], [-across, corner]])
-        turn = rotation_core(j, retraction) - jnp.eye(j.shape[-1])
+        turn = rotation_core(j, retraction)
+        turn -= jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape)
         flat = self._flat(w)
         return w + self._stack(self._outer(u, self._down(flat, u) @ turn.mT))
 

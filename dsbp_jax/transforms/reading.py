@@ -46,7 +46,8 @@ class Diagnostics(NamedTuple):
     """How well a tracked basis does; all of shape `(*batch)`.
 
     Attributes:
-      captured: Share of the trace that the basis holds, float32.
+      captured: Share of the trace that the basis holds, float32; of `lie_rotation` an
+        estimate, since its trace is one.
       tail: What it does not hold, `trace − Σλ`, float32.
       drift: Mean squared sine of the angles between the last two bases, float32.
       refreshes: Successful refreshes so far, int32.
@@ -95,18 +96,29 @@ def diagnostics(opt_state: Any, *, side: str | None = None) -> dict[str, Diagnos
     return result
 
 
-def spectral_states(opt_state: Any) -> list[SpectralState]:
-    """The spectral states held anywhere in an optimizer state, in its order."""
+def tracked_by_side(opt_state: Any) -> dict[str, dict[str, TrackedBasis]] | None:
+    """Side to path to tracked basis, from anywhere in an optimizer state.
+
+    Where two transforms track one side of a leaf, the first in the chain counts.
+    None where there is no spectral transform.
+    """
     is_state = lambda node: isinstance(node, SpectralState)
     nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
-    return [node for node in nodes if is_state(node)]
+    states = [node for node in nodes if is_state(node)]
+    merged: dict[str, dict[str, TrackedBasis]] = {}
+    for state in states:
+        for side, entries in state.tracked.items():
+            held = merged.setdefault(side, {})
+            for path, entry in entries.items():
+                held.setdefault(path, entry)
+    return merged if states else None
 
 
 def _tracked(opt_state: Any, side: str | None) -> dict[str, TrackedBasis]:
     if side is not None:
         checks.one_of("side", side, SIDES)
-    states = spectral_states(opt_state)
-    if not states:
+    tracked = tracked_by_side(opt_state)
+    if tracked is None:
         raise ValueError(
             f"opt_state must hold the state of a spectral transform, "
             f"got {type(opt_state).__name__} without one"
@@ -114,19 +126,13 @@ def _tracked(opt_state: Any, side: str | None) -> dict[str, TrackedBasis]:
     # Flax nnx wraps every array of an optimizer state in a variable.
     is_variable = lambda node: hasattr(node, "get_value")
     unwrap = lambda node: node.get_value() if is_variable(node) else node
-    found: dict[str, tuple[str, TrackedBasis]] = {}
-    for state in states:
-        for name, entries in state.tracked.items():
-            for path, entry in entries.items():
-                if side not in (None, name):
-                    continue
-                if side is None and path in found and found[path][0] != name:
-                    raise ValueError(
-                        "side must be 'input' or 'output' where both sides are "
-                        f"tracked, as of {path!r}, got None"
-                    )
-                found.setdefault(path, (name, entry))
-    return {
-        path: jax.tree.map(unwrap, entry, is_leaf=is_variable)
-        for path, (_, entry) in found.items()
-    }
+    found: dict[str, TrackedBasis] = {}
+    for name in tracked if side is None else [side]:
+        for path, entry in tracked.get(name, {}).items():
+            if path in found:
+                raise ValueError(
+                    "side must be 'input' or 'output' where both sides are tracked, "
+                    f"as of {path!r}, got None"
+                )
+            found[path] = jax.tree.map(unwrap, entry, is_leaf=is_variable)
+    return found

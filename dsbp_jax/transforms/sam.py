@@ -22,13 +22,14 @@ from jax.flatten_util import ravel_pytree
 from dsbp_jax import checks, linalg
 from dsbp_jax.layers import Layout
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms.fixed import check_bases, project_on
+from dsbp_jax.transforms.fixed import check_bases, project_on, require_some
 from dsbp_jax.transforms.projection import project
-from dsbp_jax.transforms.reading import spectral_states
+from dsbp_jax.transforms.reading import tracked_by_side
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.signals import SIDES
 from dsbp_jax.transforms.tracking import (
     SpectralState,
+    TrackedBasis,
     Tracker,
     check_layout,
     is_placeholder,
@@ -110,6 +111,8 @@ def sam_value_and_grad(
             "an EigenBasis of linalg.hessian with mode='eigen'",
         ),
     }
+    if isinstance(bases, Mapping):
+        require_some("bases", bases)
     fits, accepted = wanted[mode]
     if not fits:
         raise ValueError(f"bases must be {accepted}, got {_short(bases)}")
@@ -163,8 +166,14 @@ def spectral_sam(
     """Gives an optimizer the gradient at the worst point nearby, as a transformation.
 
     `update(grads, state, params, grad_fn=f)` takes the gradients at the params, and
-    `f(params, i)` as `optax.contrib.sam` does; it is called once, with i = 0, at the
-    perturbed params. All other arguments are passed on to the optimizer.
+    `f(params, i)` as `optax.contrib.sam` does; it is called with i = 0 at the perturbed
+    params (and differentiated where mode `"eigen"` follows the Hessian). All other
+    arguments are passed on to the optimizer.
+
+    What the optimizer gets are new gradients. So what shall act on them (clipping,
+    weight decay, `optax.MultiSteps`) belongs inside `inner`; before this in a chain it
+    only changes the direction of the perturbation. Under `optax.masked` and
+    `optax.partition`, `grad_fn` gets the params with the holes of the mask.
 
     Args:
       inner: The optimizer; any Optax transformation.
@@ -172,7 +181,7 @@ def spectral_sam(
       mode: As there. `"eigen"` differentiates `grad_fn`.
       rank: Columns k of each basis in mode `"spectral"`, tracked here by the arguments
         below. None takes the bases that the optimizer itself tracks, such as those of
-        `dsbp`, as its last step left them.
+        `dsbp`, as its last step left them; the arguments below then say nothing.
       source: As `spectral_projection`.
       side: `"input"`, `"output"` or `"both"`.
       alpha: As `sam_value_and_grad`.
@@ -208,6 +217,8 @@ def spectral_sam(
     checks.one_of("mode", mode, MODES)
     checks.one_of("side", side, (*SIDES, "both"))
     checks.non_negative("alpha", alpha)
+    if rank is not None and mode != "spectral":
+        raise ValueError(f"rank must be None with mode={mode!r}, got {rank!r}")
     every = (100 if mode == "eigen" else 10) if refresh_every is None else refresh_every
     tracks = mode == "spectral" and rank is not None
     tracker = Tracker(
@@ -227,14 +238,14 @@ def spectral_sam(
         moved = inner.init(params)
         if tracks:
             spectral = tracker.init(params)
-        elif mode == "spectral" and not spectral_states(moved):
+        elif mode == "spectral" and tracked_by_side(moved) is None:
             raise ValueError(
                 "rank must be an int of at least 1 where the optimizer tracks no bases "
                 "of its own, got None"
             )
         elif mode == "eigen" and not is_placeholder(params):
-            dim = ravel_pytree(params)[0].size
-            hessian = linalg.init_basis(dim, 1, key=jax.random.key(seed))
+            dim = sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
+            hessian = linalg.init_basis(max(dim, 1), 1, key=jax.random.key(seed))
         elif mode == "eigen":
             hessian = jnp.zeros(())  # type: ignore[assignment]
         return SamState(spectral, hessian, moved)
@@ -245,6 +256,7 @@ def spectral_sam(
         params: Any = None,
         *,
         grad_fn: Callable[[Any, int], Any] | None = None,
+        refresh: bool | None = None,
         **extra_args: Any,
     ) -> tuple[Any, SamState]:
         for name, given in (("params", params), ("grad_fn", grad_fn)):
@@ -257,18 +269,24 @@ def spectral_sam(
         hessian = state.hessian
         if hessian is not None:
             due = state.spectral.count % every == 0
+            if refresh is not None:
+                due = jnp.array(refresh)
             hessian = _follow_hessian(hessian, grad_fn, params, due)
-        # Where nothing is tracked here, as the optimizer's last step left them.
-        found = spectral_states(state.inner) if mode == "spectral" else []
+        held = None
+        if mode == "spectral" and not tracks:
+            held = tracked_by_side(state.inner)
         perturbed, spectral = ascend(
             updates,
             state.spectral,
             params,
             hessian=hessian,
-            found=found[0] if found and not tracks else None,
+            held=held,
+            refresh=refresh,
             **extra_args,
         )
         grads = grad_fn(perturbed, 0)
+        if refresh is not None:
+            extra_args["refresh"] = refresh
         moves, moved = inner.update(
             grads, state.inner, params, grad_fn=grad_fn, **extra_args
         )
@@ -281,7 +299,7 @@ def spectral_sam(
         params: Any,
         *,
         hessian: EigenBasis | None,
-        found: SpectralState | None,
+        held: dict[str, dict[str, TrackedBasis]] | None,
         activations: Any = None,
         refresh: bool | None = None,
         **extra_args: Any,
@@ -292,7 +310,8 @@ def spectral_sam(
         spectral = tracker.update(
             spectral, updates, views, activations=activations, refresh=refresh
         )
-        along = project(updates, found or spectral, views, residual=0.0)
+        bases = spectral if held is None else SpectralState(spectral.count, held)
+        along = project(updates, bases, views, residual=0.0)
         vector = None if hessian is None else _leading(hessian, updates)
         return _perturb(params, along, rho, vector, alpha), spectral
 
@@ -316,12 +335,12 @@ def _perturb(
       alpha: α.
 
     Returns:
-      The perturbed params, dtypes kept.
+      The perturbed params; the step has the gradients' dtype.
     """
     # Scaled by the largest entry: squares would lose 1e±30.
     wide = jax.tree.map(lambda g: g.astype(jnp.float32), along)
-    entries = [jnp.max(jnp.abs(g)) for g in jax.tree.leaves(wide)]
-    largest = functools.reduce(jnp.maximum, entries)
+    entries = [jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(wide)]
+    largest = functools.reduce(jnp.maximum, entries, jnp.float32(0))
     unit = optax.tree.scale(1 / jnp.where(largest > 0, largest, 1), wide)
     norm = optax.tree.norm(unit)
     unit = optax.tree.scale(1 / jnp.where(norm > 0, norm, 1), unit)

@@ -41,7 +41,7 @@ from dsbp_jax.transforms.signals import (
     rotation_signal,
 )
 
-#: Arguments of every spectral transform that shape its program. Pass them as
+#: Arguments of the transforms that track bases which shape their program. Pass them as
 #: `optax.inject_hyperparams(dsbp_jax.dsbp, static_args=dsbp_jax.STATIC_ARGS)`,
 #: which would otherwise turn ints into arrays and call `layout` as a schedule.
 STATIC_ARGS = ("rank", "refresh_every", "num_blocks", "tolerance", "layout", "seed")

@@ -19,7 +19,7 @@ import optax
 from dsbp_jax import checks
 from dsbp_jax.layers import Layout, leaves_by_path, map_paths, require_paths
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms.fixed import check_bases, project_on
+from dsbp_jax.transforms.fixed import check_bases, project_on, require_some
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.tracking import check_layout, is_placeholder, matrix_views
 
@@ -28,11 +28,12 @@ class SourceState(NamedTuple):
     """What a transformation holds of a source task; never changes.
 
     Attributes:
-      params: Canonical path to source kernel W₀; empty for `project_away`.
+      params: A tree like the params with the source kernels W₀, None where a leaf is
+        free; None for `project_away`.
       bases: Canonical path to source eigenbasis.
     """
 
-    params: dict[str, jax.Array]
+    params: Any
     bases: dict[str, EigenBasis]
 
 
@@ -74,6 +75,7 @@ def spectral_transfer_penalty(
       6.0
     """
     checks.non_negative("strength", strength)
+    require_some("source_bases", source_bases)
     check_layout(layout)
 
     def penalty(params: Any) -> jax.Array:
@@ -124,6 +126,7 @@ def add_spectral_transfer(
        [0. 0. 0.]]
     """
     checks.non_negative("strength", strength)
+    require_some("source_bases", source_bases)
     check_layout(layout)
 
     def init_fn(params: Any) -> SourceState:
@@ -139,7 +142,7 @@ def add_spectral_transfer(
                 "add_spectral_transfer needs params: call update(grads, state, params)"
             )
         kernels = leaves_by_path(params)
-        present = [path for path in leaves_by_path(updates) if path in state.params]
+        present = [path for path in leaves_by_path(updates) if path in state.bases]
         held = {path: kernels[path].astype(jnp.float32) for path in present}
         whole = lambda part: _penalty(_put(params, part), state, strength, layout)
         terms = jax.grad(whole)(held)
@@ -190,6 +193,7 @@ def project_away(
     """
     if energy is not None:
         checks.in_unit_interval("energy", energy, open_left=True)
+    require_some("source_bases", source_bases)
     check_layout(layout)
 
     def init_fn(params: Any) -> SourceState:
@@ -217,14 +221,15 @@ def _source(
 ) -> SourceState:
     """What belongs to the leaves of the params, checked."""
     if is_placeholder(params):
-        return SourceState(jnp.zeros(()), jnp.zeros(()))  # type: ignore[arg-type]
+        leaf: Any = jnp.zeros(())
+        return SourceState(None if source_params is None else params, leaf)
     views, leaves = matrix_views(params, layout), leaves_by_path(params)
     check_bases("source_bases", source_bases, params, views, "input")
     # Arrays of its own: a state may be donated, which the source is not.
     copy = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
     bases = {path: copy(source_bases[path]) for path in views if path in source_bases}
     if source_params is None:
-        return SourceState({}, bases)
+        return SourceState(None, bases)
     source = leaves_by_path(source_params)
     require_paths(bases, source, "source_params")
     for path in bases:
@@ -233,8 +238,10 @@ def _source(
                 f"source_params must have shape {leaves[path].shape} at {path!r} to "
                 f"fit the params, got {jnp.shape(source[path])}"
             )
-    kept = {path: jnp.array(source[path], leaves[path].dtype) for path in bases}
-    return SourceState(kept, bases)
+    keep = lambda path, leaf: (
+        jnp.array(source[path], leaf.dtype) if path in bases else None
+    )
+    return SourceState(map_paths(keep, params), bases)
 
 
 def _penalty(
@@ -244,12 +251,13 @@ def _penalty(
     layout: Layout | Callable[[Any], Layout] | None,
 ) -> jax.Array:
     views, leaves = matrix_views(params, layout), leaves_by_path(params)
+    start = leaves_by_path(source.params)
     total = jnp.zeros((), jnp.float32)
     for path, basis in source.bases.items():
         if path not in leaves:
             continue
-        start = source.params[path].astype(jnp.float32)
-        change = views[path].to_matrix(leaves[path].astype(jnp.float32) - start)
+        change = leaves[path].astype(jnp.float32) - start[path].astype(jnp.float32)
+        change = views[path].to_matrix(change)
         with jax.default_matmul_precision("highest"):
             along = jnp.sum((basis.vectors[..., None, :, :].mT @ change) ** 2, (-3, -1))
         total += jnp.sum(basis.values * along)

@@ -43,7 +43,8 @@ class Compare(cli.Command):
     """Runs of each optimizer, with seeds from --seed on."""
 
     sharpness: bool = False
-    """Report the top eigenvalue of the Hessian of the training loss at the end."""
+    """Report the top eigenvalue of the Hessian at the end: of the training loss on
+    --probe.batch-size examples, found by at most --probe.hessian-steps restarts."""
 
     tune: bool = False
     """Choose each learning rate on the validation split, from the optimizer's grid."""
@@ -84,6 +85,12 @@ def main(args: Sequence[str] | None = None) -> None:
     with cli.user_errors(PROG):
         command = cli.parse(Compare, args, PROG)
         config = command.config
+        probe = config.probe
+        if command.sharpness and not (probe.batch_size and probe.hessian_steps):
+            raise ValueError(
+                f"sharpness=True with probe.batch_size={probe.batch_size} and "
+                f"probe.hessian_steps={probe.hessian_steps}; accepted are 1 or more"
+            )
         dataset = load_data(config.data)
         budget = steps_per_epoch(dataset, config) * config.epochs
         classifier = Classifier(dataset, config.model)

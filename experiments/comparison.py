@@ -32,8 +32,8 @@ class Outcome(NamedTuple):
       curve: Gradient evaluations, validation accuracy and validation loss.
       seconds: Time spent in training steps, without compilation and evaluation.
       diverged: What happened, if the loss stopped being finite.
-      sharpness: Top eigenvalue of the Hessian of the training loss at the end, where
-        it is asked for.
+      sharpness: Top eigenvalue at the end of the Hessian of the training loss on the
+        probe's batch, in evaluation mode, where it is asked for.
     """
 
     seed: int
@@ -61,7 +61,8 @@ class Row(NamedTuple):
       seconds: Mean time of a run.
       steps: Steps of a run.
       diverged: Runs that diverged; they count with the accuracy they have.
-      sharpness: Mean top eigenvalue of the Hessian, where it was asked for.
+      sharpness: Mean top eigenvalue of the Hessian, where it was asked for, over the
+        runs that did not diverge.
       sharpness_error: Its standard error.
     """
 

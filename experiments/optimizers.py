@@ -1,15 +1,14 @@
-"""The optimizers that experiments know by name, in one table.
+"""The optimizers that experiments know by name, and what may be chosen of them.
 
-Each entry of `OPTIMIZERS` says how to build the Optax transformation from an
-`OptimizerConfig` and a schedule, which learning rate to start from and which to
-try when it is tuned, and what one step costs in gradient evaluations. What may be
-chosen on the command line is a field of `OptimizerConfig`.
+`OptimizerConfig` names one of `OPTIMIZERS` (`experiments.optimizer_table`) and holds
+its options, which are those of the command line; `build` puts schedule, weight decay
+and perturbation around it.
 """
 
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Literal
 
 import jax
@@ -17,6 +16,7 @@ import optax
 
 import dsbp_jax
 from experiments import checks
+from experiments.optimizer_table import OPTIMIZERS, kernels
 
 Backprop = Literal["plain", "spectral", "coordinates"]
 BACKPROPS = typing.get_args(Backprop)
@@ -40,7 +40,7 @@ class OptimizerConfig:
     """Part of the steps over which the learning rate rises linearly to its peak."""
 
     momentum: float = 0.9
-    """Momentum of all but sgd, adam, adamw and galore."""
+    """Momentum of all but sgd, galore and the Adams."""
 
     weight_decay: float = 0.0
     """Weight decay of the kernels; biases and scales have none."""
@@ -107,12 +107,19 @@ class OptimizerConfig:
         checks.at_least("optimizer.random", self.random, 0)
         if self.catch_up_every is not None:
             checks.at_least("optimizer.catch_up_every", self.catch_up_every, 2)
-        if self.backprop == "coordinates" and OPTIMIZERS[self.name].chooses:
-            accepted = [n for n, entry in OPTIMIZERS.items() if not entry.chooses]
+        unfit = {
+            name
+            for name, entry in OPTIMIZERS.items()
+            # Sketched gradients have no Hessian: their derivative is not symmetric.
+            if (self.backprop == "coordinates" and entry.chooses)
+            or (self.backprop == "spectral" and entry.sam == "eigen")
+        }
+        if self.name in unfit:
             raise ValueError(
-                f"optimizer.name={self.name!r} with optimizer.backprop='coordinates'; "
-                f"accepted are {', '.join(accepted)}: the others choose a subspace of "
-                "their own"
+                f"optimizer.name={self.name!r} with optimizer.backprop="
+                f"{self.backprop!r}; accepted are "
+                f"{', '.join(n for n in OPTIMIZERS if n not in unfit)}: the others "
+                "follow directions of their own"
             )
 
     @property
@@ -135,40 +142,6 @@ class OptimizerConfig:
         return {"input": ("inputs",), "output": ("outputs",)}.get(
             self.side, ("inputs", "outputs")
         )
-
-
-Build = Callable[
-    [OptimizerConfig, optax.Schedule, dsbp_jax.Layout | None],
-    optax.GradientTransformation,
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """An entry of the table.
-
-    Attributes:
-      build: Builds the transformation, for a config and a schedule.
-      learning_rate: The peak learning rate where none is chosen.
-      grid: The learning rates to try when tuning, ascending.
-      sam: How the point is perturbed at which it takes its gradient, if at all.
-      spectral: Whether it keeps eigenbases of the layers.
-      follows: Whether these may follow activations.
-      chooses: Whether it chooses directions of its own, which coordinates have not.
-    """
-
-    build: Build
-    learning_rate: float
-    grid: tuple[float, ...]
-    sam: Literal["full", "spectral", "eigen"] | None = None
-    spectral: bool = False
-    follows: bool = False
-    chooses: bool = False
-
-    @property
-    def evaluations(self) -> int:
-        """Gradient evaluations in one step."""
-        return 2 if self.sam else 1
 
 
 def named(config: OptimizerConfig, name: str) -> OptimizerConfig:
@@ -221,157 +194,6 @@ def diagnostics(config: OptimizerConfig, opt_state: Any) -> dict[str, Any]:
         }
         for path, leaf in found.items()
     }
-
-
-def kernels(params: Any, held: Collection[str] = ()) -> Any:
-    """The mask of weight decay: True for matrices, False for biases and scales.
-
-    Args:
-      params: The parameters.
-      held: Paths of matrices that are left out.
-
-    Returns:
-      A tree of bools.
-    """
-    return dsbp_jax.layers.map_paths(
-        lambda path, leaf: leaf.ndim > 1 and path not in held, params
-    )
-
-
-def _with_decay(
-    config: OptimizerConfig, optimizer: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    """Adds the gradient of ½ weight_decay ‖W‖² before the optimizer."""
-    decay = optax.add_decayed_weights(config.weight_decay, mask=kernels)
-    return optax.chain(decay, optimizer) if config.weight_decay else optimizer
-
-
-def _sgd(config, schedule, layout):
-    del layout
-    return _with_decay(config, optax.sgd(schedule))
-
-
-def _momentum(config, schedule, layout):
-    del layout
-    return _with_decay(config, optax.sgd(schedule, momentum=config.momentum))
-
-
-def _adam(config, schedule, layout):
-    del layout
-    return _with_decay(config, optax.adam(schedule))
-
-
-def _adamw(config, schedule, layout):
-    del layout
-    return optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels)
-
-
-def _muon(config, schedule, layout):
-    del layout
-    return optax.contrib.muon(
-        schedule,
-        beta=config.momentum,
-        weight_decay=config.weight_decay,
-        consistent_rms=0.2,  # updates as large as Adam's, so one rate fits both parts
-    )
-
-
-def _galore(config, schedule, layout):
-    def axes(path, leaf):
-        view = (layout or {}).get(path)
-        if view is None or view.batch_axes or view.window_axes(leaf.ndim):
-            return None
-        return optax.contrib.GaLoreDimensionNumbers(view.input_axes, view.output_axes)
-
-    return optax.contrib.galore(
-        schedule,
-        rank=config.rank,
-        update_proj_gap=config.refresh_every,
-        weight_decay=config.weight_decay,
-        mask=kernels,
-        # As the model uses its kernels; by default only those with two axes count.
-        weight_dimension_numbers=None
-        if layout is None
-        else functools.partial(dsbp_jax.layers.map_paths, axes),
-    )
-
-
-def _dsbp(config, schedule, layout):
-    optimizer = dsbp_jax.dsbp(
-        schedule,
-        config.rank,
-        source=config.source,
-        side=config.side,
-        residual=config.residual,
-        momentum=config.momentum,
-        decay=config.decay,
-        refresh_every=config.refresh_every,
-        layout=layout,
-    )
-    return _with_decay(config, optimizer)
-
-
-def _subspace_adam(config, schedule, layout):
-    optimizer = dsbp_jax.spectral_subspace(
-        optax.adam(schedule),
-        config.rank,
-        residual=config.residual,
-        refresh_every=config.refresh_every,
-        layout=layout,
-    )
-    return _with_decay(config, optimizer)
-
-
-def _dsbp_lie(config, schedule, layout):
-    optimizer = dsbp_jax.lie_rotation(
-        schedule,
-        rank=config.rank,
-        momentum=config.momentum,
-        radial=config.radial,
-        refresh_every=config.refresh_every,
-        layout=layout,
-    )
-    return _with_decay(config, optimizer)
-
-
-_OF_MOMENTUM = (0.01, 0.03, 0.1, 0.3)
-_OF_ADAM = (3e-4, 1e-3, 3e-3, 1e-2)
-
-OPTIMIZERS: dict[str, Optimizer] = {
-    "sgd": Optimizer(_sgd, 0.1, (0.03, 0.1, 0.3, 1.0)),
-    "momentum": Optimizer(_momentum, 0.05, _OF_MOMENTUM),
-    "sam": Optimizer(_momentum, 0.05, _OF_MOMENTUM, sam="full"),
-    "spectral_sam": Optimizer(
-        _momentum,
-        0.05,
-        _OF_MOMENTUM,
-        sam="spectral",
-        spectral=True,
-        follows=True,
-        chooses=True,
-    ),
-    "eigen_sam": Optimizer(_momentum, 0.05, _OF_MOMENTUM, sam="eigen", chooses=True),
-    "adam": Optimizer(_adam, 1e-3, _OF_ADAM),
-    "adamw": Optimizer(_adamw, 1e-3, _OF_ADAM),
-    "muon": Optimizer(_muon, 1e-3, _OF_ADAM),
-    "galore": Optimizer(_galore, 1e-3, _OF_ADAM, chooses=True),
-    "subspace_adam": Optimizer(
-        _subspace_adam, 1e-3, _OF_ADAM, spectral=True, chooses=True
-    ),
-    "dsbp": Optimizer(
-        _dsbp, 0.05, _OF_MOMENTUM, spectral=True, follows=True, chooses=True
-    ),
-    "dsbp_sam": Optimizer(
-        _dsbp,
-        0.05,
-        _OF_MOMENTUM,
-        sam="spectral",
-        spectral=True,
-        follows=True,
-        chooses=True,
-    ),
-    "dsbp_lie": Optimizer(_dsbp_lie, 0.05, _OF_MOMENTUM, spectral=True, chooses=True),
-}
 
 
 def learning_rate_schedule(
@@ -438,8 +260,8 @@ def build(
             optimizer,
             config.rho,
             mode=entry.sam,
-            # Bases of its own, unless the optimizer has some.
-            rank=None if config.name == "dsbp_sam" else config.rank,
+            # dsbp has bases already.
+            rank=config.rank if config.name == "spectral_sam" else None,
             source=config.source,
             side=config.side,
             refresh_every=None if entry.sam == "eigen" else config.refresh_every,

@@ -98,11 +98,19 @@ class Probe:
             record["hessian"] = _to_json(np.asarray(hessian.values[0]))
         return record, Seen(vectors, hessian)
 
-    def top_hessian_eigenvalue(self, params: Any, rest: Any) -> float:
-        """That of the training loss, on the fixed batch, from a random start."""
+    def top_hessian_eigenvalue(self, params: Any, rest: Any) -> float | None:
+        """That of the training loss on the fixed batch, from a random start.
+
+        None where it is not finite, or where nothing is to be measured.
+        """
+        if not (self.hessian_steps and len(self._batch)):
+            return None
         dim = sum(leaf.size for leaf in jax.tree.leaves(params))
         start = linalg.init_basis(dim, 1, key=jax.random.key(0))
-        return float(self._follow_hessian(params, rest, start).values[0])
+        basis = self._follow_hessian(params, rest, start)
+        # A refresh that was refused leaves the start as it was.
+        moved = not np.array_equal(basis.vectors, start.vectors)
+        return float(basis.values[0]) if moved else None
 
     def _follow_hessian(
         self, params: Any, rest: Any, hessian: linalg.EigenBasis

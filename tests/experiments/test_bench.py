@@ -48,8 +48,27 @@ def test_stats_are_what_their_names_say():
     row = update.stats("x", np.array([1.0, 1.0, 4.0]), reference=2.0)
     assert row["worst / median"] == pytest.approx(4)
     assert row["mean / adam"] == pytest.approx(1)
-    assert row["refresh adds ms"] == pytest.approx(3000)
     assert row["mean ms"] == pytest.approx(2000)
+
+
+def test_updates_of_every_transform_are_timed(monkeypatch):
+    view = update.dsbp_jax.MatrixView((0,), (1, 2))
+    monkeypatch.setitem(update.SHAPES, "small", ((48, 4, 16), view))
+    monkeypatch.setattr(update, "RANK", 8)
+    monkeypatch.setattr(update, "EVERY", 2)
+    few = ("adam", "spectral_subspace(adam)")
+    every = update.ours
+    monkeypatch.setattr(
+        update, "ours", lambda layout: {name: every(layout)[name] for name in few}
+    )
+    found = {row["what"]: row for row in update.update_cost("small", 1)}
+    assert {*update.peers(view), *few} == set(found)
+    # A basis of the smaller side, and two moments of its coordinates.
+    numbers = 48 * 8 + 2 * 8 * 64
+    size = found["spectral_subspace(adam)"]["state MB"] * 1e6
+    assert 4 * numbers < size < 4 * numbers + 200
+    assert found["adam"]["refresh ms"] == ""
+    assert isinstance(found["optax.contrib.galore"]["refresh ms"], float)
 
 
 @pytest.mark.parametrize("model", ["mlp", "transformer"])

@@ -193,6 +193,27 @@ def test_other_leaves_take_plain_steps():
         np.testing.assert_allclose(updates["b"], wanted, rtol=1e-5)
 
 
+def test_narrow_gradients_do_not_round_the_steps_of_wide_kernels():
+    w, g = normal(8, 8), normal(8, 8, seed=1)
+    tx = dsbp_jax.lie_rotation(0.1, rank=2)
+    updates, _ = tx.update(g.astype(jnp.bfloat16), tx.init(w), w)
+    assert updates.dtype == jnp.float32
+    np.testing.assert_allclose(
+        singular_values(w + updates), singular_values(w), atol=1e-5
+    )
+
+
+def test_under_x64_the_state_stays_float32():
+    with jax.enable_x64(True):
+        w = normal(8, 3).astype(jnp.float32)
+        tx = dsbp_jax.lie_rotation(
+            lambda count: 0.1 / (1 + count), rank=4, momentum=0.9
+        )
+        _, state = tx.update(w, tx.init(w), w)
+        wide = [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float64]
+        assert not wide
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="retraction must be one of 'exp', 'cayley'"):
         dsbp_jax.lie_rotation(0.1, rank=2, retraction="qr")

@@ -240,6 +240,37 @@ def test_the_spectral_transform_is_the_estimator(source):
     close(updates, wanted, 1e-5)
 
 
+def test_the_optimizers_bases_are_found_wherever_they_are():
+    labels = {"w": "wide", "b": "plain", "u": "tall"}
+    params = {**PARAMS, "u": normal(8, 6, seed=4)}
+    inner = optax.partition(
+        {
+            "wide": dsbp_jax.dsbp(0.1, 2),
+            "tall": dsbp_jax.dsbp(0.1, 3),
+            "plain": optax.sgd(0.1),
+        },
+        labels,
+    )
+    loss_fn = lambda p: quadratic(p) + jnp.sum(p["u"] ** 2 * jnp.arange(1.0, 7.0))
+    grads = jax.grad(loss_fn)(params)
+    tx = dsbp_jax.spectral_sam(inner, 0.3)
+    grad_fn = lambda params, i: jax.grad(loss_fn)(params)
+    seen = []
+    _, state = tx.update(grads, tx.init(params), params, grad_fn=grad_fn)
+    tx.update(
+        grads,
+        state,
+        params,
+        grad_fn=lambda p, i: (seen.append(p), grad_fn(p, i))[1],
+    )
+    bases = dsbp_jax.bases(state)
+    assert set(bases) == {"w", "u"}
+    for name, basis in bases.items():
+        step = seen[0][name] - params[name]
+        inside = step @ basis.vectors @ basis.vectors.T
+        np.testing.assert_allclose(inside, step, atol=1e-5)
+
+
 def test_the_eigen_transform_finds_the_eigenvector_itself():
     tx = dsbp_jax.spectral_sam(optax.sgd(0.0), 0.3, mode="eigen", refresh_every=2)
     _, state = run_sam(tx, steps=5)
@@ -289,6 +320,10 @@ def test_bad_arguments_of_the_modes():
         make(mode="eigen", bases=short)(PARAMS)
     with pytest.raises(ValueError, match="alpha must be a finite number of at least 0"):
         make(alpha=-1)
+    with pytest.raises(ValueError, match="bases must hold the basis of at least one"):
+        make(mode="spectral", bases={})
+    with pytest.raises(ValueError, match="rank must be None with mode='full', got 2"):
+        dsbp_jax.spectral_sam(optax.sgd(0.1), 0.1, mode="full", rank=2)
     with pytest.raises(ValueError, match=r"rank must be an int .* tracks no bases"):
         dsbp_jax.spectral_sam(optax.sgd(0.1), 0.1).init(PARAMS)
     tx = dsbp_jax.spectral_sam(optax.sgd(0.1), 0.1, rank=2)

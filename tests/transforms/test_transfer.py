@@ -107,6 +107,8 @@ def test_bad_arguments():
     make = dsbp_jax.add_spectral_transfer
     with pytest.raises(ValueError, match="strength must be a finite number"):
         make(-1.0, SOURCE, bases)
+    with pytest.raises(ValueError, match="source_bases must hold the basis of at"):
+        make(1.0, SOURCE, {})
     with pytest.raises(ValueError, match=r"layout must be a dsbp_jax\.Layout"):
         make(1.0, SOURCE, bases, layout="HWIO")
     with pytest.raises(ValueError, match="params has no entry for 'a'"):

@@ -1,0 +1,220 @@
+"""The table of optimizers: how each is built, tuned, and paid for.
+
+An entry of `OPTIMIZERS` is a function from a config and a schedule to an Optax
+transformation, with its default learning rate, a grid for tuning, and the cost of a
+step. The configs themselves, and what surrounds every optimizer, are in
+`experiments.optimizers`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+import optax
+
+import dsbp_jax
+
+# From an `OptimizerConfig`, a schedule and a layout.
+Build = Callable[
+    [Any, optax.Schedule, dsbp_jax.Layout | None], optax.GradientTransformation
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An entry of the table.
+
+    Attributes:
+      build: Builds the transformation, for a config and a schedule.
+      learning_rate: The peak learning rate where none is chosen.
+      grid: The learning rates to try when tuning, ascending.
+      sam: How the point is perturbed at which it takes its gradient, if at all.
+      spectral: Whether it keeps eigenbases of the layers.
+      follows: Whether these may follow activations.
+      chooses: Whether it chooses directions of its own, which coordinates have not.
+    """
+
+    build: Build
+    learning_rate: float
+    grid: tuple[float, ...]
+    sam: Literal["full", "spectral", "eigen"] | None = None
+    spectral: bool = False
+    follows: bool = False
+    chooses: bool = False
+
+    @property
+    def evaluations(self) -> int:
+        """Gradient evaluations in one step.
+
+        The Hessian of eigen_sam, a fifth of an evaluation more, is not counted.
+        """
+        return 2 if self.sam else 1
+
+
+def kernels(params: Any, held: Collection[str] = ()) -> Any:
+    """The mask of weight decay: True for matrices, False for biases and scales.
+
+    Args:
+      params: The parameters.
+      held: Paths of matrices that are left out.
+
+    Returns:
+      A tree of bools.
+    """
+    return dsbp_jax.layers.map_paths(
+        lambda path, leaf: leaf.ndim > 1 and path not in held, params
+    )
+
+
+def _with_decay(
+    config: Any, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Adds the gradient of ½ weight_decay ‖W‖² before the optimizer."""
+    decay = optax.add_decayed_weights(config.weight_decay, mask=kernels)
+    return optax.chain(decay, optimizer) if config.weight_decay else optimizer
+
+
+def _sgd(config, schedule, layout):
+    del layout
+    return _with_decay(config, optax.sgd(schedule))
+
+
+def _momentum(config, schedule, layout):
+    del layout
+    return _with_decay(config, optax.sgd(schedule, momentum=config.momentum))
+
+
+def _adam(config, schedule, layout):
+    del layout
+    return _with_decay(config, optax.adam(schedule))
+
+
+def _adamw(config, schedule, layout):
+    del layout
+    return optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels)
+
+
+def _dimension_numbers(
+    make: Callable[..., Any], layout: dsbp_jax.Layout | None
+) -> Callable[[Any], Any] | None:
+    """How the model uses its kernels, in the terms of `optax.contrib`.
+
+    Without a layout these optimizers take the leaves with two axes. Stacks and
+    convolutions they cannot see as matrices.
+    """
+    if layout is None:
+        return None
+
+    def axes(path: str, leaf: Any) -> Any:
+        if leaf.ndim == 2:  # a kernel, or the coordinates of any
+            return make((0,), (1,))
+        view = layout.get(path)
+        if view is None or view.batch_axes or view.window_axes(leaf.ndim):
+            return None
+        return make(view.input_axes, view.output_axes)
+
+    return functools.partial(dsbp_jax.layers.map_paths, axes)
+
+
+def _muon(config, schedule, layout):
+    return optax.contrib.muon(
+        schedule,
+        beta=config.momentum,
+        weight_decay=config.weight_decay,
+        consistent_rms=0.2,  # updates as large as Adam's, so one rate fits both parts
+        muon_weight_dimension_numbers=_dimension_numbers(
+            optax.contrib.MuonDimensionNumbers, layout
+        ),
+    )
+
+
+def _galore(config, schedule, layout):
+    return optax.contrib.galore(
+        schedule,
+        rank=config.rank,
+        update_proj_gap=config.refresh_every,
+        weight_decay=config.weight_decay,
+        mask=kernels,
+        weight_dimension_numbers=_dimension_numbers(
+            optax.contrib.GaLoreDimensionNumbers, layout
+        ),
+    )
+
+
+def _dsbp(config, schedule, layout):
+    optimizer = dsbp_jax.dsbp(
+        schedule,
+        config.rank,
+        source=config.source,
+        side=config.side,
+        residual=config.residual,
+        momentum=config.momentum,
+        decay=config.decay,
+        refresh_every=config.refresh_every,
+        layout=layout,
+    )
+    return _with_decay(config, optimizer)
+
+
+def _subspace_adam(config, schedule, layout):
+    optimizer = dsbp_jax.spectral_subspace(
+        optax.adam(schedule),
+        config.rank,
+        residual=config.residual,
+        refresh_every=config.refresh_every,
+        layout=layout,
+    )
+    return _with_decay(config, optimizer)
+
+
+def _dsbp_lie(config, schedule, layout):
+    optimizer = dsbp_jax.lie_rotation(
+        schedule,
+        rank=config.rank,
+        momentum=config.momentum,
+        radial=config.radial,
+        refresh_every=config.refresh_every,
+        layout=layout,
+    )
+    return _with_decay(config, optimizer)
+
+
+_OF_MOMENTUM = (0.01, 0.03, 0.1, 0.3)
+_OF_ADAM = (3e-4, 1e-3, 3e-3, 1e-2)
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": Optimizer(_sgd, 0.1, (0.03, 0.1, 0.3, 1.0)),
+    "momentum": Optimizer(_momentum, 0.05, _OF_MOMENTUM),
+    "sam": Optimizer(_momentum, 0.05, _OF_MOMENTUM, sam="full"),
+    "spectral_sam": Optimizer(
+        _momentum,
+        0.05,
+        _OF_MOMENTUM,
+        sam="spectral",
+        spectral=True,
+        follows=True,
+        chooses=True,
+    ),
+    "eigen_sam": Optimizer(_momentum, 0.05, _OF_MOMENTUM, sam="eigen", chooses=True),
+    "adam": Optimizer(_adam, 1e-3, _OF_ADAM),
+    "adamw": Optimizer(_adamw, 1e-3, _OF_ADAM),
+    "muon": Optimizer(_muon, 1e-3, _OF_ADAM),
+    "galore": Optimizer(_galore, 1e-3, _OF_ADAM, chooses=True),
+    "subspace_adam": Optimizer(
+        _subspace_adam, 1e-3, _OF_ADAM, spectral=True, chooses=True
+    ),
+    "dsbp": Optimizer(
+        _dsbp, 0.05, _OF_MOMENTUM, spectral=True, follows=True, chooses=True
+    ),
+    "dsbp_sam": Optimizer(
+        _dsbp,
+        0.05,
+        _OF_MOMENTUM,
+        sam="spectral",
+        spectral=True,
+        follows=True,
+        chooses=True,
+    ),
+    "dsbp_lie": Optimizer(_dsbp_lie, 0.05, _OF_MOMENTUM, spectral=True, chooses=True),
+}

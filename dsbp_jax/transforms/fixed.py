@@ -1,7 +1,6 @@
 """Bases that are given, not tracked: of another task's layers, or kept elsewhere."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from dsbp_jax.layers import (
 )
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.transforms.projection import project_matrix
+from dsbp_jax.transforms.sharding import with_auto_axes
 from dsbp_jax.transforms.signals import SIDES, activation_signal
 
 
@@ -53,34 +53,36 @@ def activation_bases(
     rank = checks.positive_int("rank", rank)
     checks.one_of("side", side, SIDES)
     key = jax.random.key(0) if key is None else key
-    bases = {}
-    for path in activations:
-        if "#" in path:
-            continue
-        rows, _ = activations[path].rows(side)
-        *batch, _, dim = rows.shape
-        form = EigenBasis(
-            jnp.zeros((*batch, dim, 1)), jnp.zeros((*batch, 1)), jnp.zeros(batch)
-        )
-        arrays, count, operator = activation_signal(activations, form, side, path)
-        solve: Callable[..., EigenBasis] = functools.partial(
-            _solve, operator=operator, rank=min(rank, dim), key=key
-        )
-        for _ in batch:
-            solve = jax.vmap(solve)
-        bases[path] = solve(*arrays, count)
-    return bases
+    paths = [path for path in activations if "#" not in path]
+    run = lambda activations, key: {
+        path: _basis(activations, path, rank, side, key) for path in paths
+    }
+    replicated = EigenBasis(jax.P(), jax.P(), jax.P())  # type: ignore[arg-type]
+    return with_auto_axes(
+        run, activations, key, out_specs=lambda: dict.fromkeys(paths, replicated)
+    )
 
 
-def _solve(
-    x: jax.Array,
-    count: jax.Array,
-    *,
-    operator: Callable[..., linalg.SymmetricOperator],
+def _basis(
+    activations: Mapping[str, LayerActivations],
+    path: str,
     rank: int,
+    side: str,
     key: jax.Array,
 ) -> EigenBasis:
-    return linalg.top_eigenpairs(operator(x, count), rank, key=key)
+    """The basis of one layer."""
+    rows, _ = activations[path].rows(side)
+    *batch, _, dim = rows.shape
+    form = EigenBasis(
+        jnp.zeros((*batch, dim, 1)), jnp.zeros((*batch, 1)), jnp.zeros(batch)
+    )
+    arrays, count, operator = activation_signal(activations, form, side, path)
+    solve: Any = lambda x, count: linalg.top_eigenpairs(
+        operator(x, count), min(rank, dim), key=key
+    )
+    for _ in batch:
+        solve = jax.vmap(solve)
+    return solve(*arrays, count)
 
 
 def require_some(name: str, bases: Mapping[str, EigenBasis]) -> None:

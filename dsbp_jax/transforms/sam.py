@@ -178,7 +178,8 @@ def spectral_sam(
     Args:
       inner: The optimizer; any Optax transformation.
       rho: As `sam_value_and_grad`.
-      mode: As there. `"eigen"` differentiates `grad_fn`.
+      mode: As there. `"eigen"` differentiates `grad_fn`, and holds the eigenvector of
+        all parameters in one vector, which an Explicit mesh cannot shard.
       rank: Columns k of each basis in mode `"spectral"`, tracked here by the arguments
         below. None takes the bases that the optimizer itself tracks, such as those of
         `dsbp`, as its last step left them; the arguments below then say nothing.

@@ -122,3 +122,17 @@ def test_names_say_where_gradients_come_from():
 def test_what_does_not_fit_is_said(fields, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "backprop"),
+    [
+        ("eigen_sam", "spectral"),
+        ("eigen_sam", "coordinates"),
+        ("spectral_sam", "coordinates"),
+        ("subspace_adam", "coordinates"),
+    ],
+)
+def test_what_follows_directions_of_its_own_is_refused(name, backprop):
+    with pytest.raises(ValueError, match=r"accepted are sgd, .* of their own"):
+        config(name, backprop)

@@ -75,4 +75,10 @@ def test_trains_alike_on_a_mesh(mode):
             params["b"] = put(SOURCE["b"])
             params["a"] = put(SOURCE["a"])
         sharded, _ = train(tx, params, put(X, "data"), put(Y, "data"), steps=12)
+        _, activations = dsbp_jax.capture_activations(model)(params, put(X, "data"))
+        bases = dsbp_jax.activation_bases(activations, 3)
     np.testing.assert_allclose(sharded, alone, rtol=1e-3)
+    _, activations = dsbp_jax.capture_activations(model)(SOURCE, X)
+    expected = dsbp_jax.activation_bases(activations, 3)
+    for path, basis in bases.items():
+        np.testing.assert_allclose(basis.values, expected[path].values, rtol=1e-4)

@@ -75,7 +75,8 @@ def test_a_refresh_that_only_rotates_leaves_momentum_alone():
     for t in range(1, 5):
         a, fresh = step(tx, gradient(t), fresh)
         b, still = step(tx, gradient(t), still, refresh=False)
-        np.testing.assert_allclose(a["w"], b["w"], rtol=1e-4, atol=1e-5)
+        difference = np.linalg.norm(a["w"] - b["w"])
+        assert difference < 1e-5 * np.linalg.norm(b["w"])
     turned = dsbp_jax.bases(fresh)["w"].vectors.T @ dsbp_jax.bases(still)["w"].vectors
     assert np.abs(np.abs(turned) - np.eye(RANK)).max() > 0.1
 

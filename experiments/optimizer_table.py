@@ -216,5 +216,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         follows=True,
         chooses=True,
     ),
-    "dsbp_lie": Optimizer(_dsbp_lie, 0.05, _OF_MOMENTUM, spectral=True, chooses=True),
+    "dsbp_lie": Optimizer(
+        _dsbp_lie, 0.01, (0.001, 0.003, 0.01, 0.03), spectral=True, chooses=True
+    ),
 }

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks
-from dsbp_jax.linalg.batching import unbatched_max
+from dsbp_jax.linalg.batching import one_by_one, unbatched_max
 from dsbp_jax.linalg.operators import SymmetricOperator
-from dsbp_jax.linalg.orthogonal import extend_basis, polish
+from dsbp_jax.linalg.orthogonal import extend_basis, orthonormal, polish
 
 _TINY = 1e-30
 
@@ -73,7 +73,7 @@ def init_basis(dim: int, rank: int, *, key: jax.Array) -> EigenBasis:
     rank = checks.positive_int("rank", rank, maximum=dim)
     with jax.default_matmul_precision("highest"):
         gaussian = jax.random.normal(key, (dim, rank), jnp.float32)
-        vectors, _ = polish(jnp.linalg.qr(gaussian)[0])
+        vectors, _ = polish(orthonormal(gaussian))
     return EigenBasis(vectors, jnp.zeros(rank, jnp.float32), jnp.float32(0))
 
 
@@ -188,11 +188,14 @@ def _keep_top(eigenvalues: jax.Array, vectors: jax.Array, rank: int) -> tuple:
     return eigenvalues[::-1][:rank], vectors[:, ::-1][:, :rank]
 
 
+_eigh = one_by_one(lambda c: tuple(jnp.linalg.eigh(c)))
+
+
 def _scaled_eigh(c: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`eigh` of a symmetric matrix of any scale."""
     largest = jnp.max(jnp.abs(c))
     scale = jnp.where(largest > 0, largest, 1)
-    values, vectors = jnp.linalg.eigh(c / scale)
+    values, vectors = _eigh(c / scale)
     return values * scale, vectors
 
 

@@ -1,7 +1,42 @@
-"""Keeping control flow scalar under `vmap`."""
+"""What `vmap` must not do: batch control flow, and LAPACK calls on a CPU."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+
+def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one matrix that `vmap` runs matrix by matrix on a CPU.
+
+    There, three batched LAPACK calls that do not depend on each other can wait for
+    each other's threads for ever (Cholesky, LU and triangular solves of jaxlib 0.10
+    on two cores). Other platforms have batched kernels, and get them.
+
+    Args:
+      function: Takes and returns arrays.
+
+    Returns:
+      The same function; differentiated, it is batched as ever.
+
+    Example:
+      >>> factor = one_by_one(jnp.linalg.cholesky)
+      >>> print(jax.vmap(factor)(jnp.array([[[4.0]], [[9.0]]])).ravel())
+      [2. 3.]
+    """
+    in_turn = jax.custom_batching.sequential_vmap(function)
+
+    @jax.custom_jvp
+    def call(*args: Any) -> Any:
+        return jax.lax.platform_dependent(*args, cpu=in_turn, default=function)
+
+    # The rule of `sequential_vmap` knows no reverse mode.
+    @call.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple:
+        return jax.jvp(function, primals, tangents)
+
+    return call
 
 
 @jax.custom_batching.custom_vmap

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from dsbp_jax.linalg.batching import unbatched_max
+from dsbp_jax.linalg.batching import one_by_one, unbatched_max
 
 # The second Cholesky-QR round leaves an error of a few eps where the Gram matrix
 # of its input is within this distance of the identity.
@@ -21,9 +21,18 @@ _GRAM_TOLERANCE = 0.3
 def _cholesky_qr(w: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One round: `w L⁻ᵀ` with `LLᵀ = wᵀw`, and that Gram matrix."""
     gram = w.T @ w
+    return w @ _inverse_factor(gram).T, gram
+
+
+@one_by_one
+def _inverse_factor(gram: jax.Array) -> jax.Array:
     factor = jnp.linalg.cholesky(gram)
-    identity = jnp.eye(gram.shape[0], dtype=w.dtype)
-    return w @ solve_triangular(factor, identity, lower=True).T, gram
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    return solve_triangular(factor, identity, lower=True)
+
+
+#: The Q factor of Householder QR.
+orthonormal = one_by_one(lambda x: jnp.linalg.qr(x)[0])
 
 
 def _is_identity(gram: jax.Array, tolerance: float) -> jax.Array:
@@ -76,7 +85,7 @@ def extend_basis(basis: jax.Array, block: jax.Array) -> jax.Array:
         columns = jnp.concatenate([basis, _normalize_columns(block)], axis=1)
         is_zero = jnp.concatenate([~filled, jnp.zeros(block.shape[1], bool)])
         order = jnp.argsort(is_zero, stable=True)
-        q, _ = jnp.linalg.qr(columns[:, order])
+        q = orthonormal(columns[:, order])
         return jax.lax.dynamic_slice_in_dim(q, jnp.sum(filled), block.shape[1], 1)
 
     robust = jax.lax.cond(unbatched_max(broke_down) > 0, householder, lambda: w)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import expm
 
 from dsbp_jax import checks
+from dsbp_jax.linalg.batching import one_by_one
 
 RETRACTIONS = ("exp", "cayley")
 
@@ -48,14 +49,23 @@ def rotation_core(j: jax.Array, retraction: str = "exp") -> jax.Array:
         raise ValueError(f"j must be square matrices, got shape {j.shape}")
     j = j.astype(jnp.float32)
     j = 0.5 * (j - j.mT)
-    identity = jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape)
+    core = _exp if retraction == "exp" else _cayley
+    for _ in j.shape[:-2]:
+        core = jax.vmap(core)
     with jax.default_matmul_precision("highest"):
-        if retraction == "exp":
-            e = expm(j)
-        else:
-            e = jnp.linalg.solve(identity - 0.5 * j, identity + 0.5 * j)
+        e = core(j)
+        identity = jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape)
         # One Newton-Schulz step: the errors of a thousand rotations would add up.
         return e @ (1.5 * identity - 0.5 * (e.mT @ e))
+
+
+_exp = one_by_one(expm)
+
+
+@one_by_one
+def _cayley(j: jax.Array) -> jax.Array:
+    identity = jnp.eye(len(j), dtype=j.dtype)
+    return jnp.linalg.solve(identity - 0.5 * j, identity + 0.5 * j)
 
 
 def expm_lowrank_skew(u: jax.Array, j: jax.Array) -> Callable[[jax.Array], jax.Array]:

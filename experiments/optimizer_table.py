@@ -100,8 +100,8 @@ def _dimension_numbers(
 ) -> Callable[[Any], Any] | None:
     """How the model uses its kernels, in the terms of `optax.contrib`.
 
-    Without a layout these optimizers take the leaves with two axes. Stacks and
-    convolutions they cannot see as matrices.
+    Without a layout these optimizers take the leaves with two axes. Convolutions and
+    stacks stay with their Adam.
     """
     if layout is None:
         return None

@@ -71,7 +71,7 @@ def ours(layout: dsbp_jax.Layout) -> dict[str, optax.GradientTransformation]:
 def peers(
     view: dsbp_jax.MatrixView, gap: int = EVERY
 ) -> dict[str, optax.GradientTransformation]:
-    """Optax's own, for kernels that they can see as one matrix."""
+    """Optax's own, for kernels that are one matrix."""
     axes = view.input_axes, view.output_axes
     return {
         "optax.contrib.galore": optax.contrib.galore(

@@ -79,7 +79,8 @@ def lie_rotation(
 
     Kernels of less than float32 could not keep their singular values. Their rotations
     are those of a float32 copy in the state, which the kernels follow up to one
-    rounding; so nothing else may change them between two updates.
+    rounding; so nothing else may change them between two updates. Updates have the
+    gradients' dtype, or the kernels' where that is wider.
 
     Args:
       learning_rate: η, a number or a schedule; the angle of a step is η‖A‖.

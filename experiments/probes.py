@@ -64,8 +64,7 @@ class Probe:
         layers = {path: jnp.zeros(b.vectors.shape) for path, b in shapes.items()}
         if not self.hessian_steps:
             return Seen(layers, None)
-        dim = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        return Seen(layers, linalg.init_basis(dim, 1, key=jax.random.key(0)))
+        return Seen(layers, _random_start(state.params))
 
     def __call__(self, state: TrainState, seen: Seen) -> tuple[dict[str, Any], Seen]:
         """Measures a state.
@@ -105,8 +104,7 @@ class Probe:
         """
         if not (self.hessian_steps and len(self._batch)):
             return None
-        dim = sum(leaf.size for leaf in jax.tree.leaves(params))
-        start = linalg.init_basis(dim, 1, key=jax.random.key(0))
+        start = _random_start(params)
         basis = self._follow_hessian(params, rest, start)
         # A refresh that was refused leaves the start as it was.
         moved = not np.array_equal(basis.vectors, start.vectors)
@@ -160,6 +158,12 @@ class Probe:
         loss = lambda *args: self.classifier.loss(*args, mode="eval")[0]
         operator = linalg.hessian(loss, params, rest, images, labels)
         return linalg.refresh_basis(operator, basis)
+
+
+def _random_start(params: Any) -> linalg.EigenBasis:
+    """Where the search for the Hessian's top eigenvector begins."""
+    dim = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return linalg.init_basis(dim, 1, key=jax.random.key(0))
 
 
 def _covariance_basis(

@@ -59,6 +59,12 @@ def rotation_core(j: jax.Array, retraction: str = "exp") -> jax.Array:
         return e @ (1.5 * identity - 0.5 * (e.mT @ e))
 
 
+def rotation_change(j: jax.Array, retraction: str = "exp") -> jax.Array:
+    """`E − I` of `rotation_core`: what a rotation does inside span U."""
+    e = rotation_core(j, retraction)
+    return e - jnp.broadcast_to(jnp.eye(e.shape[-1], dtype=e.dtype), e.shape)
+
+
 _exp = one_by_one(expm)
 
 
@@ -129,8 +135,7 @@ def _lowrank(
             f"u must have shape (..., d, m) and j (..., m, m), got {u.shape} and "
             f"{j.shape}"
         )
-    e = rotation_core(j, retraction)
-    inner = e - jnp.broadcast_to(jnp.eye(e.shape[-1], dtype=e.dtype), e.shape)
+    inner = rotation_change(j, retraction)
 
     def rotate(w: jax.Array) -> jax.Array:
         if w.shape[:-1] != u.shape[:-1]:

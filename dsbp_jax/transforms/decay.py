@@ -134,7 +134,7 @@ def add_decay(
     views: Mapping[str, MatrixView],
     strength: float | jax.Array,
     side: str,
-    rank: int = 1,
+    rank: int | None = 1,
 ) -> Any:
     """Adds `β Σᵢ λᵢ W eᵢeᵢᵀ` over the leading `rank` directions.
 
@@ -145,7 +145,7 @@ def add_decay(
       views: The matrix views of the leaves.
       strength: β.
       side: `"input"` or `"output"`.
-      rank: Number of directions, at most the columns of each basis.
+      rank: Number of directions, at most the columns of each basis; None is all.
 
     Returns:
       The new updates, dtypes kept.

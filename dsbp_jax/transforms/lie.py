@@ -26,7 +26,7 @@ import optax
 from dsbp_jax import checks, linalg
 from dsbp_jax.layers import Layout, MatrixView, leaves_by_path, map_paths
 from dsbp_jax.linalg.operators import left_product
-from dsbp_jax.linalg.rotation import RETRACTIONS, rotation_core
+from dsbp_jax.linalg.rotation import RETRACTIONS, rotation_change
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.signals import SIDES
 from dsbp_jax.transforms.tracking import (
@@ -321,8 +321,7 @@ class _Turn:
             u, across = jnp.concatenate([self._v, q], axis=-1), q.mT @ y
             corner = jnp.zeros((*across.shape[:-1], across.shape[-2]), y.dtype)
             j = jnp.block([[j, across.mT], [-across, corner]])
-        turn = rotation_core(j, retraction)
-        turn -= jnp.broadcast_to(jnp.eye(j.shape[-1], dtype=j.dtype), j.shape)
+        turn = rotation_change(j, retraction)
         flat = self._flat(w)
         return w + self._stack(self._outer(u, self._down(flat, u) @ turn.mT))
 

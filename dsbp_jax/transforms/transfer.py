@@ -19,6 +19,7 @@ import optax
 from dsbp_jax import checks
 from dsbp_jax.layers import Layout, leaves_by_path, map_paths, require_paths
 from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.transforms.decay import add_decay
 from dsbp_jax.transforms.fixed import check_bases, project_on, require_some
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.tracking import check_layout, is_placeholder, matrix_views
@@ -141,17 +142,11 @@ def add_spectral_transfer(
             raise ValueError(
                 "add_spectral_transfer needs params: call update(grads, state, params)"
             )
-        kernels = leaves_by_path(params)
-        present = [path for path in leaves_by_path(updates) if path in state.bases]
-        held = {path: kernels[path].astype(jnp.float32) for path in present}
-        whole = lambda part: _penalty(_put(params, part), state, strength, layout)
-        terms = jax.grad(whole)(held)
-        add = lambda path, leaf: (
-            (leaf.astype(jnp.float32) + terms[path]).astype(leaf.dtype)
-            if path in terms
-            else leaf
-        )
-        return map_paths(add, updates), state
+        # Twice the spectral decay, of what has changed.
+        change = _change(params, state)
+        views = matrix_views(params, layout)
+        terms = (change, state.bases, views, 2 * strength, "input", None)
+        return add_decay(updates, *terms), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -250,20 +245,23 @@ def _penalty(
     strength: float | jax.Array,
     layout: Layout | Callable[[Any], Layout] | None,
 ) -> jax.Array:
-    views, leaves = matrix_views(params, layout), leaves_by_path(params)
-    start = leaves_by_path(source.params)
+    views, changes = matrix_views(params, layout), _change(params, source)
     total = jnp.zeros((), jnp.float32)
-    for path, basis in source.bases.items():
-        if path not in leaves:
-            continue
-        change = leaves[path].astype(jnp.float32) - start[path].astype(jnp.float32)
-        change = views[path].to_matrix(change)
+    for path, change in changes.items():
+        e, values = source.bases[path].vectors, source.bases[path].values
+        matrix = views[path].to_matrix(change)
         with jax.default_matmul_precision("highest"):
-            along = jnp.sum((basis.vectors[..., None, :, :].mT @ change) ** 2, (-3, -1))
-        total += jnp.sum(basis.values * along)
+            along = jnp.sum((e[..., None, :, :].mT @ matrix) ** 2, (-3, -1))
+        total += jnp.sum(values * along)
     return strength * total
 
 
-def _put(tree: Any, part: Mapping[str, jax.Array]) -> Any:
-    """A tree with some leaves replaced."""
-    return map_paths(lambda path, leaf: part.get(path, leaf), tree)
+def _change(params: Any, source: SourceState) -> dict[str, jax.Array]:
+    """`W − W₀` of the leaves that have a source basis, by path, float32."""
+    leaves, start = leaves_by_path(params), leaves_by_path(source.params)
+    wide = lambda leaf: leaf.astype(jnp.float32)
+    return {
+        path: wide(leaves[path]) - wide(start[path])
+        for path in source.bases
+        if path in leaves
+    }

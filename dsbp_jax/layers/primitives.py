@@ -7,7 +7,7 @@ equation as it stands. Supported from jax 0.10 on.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -121,6 +121,21 @@ def has_constants(equation: Equation) -> bool:
         return bool(jaxpr.constvars) or any(map(has_constants, jaxpr.eqns))
 
     return any(map(holds, equation.params.values()))
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[Equation]:
+    """The equations of a jaxpr and of all that they run, however deep."""
+
+    def inside(value: Any) -> Iterator[Equation]:
+        if isinstance(value, tuple | list):
+            for item in value:
+                yield from inside(item)
+        elif isinstance(jaxpr := getattr(value, "jaxpr", value), Jaxpr):
+            yield from equations(jaxpr)
+
+    for equation in jaxpr.eqns:
+        yield equation
+        yield from inside(list(equation.params.values()))
 
 
 def scan_sizes(equation: Equation) -> tuple[int, int]:

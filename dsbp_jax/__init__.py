@@ -2,11 +2,11 @@
 
 `linalg` keeps eigenbases of operators, `layers` finds what a model's kernels
 meet, `transforms` are Optax gradient transformations on both, `backprop` makes the
-gradient itself cheaper. Public names are re-exported here; those of `linalg` stay
-behind their prefix.
+gradient itself cheaper, and `meta` learns from where few steps suffice. Public names
+are re-exported here; those of `linalg` and `meta` stay behind their prefix.
 """
 
-from dsbp_jax import linalg as linalg
+from dsbp_jax import linalg as linalg, meta as meta
 from dsbp_jax.backprop import (
     Frame as Frame,
     SpectralBackprop as SpectralBackprop,
@@ -39,4 +39,6 @@ from dsbp_jax.transforms import (
     spectral_sam as spectral_sam,
     spectral_subspace as spectral_subspace,
     spectral_transfer_penalty as spectral_transfer_penalty,
+    track_bases as track_bases,
+    with_bases as with_bases,
 )

@@ -1,7 +1,8 @@
 """Optax gradient transformations on eigenbases, and the state they share.
 
 `tracking` keeps one `SpectralState` fresh (`signals` is what its bases follow,
-`refreshing` what a refresh does) and `reading` finds it in any optimizer state;
+`refreshing` what a refresh does), `reading` finds it in any optimizer state, and
+`sharing` hands it to another one;
 `projection`, `decay` and the ready optimizer `dsbp` of `alias` use it, under any mesh
 by `sharding`. `subspace` runs other optimizers in it, whose moments `transport` moves
 with the bases; `sam` perturbs in it and `lie` rotates in it. `transfer` protects what a
@@ -26,12 +27,17 @@ from dsbp_jax.transforms.sam import (
     sam_value_and_grad as sam_value_and_grad,
     spectral_sam as spectral_sam,
 )
+from dsbp_jax.transforms.sharing import (
+    track_bases as track_bases,
+    with_bases as with_bases,
+)
 from dsbp_jax.transforms.subspace import (
     SubspaceState as SubspaceState,
     spectral_subspace as spectral_subspace,
 )
 from dsbp_jax.transforms.tracking import (
     STATIC_ARGS as STATIC_ARGS,
+    MissingActivations as MissingActivations,
     SpectralState as SpectralState,
     TrackedBasis as TrackedBasis,
 )

@@ -51,6 +51,10 @@ STATIC_ARGS = ("rank", "refresh_every", "num_blocks", "tolerance", "layout", "se
 SOURCES = ("gradient", "activation", "rotation")
 
 
+class MissingActivations(ValueError):
+    """An update that follows activations was given none."""
+
+
 class SpectralState(NamedTuple):
     """Optimizer state: the eigenbases of all tracked leaves.
 
@@ -185,7 +189,8 @@ class Tracker:
           The new state.
 
         Raises:
-          ValueError: Activations are missing, or are of another path or shape.
+          MissingActivations: There are none.
+          ValueError: They are of another path or shape.
         """
         count = optax.safe_increment(state.count)
         if not (refresh is None or isinstance(refresh, bool | np.bool_)):
@@ -203,7 +208,7 @@ class Tracker:
             return SpectralState(count, state.tracked)
         if self.source == "activation":
             if activations is None:
-                raise ValueError(
+                raise MissingActivations(
                     "update needs activations=..., the second output of "
                     "dsbp_jax.capture_activations, because source='activation'"
                 )

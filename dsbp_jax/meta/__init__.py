@@ -1,0 +1,14 @@
+"""Few-shot meta-learning: starts from which a few steps of any optimizer suffice.
+
+`maml` holds MAML, its first-order form, ANIL and Reptile; `adaptation` is the inner
+loop on one task, `tasks` runs it on many, and `forward` is the model in it. Episodes,
+networks and training loops belong to `experiments`.
+"""
+
+from dsbp_jax.meta.adaptation import WithRates as WithRates, with_rates as with_rates
+from dsbp_jax.meta.maml import (
+    Maml as Maml,
+    anil as anil,
+    maml as maml,
+    reptile as reptile,
+)

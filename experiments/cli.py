@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
 import scipy.linalg  # noqa: F401
 import threadpoolctl
@@ -29,6 +29,8 @@ PRESETS = Path(__file__).resolve().parent.parent / "configs"
 class Command:
     """What every command has: a preset, and the config that comes of it."""
 
+    presets: ClassVar[Path] = PRESETS
+
     preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PRESET]")] = (
         "digits"
     )
@@ -42,16 +44,17 @@ class Command:
 AnyCommand = TypeVar("AnyCommand", bound=Command)
 
 
-def preset_names() -> list[str]:
-    """The presets of `configs/`, in alphabetical order."""
-    return sorted(path.stem for path in PRESETS.glob("[!_]*.py"))
+def preset_names(folder: Path = PRESETS) -> list[str]:
+    """The presets of a folder, in alphabetical order."""
+    return sorted(path.stem for path in folder.glob("[!_]*.py"))
 
 
-def load_preset(name: str) -> Config:
+def load_preset(name: str, folder: Path = PRESETS) -> Any:
     """Runs the function `config` of a preset.
 
     Args:
-      name: The name of a file of `configs/`, or a path that ends in `.py`.
+      name: The name of a file of the folder, or a path that ends in `.py`.
+      folder: The folder of the presets.
 
     Returns:
       The config.
@@ -61,8 +64,8 @@ def load_preset(name: str) -> Config:
     """
     path = Path(name)
     if path.suffix != ".py" or not path.is_file():
-        checks.one_of("PRESET", name, preset_names())
-        path = PRESETS / f"{name}.py"
+        checks.one_of("PRESET", name, preset_names(folder))
+        path = folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -88,12 +91,13 @@ def parse(command: type[AnyCommand], args: Sequence[str], prog: str) -> AnyComma
     quiet = [arg for arg in args if arg not in ("-h", "--help")]
     # Once for the preset alone, whose config then becomes the default.
     preset = _parse(command, quiet, prog, command()).preset
-    default = dataclasses.replace(command(), preset=preset, config=load_preset(preset))
+    config = load_preset(preset, command.presets)
+    default = dataclasses.replace(command(), preset=preset, config=config)
     return _parse(command, args if wants_help else quiet, prog, default)
 
 
 def parse_over(
-    command: type[AnyCommand], args: Sequence[str], prog: str, config: Config
+    command: type[AnyCommand], args: Sequence[str], prog: str, config: Any
 ) -> AnyCommand:
     """Parses a command line over a given config instead of the preset's."""
     return _parse(command, args, prog, dataclasses.replace(command(), config=config))

@@ -21,8 +21,9 @@ from experiments import (
 )
 from experiments.comparison import Contender, Outcome, Row
 from experiments.loop import steps_per_epoch
+from experiments.running import progress_bar
 from experiments.steps import Classifier
-from experiments.train import load_data, progress_bar
+from experiments.train import load_data
 
 PROG = "experiments.compare"
 

@@ -140,6 +140,11 @@ class Config:
         checks.at_least("seed", self.seed, 0)
         checks.at_least("eval_every", self.eval_every, 1)
 
+    @property
+    def label(self) -> str:
+        """What its runs are told apart by."""
+        return self.optimizer.label
+
 
 def to_json(config: Any) -> Any:
     """A config as nested dicts of what JSON knows.

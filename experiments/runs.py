@@ -36,7 +36,7 @@ class Run:
     """
 
     path: Path
-    config: Config
+    config: Any
     preset: str
 
     @property
@@ -93,13 +93,13 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def default_name(preset: str, config: Config) -> str:
+def default_name(preset: str, config: Any) -> str:
     """The name of a run that was given none."""
-    return f"{Path(preset).stem}-{config.optimizer.label}-seed{config.seed}"
+    return f"{Path(preset).stem}-{config.label}-seed{config.seed}"
 
 
 def start(
-    out: Path, name: str | None, preset: str, config: Config, *, overwrite: bool
+    out: Path, name: str | None, preset: str, config: Any, *, overwrite: bool
 ) -> Run:
     """Claims the folder of a new run.
 
@@ -175,13 +175,14 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path)
 
 
-def find(out: Path, name: str | None, base: str) -> Run:
+def find(out: Path, name: str | None, base: str, config_class: type = Config) -> Run:
     """Opens the folder of a run that was started before.
 
     Args:
       out: The folder of all runs.
       name: The name of the run. Without one, the latest of those called `base`.
       base: The default name.
+      config_class: Of its config.
 
     Returns:
       The run, with the config it was started with.
@@ -203,7 +204,7 @@ def find(out: Path, name: str | None, base: str) -> Run:
         )
     try:
         described = json.loads(file.read_text())
-        config = from_json(Config, described["config"])
+        config = from_json(config_class, described["config"])
         return Run(path, config, described["preset"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"name={path.name!r}; cannot read {file}: {error}") from None
@@ -217,7 +218,7 @@ def _number(name: str, base: str) -> int | None:
     return int(suffix) if suffix != name and suffix.isdecimal() else None
 
 
-def check_unchanged(new: Config, old: Config) -> None:
+def check_unchanged(new: Any, old: Any) -> None:
     """Raises a `ValueError` where a resumed run would become another experiment."""
     changed = {k: v for k, v in differences(new, old).items() if k not in _PLACES}
     for field, (value, before) in changed.items():

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 
@@ -109,8 +110,12 @@ def test_help_describes_every_option(command, capsys):
                 check(field.default_factory)
             elif field.name != "preset":
                 assert field.name.replace("_", "-") in text
-                source = Path(__import__(cls.__module__, fromlist="_").__file__)
-                body = source.read_text().split(f"class {cls.__name__}(")[-1]
+                # The field may be inherited.
+                body = "".join(
+                    inspect.getsource(owner)
+                    for owner in cls.__mro__
+                    if field.name in vars(owner).get("__annotations__", {})
+                )
                 assert '"""' in body.split(f"    {field.name}: ")[1].split("\n\n")[0]
 
     check(command)

@@ -18,4 +18,8 @@ from experiments.data.dataset import (
     Split as Split,
     with_label_noise as with_label_noise,
 )
+from experiments.data.fewshot import (
+    FewShotSet as FewShotSet,
+    load_fewshot as load_fewshot,
+)
 from experiments.data.loading import load as load

@@ -67,7 +67,7 @@ def _find(name: str, data_dir: str | None, download: bool, seed: int) -> Dataset
         return digits.load(seed=seed)
     if name in medmnist.REFUSED:
         raise DataError(f"name={name!r} is refused: {medmnist.REFUSED[name]}")
-    folder = _folder(name, data_dir, create=download)
+    folder = data_folder(name, data_dir, create=download)
     if (dataset := _prepared(name, folder, seed)) is not None:
         return dataset
     if name in RAW_FILES and (path := find_raw(folder, RAW_FILES[name])):
@@ -86,7 +86,7 @@ def _find(name: str, data_dir: str | None, download: bool, seed: int) -> Dataset
     )
 
 
-def _folder(name: str, data_dir: str | None, *, create: bool) -> pathlib.Path:
+def data_folder(name: str, data_dir: str | None, *, create: bool) -> pathlib.Path:
     """The data folder, which must exist or be created."""
     if data_dir is None:
         raise DataError(

@@ -4,7 +4,10 @@ They are read through TFDS without TensorFlow, in batches of records, and decode
 straight into one array per split.
 """
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -90,17 +93,39 @@ def read(
     Raises:
       DataError: As `load` does.
     """
+    with reading(directory, name):
+        builder, shape, num_classes = open_set(directory, name)
+        wanted = [key for key in builder.info.splits if only is None or key in only]
+    splits = {}
+    for split in wanted:
+        with reading(directory, name, split):
+            splits[split] = _read_split(builder, split, shape)
+    return splits, num_classes
+
+
+@contextlib.contextmanager
+def reading(
+    directory: pathlib.Path, name: str, split: str | None = None
+) -> Iterator[None]:
+    """Turns what TFDS, its parsers and decoders raise into a `DataError`."""
+    what = "damaged metadata" if split is None else f"an unreadable split {split!r}"
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # RuntimeError, and what protobuf raises.
+        raise DataError(
+            f"name={name!r}: {directory} has {what} ({images.first_line(error)}); "
+            "prepare the set again, in the array_record format"
+        ) from error
+
+
+def open_set(directory: pathlib.Path, name: str) -> tuple[Any, tuple[int, ...], int]:
+    """The TFDS builder of a prepared set, its image shape and number of classes."""
     import tensorflow_datasets as tfds
 
-    where = f"name={name!r}: {directory}"
-    try:
-        builder = tfds.builder_from_directory(directory)
-        features, names = dict(builder.info.features), list(builder.info.splits)
-    except Exception as error:  # TFDS lets through whatever its parsers raise.
-        raise DataError(
-            f"{where} has damaged metadata ({images.first_line(error)}); prepare the "
-            "set again"
-        ) from error
+    builder = tfds.builder_from_directory(directory)
+    features = dict(builder.info.features)
     image, label = features.get("image"), features.get("label")
     if not (
         isinstance(image, tfds.features.Image)
@@ -109,36 +134,31 @@ def read(
         and None not in image.shape
     ):
         raise DataError(
-            f"{where} has the features {', '.join(features)}; accepted are sets with a "
-            "uint8 `image` of known shape and a `label`"
+            f"name={name!r}: {directory} has the features {', '.join(features)}; "
+            "accepted are sets with a uint8 `image` of known shape and a `label`"
         )
-    splits = {}
-    for split in names:
-        if only is None or split in only:
-            try:
-                splits[split] = _read_split(builder, split, image.shape)
-            except Exception as error:  # RuntimeError, and what protobuf raises.
-                raise DataError(
-                    f"{where} has an unreadable split {split!r} "
-                    f"({images.first_line(error)}); prepare the set again, in the "
-                    "array_record format"
-                ) from error
-    return splits, label.num_classes
+    return builder, image.shape, label.num_classes
 
 
-def _read_split(builder, split: str, shape: tuple[int, ...]) -> Split:
-    """Decodes one split into one array."""
+def examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
+    """The examples of a split in their order, images still encoded."""
     import tensorflow_datasets as tfds
 
     decoders = {"image": tfds.decode.SkipDecoding()}
     source = builder.as_data_source(split, decoders=decoders)
-    pixels = np.empty((len(source), *shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), _BATCH):
-        indices = list(range(start, min(start + _BATCH, len(source))))
-        for index, example in zip(indices, source.__getitems__(indices), strict=True):
-            pixels[index] = images.decode(example["image"], shape)
-            labels[index] = example["label"]
+        indices = range(start, min(start + _BATCH, len(source)))
+        yield from source.__getitems__(list(indices))
+
+
+def _read_split(builder: Any, split: str, shape: tuple[int, ...]) -> Split:
+    """Decodes one split into one array."""
+    number = builder.info.splits[split].num_examples
+    pixels = np.empty((number, *shape), np.uint8)
+    labels = np.empty(number, np.int32)
+    for index, example in enumerate(examples(builder, split)):
+        pixels[index] = images.decode(example["image"], shape)
+        labels[index] = example["label"]
     return Split(pixels, labels)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from flax import nnx
 
 from experiments.models.cnn import CNN as CNN
+from experiments.models.conv4 import Conv4 as Conv4
 from experiments.models.mlp import MLP as MLP
 from experiments.models.resnet import ResNet18 as ResNet18
 from experiments.models.vit import ViT as ViT
@@ -19,6 +20,7 @@ from experiments.models.vit import ViT as ViT
 MODELS: dict[str, type[nnx.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
+    "conv4": Conv4,
     "resnet18": ResNet18,
     "vit": ViT,
 }

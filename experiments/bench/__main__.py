@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli
-from experiments.bench import accuracy, engine, step, update
+from experiments.bench import accuracy, engine, meta, step, update
 from experiments.bench.accuracy import AccuracyConfig
+from experiments.bench.meta import MetaConfig
 from experiments.bench.step import StepConfig
 from experiments.bench.update import UpdateConfig
 
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "accuracy": cli.single_threaded_lapack(
         lambda options: accuracy.run(options.accuracy)
     ),
+    "meta": cli.single_threaded_lapack(lambda options: meta.run(options.meta)),
 }
 
 
@@ -36,7 +38,7 @@ class Options:
     """Prints the tables of one benchmark, or of all."""
 
     name: Annotated[
-        Literal["engine", "update", "step", "accuracy", "all"],
+        Literal["engine", "update", "step", "accuracy", "meta", "all"],
         tyro.conf.Positional,
     ] = "all"
     """Which benchmark to run."""
@@ -44,6 +46,7 @@ class Options:
     update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
     accuracy: AccuracyConfig = dataclasses.field(default_factory=AccuracyConfig)
+    meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)
 
     out: pathlib.Path | None = None
     """Write the tables as JSON to this file as well."""

@@ -1,0 +1,25 @@
+"""CIFAR-FS, five ways and one shot, with a four-block network.
+
+    python -m experiments.fewshot cifar_fs --data-dir DIR
+
+FIGURE
+"""
+
+from experiments.config import ModelConfig
+from experiments.fewshot.config import (
+    FewshotConfig,
+    FewshotDataConfig,
+    InnerConfig,
+    OuterConfig,
+)
+
+
+def config() -> FewshotConfig:
+    """The experiment."""
+    return FewshotConfig(
+        data=FewshotDataConfig("cifar_fs"),
+        model=ModelConfig("conv4", {"channels": 32, "pool": True}),
+        inner=InnerConfig(learning_rate=0.05, steps=3, test_steps=5),
+        outer=OuterConfig(tasks=4, steps=10_000),
+        queries=15,
+    )

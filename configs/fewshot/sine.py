@@ -1,0 +1,20 @@
+"""Regression of sine waves from ten points, five steps, with learned inner rates.
+
+    python -m experiments.fewshot sine
+
+Mean squared error FIGURE after five steps in SECONDS on two CPU cores.
+"""
+
+from experiments.config import ModelConfig
+from experiments.fewshot.config import FewshotConfig, InnerConfig, OuterConfig
+
+
+def config() -> FewshotConfig:
+    """The experiment."""
+    return FewshotConfig(
+        model=ModelConfig("mlp", {"hidden": (40, 40)}),
+        inner=InnerConfig(learning_rate=0.003, steps=5, learned_rates=True),
+        outer=OuterConfig(learning_rate=3e-3, tasks=25, steps=10_000),
+        shots=10,
+        eval_every=1000,
+    )

@@ -1,0 +1,187 @@
+"""What a few-shot experiment is: typed, checked on construction."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments import checks
+from experiments.config import ModelConfig
+from experiments.data import fewshot
+
+SINE = "sine"
+METHODS = ("maml", "fomaml", "anil", "reptile", "spectral_maml", "spectral_fomaml")
+BASES = ("carried", "task")
+SOURCES = ("activation", "gradient")
+SIDES = ("input", "output")
+
+
+@dataclasses.dataclass(frozen=True)
+class FewshotDataConfig:
+    """Which tasks."""
+
+    name: str = SINE
+    """sine (regression), omniglot or cifar_fs."""
+
+    data_dir: Annotated[
+        Path | None, tyro.conf.arg(aliases=("--data-dir",), metavar="PATH")
+    ] = None
+    """Folder of the data sets; sine needs none."""
+
+    download: Annotated[bool, tyro.conf.arg(aliases=("--download",))] = False
+    """Download and prepare what is missing."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        checks.one_of("data.name", self.name, (SINE, *fewshot.NAMES))
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerConfig:
+    """The steps on one task: gradient descent."""
+
+    learning_rate: float = 0.01
+    """Step size; with learned rates their unit."""
+
+    steps: int = 1
+    """Steps in training."""
+
+    test_steps: int = 5
+    """Steps in validation and test."""
+
+    learned_rates: bool = False
+    """Learn a step size for each leaf, as part of the start (Meta-SGD)."""
+
+    batch_size: int = 10
+    """Examples of a training step of reptile; the others take the support set."""
+
+    checkpoint: bool = False
+    """Compute the inner steps again in the backward pass, to save memory."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        checks.positive("inner.learning_rate", self.learning_rate)
+        checks.at_least("inner.steps", self.steps, 1)
+        checks.at_least("inner.test_steps", self.test_steps, 1)
+        checks.at_least("inner.batch_size", self.batch_size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectralConfig:
+    """The projection of inner gradients; of the methods spectral_... only."""
+
+    rank: int = 16
+    """Columns of each basis; layers of a smaller dimension are left alone."""
+
+    residual: float = 0.1
+    """Share of the complement that is kept."""
+
+    basis: str = "carried"
+    """carried: tracked in the outer loop, the same for all tasks; task: solved for in
+    each task."""
+
+    source: str = "activation"
+    """What the bases follow: activation (of the support sets) or gradient (the outer
+    one where carried, else the task's)."""
+
+    side: str = "input"
+    """input or output."""
+
+    refresh_every: int = 10
+    """Outer steps between two refreshes where carried, else inner steps."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        checks.at_least("spectral.rank", self.rank, 1)
+        checks.between("spectral.residual", self.residual, 0, 1)
+        checks.one_of("spectral.basis", self.basis, BASES)
+        checks.one_of("spectral.source", self.source, SOURCES)
+        checks.one_of("spectral.side", self.side, SIDES)
+        checks.at_least("spectral.refresh_every", self.refresh_every, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OuterConfig:
+    """The steps of the start: Adam on the meta-gradient."""
+
+    learning_rate: float = 1e-3
+    """Step size."""
+
+    clip: float = 10.0
+    """Largest norm of the meta-gradient."""
+
+    tasks: int = 32
+    """Tasks in a step."""
+
+    steps: int = 10_000
+    """Steps in all."""
+
+    minutes: float | None = None
+    """Stop training after so much time, compilation and evaluations not counted."""
+
+    task_axis: str = "auto"
+    """How tasks are run: auto, vmap, map, or a number so many at once."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        checks.positive("outer.learning_rate", self.learning_rate)
+        checks.positive("outer.clip", self.clip)
+        checks.at_least("outer.tasks", self.tasks, 1)
+        checks.at_least("outer.steps", self.steps, 1)
+        checks.positive("outer.minutes", self.minutes)
+        if not self.task_axis.isdecimal() or not int(self.task_axis):
+            accepted = ("auto", "vmap", "map", "1", "2", "...")
+            checks.one_of("outer.task_axis", self.task_axis, accepted[:-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class FewshotConfig:
+    """A few-shot experiment."""
+
+    data: FewshotDataConfig = dataclasses.field(default_factory=FewshotDataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    inner: InnerConfig = dataclasses.field(default_factory=InnerConfig)
+    spectral: SpectralConfig = dataclasses.field(default_factory=SpectralConfig)
+    outer: OuterConfig = dataclasses.field(default_factory=OuterConfig)
+
+    method: str = "maml"
+    """maml, fomaml, anil, reptile, spectral_maml or spectral_fomaml."""
+
+    ways: int = 5
+    """Classes of a task; sine has none."""
+
+    shots: int = 1
+    """Examples of each class to adapt to; of a task, for sine."""
+
+    queries: int | None = None
+    """Examples of each class to be judged by (of a task, for sine); by default as many
+    as shots."""
+
+    seed: int = 0
+    """Seed of the start and of the order of tasks."""
+
+    eval_every: int = 500
+    """Outer steps between validations; each is followed by a checkpoint."""
+
+    eval_episodes: int = 200
+    """Tasks of a validation."""
+
+    test_episodes: int = 600
+    """Tasks of the final test."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        checks.one_of("method", self.method, METHODS)
+        checks.at_least("ways", self.ways, 2)
+        for name in ("shots", "queries", "eval_every"):
+            checks.at_least(name, getattr(self, name), 1)
+        checks.at_least("seed", self.seed, 0)
+        checks.at_least("eval_episodes", self.eval_episodes, 2)
+        checks.at_least("test_episodes", self.test_episodes, 2)
+
+    @property
+    def label(self) -> str:
+        """What its runs are told apart by."""
+        ways = "" if self.data.name == SINE else f"{self.ways}way-"
+        return f"{ways}{self.shots}shot-{self.method}"

@@ -1,0 +1,236 @@
+"""A meta-learner by its config: compiled outer steps and evaluations."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import dsbp_jax
+from dsbp_jax import meta
+from experiments import models
+from experiments.fewshot.config import SINE, FewshotConfig
+from experiments.fewshot.episodes import make_episodes
+
+CHUNK = 50  # tasks of an evaluation at once
+EVAL_SEED = 0  # of the tasks of validation and test, the same for every run
+
+
+class MetaState(NamedTuple):
+    """What an outer step changes.
+
+    Attributes:
+      params: The start, with its rates where they are learned.
+      opt_state: Of the outer optimizer.
+      tracked: The bases carried over tasks, else None.
+      step: Outer steps so far.
+    """
+
+    params: Any
+    opt_state: Any
+    tracked: Any
+    step: jax.Array
+
+
+class Learner:
+    """The compiled functions of a few-shot experiment.
+
+    Args:
+      config: The experiment.
+      dataset: Its images; None for sine.
+
+    Raises:
+      ValueError: The model, the tasks or the method do not fit.
+    """
+
+    def __init__(self, config: FewshotConfig, dataset: Any):
+        self.config = config
+        self.episodes = make_episodes(config, dataset)
+        self.regression = config.data.name == SINE
+        self.is_spectral = config.method.startswith("spectral_")
+        self.carried = self.is_spectral and config.spectral.basis == "carried"
+        self._graph, self._rest = nnx.split(self._build(0), nnx.Param, ...)[::2]
+        self.training = self._meta(config.inner.steps)
+        self.testing = self._meta(config.inner.test_steps)
+        self.outer = optax.chain(
+            optax.clip_by_global_norm(config.outer.clip),
+            optax.adam(config.outer.learning_rate),
+        )
+        self.tracker = dsbp_jax.track_bases(
+            config.spectral.rank,
+            source=config.spectral.source,
+            side=config.spectral.side,
+            layout=self.layout(),
+        )
+        self.arrays = self.episodes.arrays("train")
+        self._step = jax.jit(self._outer_step, static_argnums=3, donate_argnums=0)
+        self._curves = jax.jit(self._adaptation_curves)
+
+    def _build(self, seed: int) -> nnx.Module:
+        shape = self.episodes.shape
+        return models.build(
+            self.config.model.name,
+            image_shape=shape if len(shape) == 3 else (1, 1, *shape),
+            num_classes=self.episodes.outputs,
+            rngs=nnx.Rngs(seed),
+            **self.config.model.options,
+        )
+
+    def forward(self, params: Any, x: jax.Array) -> jax.Array:
+        """The network; batch statistics are those of the batch, in every phase."""
+        return nnx.merge(self._graph, params, self._rest, copy=True)(x)
+
+    def loss(self, params: Any, batch: Any) -> jax.Array:
+        """Squared error, or cross-entropy."""
+        x, y = batch
+        out = self.forward(params, x)
+        if self.regression:
+            return jnp.mean((out - y) ** 2)
+        return optax.softmax_cross_entropy_with_integer_labels(out, y).mean()
+
+    def metrics(self, params: Any, batch: Any) -> dict[str, jax.Array]:
+        """The loss, and the accuracy of a classifier."""
+        found = {"loss": self.loss(params, batch)}
+        if not self.regression:
+            right = jnp.argmax(self.forward(params, batch[0]), -1) == batch[1]
+            found["accuracy"] = jnp.mean(right.astype(jnp.float32))
+        return found
+
+    def layout(self) -> dsbp_jax.Layout:
+        """How the network uses its kernels."""
+        params = nnx.split(self._build(0), nnx.Param, ...)[1]
+        x = jnp.zeros((2, *self.episodes.shape))
+        return dsbp_jax.layout(self.forward, params, x)
+
+    def _inner(self) -> optax.GradientTransformation:
+        descent = optax.sgd(self.config.inner.learning_rate)
+        if not self.is_spectral:
+            return descent
+        options = self.config.spectral
+        projection = dsbp_jax.spectral_projection(
+            options.rank,
+            source=options.source,
+            side=options.side,
+            residual=options.residual,
+            refresh_every=options.refresh_every,
+            layout=self.layout(),
+        )
+        return optax.chain(projection, descent)
+
+    def _meta(self, num_steps: int) -> meta.Maml:
+        """The method, with so many inner steps."""
+        config, inner = self.config, self._inner()
+        method = config.method.removeprefix("spectral_")
+        axis = config.outer.task_axis
+        shared: dict[str, Any] = {"task_axis": int(axis) if axis.isdecimal() else axis}
+        if method == "reptile":
+            return meta.reptile(
+                self.loss,
+                inner,
+                num_steps,
+                batch_size=config.inner.batch_size,
+                **shared,
+            )
+        shared["checkpoint"] = config.inner.checkpoint
+        if method == "anil":
+            return meta.anil(self.loss, inner, num_steps, head="head", **shared)
+        first_order = method == "fomaml"
+        return meta.maml(self.loss, inner, num_steps, first_order=first_order, **shared)
+
+    def init(self, seed: int) -> MetaState:
+        """The state before the first step."""
+        params = start = nnx.split(self._build(seed), nnx.Param, ...)[1]
+        if self.config.inner.learned_rates:
+            start = meta.with_rates(params)
+        tracked = self.tracker.init(params) if self.carried else None
+        step = jnp.zeros((), jnp.int32)
+        return MetaState(start, self.outer.init(start), tracked, step)
+
+    def draw(self, seed: int, step: int) -> dict:
+        """The tasks of an outer step."""
+        tasks = self.config.outer.tasks
+        return self.episodes.draw("train", tasks, seed=seed, step=step)
+
+    def step(self, state: MetaState, drawn: dict, step: int) -> tuple:
+        """One outer step, whose buffers are reused: the new state and the loss."""
+        due = self.carried and step % self.config.spectral.refresh_every == 0
+        return self._step(state, self.arrays, drawn, due)
+
+    def _outer_step(
+        self, state: MetaState, arrays: Any, drawn: dict, refresh: bool
+    ) -> tuple:
+        tasks = self.episodes.build(arrays, drawn)
+        given = {"bases": dsbp_jax.bases(state.tracked)} if self.carried else {}
+        loss, grads = jax.value_and_grad(self.training.meta_loss)(
+            state.params, tasks, **given
+        )
+        updates, opt_state = self.outer.update(grads, state.opt_state, state.params)
+        tracked = state.tracked
+        if refresh:
+            params, gradient = map(plain, (state.params, grads))
+            activations = None
+            if self.config.spectral.source == "activation":
+                x = tasks[0][0]
+                forward = dsbp_jax.capture_activations(self.forward)
+                _, activations = forward(params, x.reshape(-1, *x.shape[2:]))
+            _, tracked = self.tracker.update(
+                gradient, tracked, params, activations=activations, refresh=True
+            )
+        params = optax.apply_updates(state.params, updates)
+        return MetaState(params, opt_state, tracked, state.step + 1), loss
+
+    def compile(self, state: MetaState) -> None:
+        """Compiles the outer steps, so that no later step waits for it."""
+        drawn = self.draw(0, 0)
+        for due in {False, self.carried}:
+            self._step.lower(state, self.arrays, drawn, due).compile()
+
+    def evaluate(self, state: MetaState, part: str, episodes: int) -> dict[str, Any]:
+        """Adapts to tasks of `"validation"` or `"test"`, the same for every run.
+
+        Args:
+          state: The state.
+          part: Which.
+          episodes: How many tasks.
+
+        Returns:
+          By metric `mean` and `ci95`, half the width of a 95 % confidence interval,
+          after the last inner step; and `curve`, the means after each, the start first.
+        """
+        arrays = self.episodes.arrays(part)
+        found = []
+        for step in range(-(-episodes // CHUNK)):
+            drawn = self.episodes.draw(part, CHUNK, seed=EVAL_SEED, step=step)
+            found.append(self._curves(state.params, state.tracked, arrays, drawn))
+        curves = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *found)
+        return {name: summary(curve) for name, curve in curves.items()}
+
+    def _adaptation_curves(
+        self, params: Any, tracked: Any, arrays: Any, drawn: dict
+    ) -> dict[str, jax.Array]:
+        tasks = self.episodes.build(arrays, drawn)
+        given = {"bases": dsbp_jax.bases(tracked)} if self.carried else {}
+        return self.testing.curve(params, tasks, self.metrics, **given)
+
+
+def plain(params: Any) -> Any:
+    """Meta-parameters, or their gradient, without the rates."""
+    return params.params if isinstance(params, meta.WithRates) else params
+
+
+def summary(curves: np.ndarray) -> dict[str, Any]:
+    """Mean and confidence of curves `(task, step)` at their last step, and their mean.
+
+    Example:
+      >>> summary(np.array([[0.0, 1.0], [0.0, 3.0]]))
+      {'mean': 2.0, 'ci95': 1.96, 'curve': [0.0, 2.0]}
+    """
+    last = curves[:, -1].astype(np.float64)
+    error = last.std(ddof=1) / np.sqrt(len(last))
+    return {
+        "mean": float(last.mean()),
+        "ci95": round(1.96 * float(error), 12),
+        "curve": curves.mean(0, dtype=np.float64).tolist(),
+    }

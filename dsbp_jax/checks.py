@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -117,3 +118,38 @@ def is_static(value: Any, number: float) -> bool:
       (True, False)
     """
     return isinstance(value, int | float) and value == number
+
+
+def scalar_loss(out: Any, has_aux: bool | None = None) -> Any:
+    """What a loss returned, if it is what it must be.
+
+    Args:
+      out: Arrays or their types.
+      has_aux: Whether it is a pair; None where there is no such choice.
+
+    Returns:
+      The scalar.
+
+    Raises:
+      ValueError: It is none.
+
+    Example:
+      >>> scalar_loss(np.zeros(2, np.float32))
+      Traceback (most recent call last):
+      ...
+      ValueError: loss_fn must return a floating-point scalar, got shapes (2,)
+    """
+    pair = isinstance(out, tuple) and len(out) == 2
+    value = out[0] if has_aux and pair else out
+    scalar = getattr(value, "shape", None) == ()
+    if (has_aux and not pair) or not (
+        scalar and jnp.issubdtype(value.dtype, jnp.floating)
+    ):
+        kind = "a floating-point scalar"
+        if has_aux:
+            kind = "a pair of a floating-point scalar and anything, since has_aux=True"
+        elif has_aux is not None:
+            kind += ", or with has_aux=True a pair of it and more"
+        shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), out)
+        raise ValueError(f"loss_fn must return {kind}, got shapes {shapes}")
+    return value

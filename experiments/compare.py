@@ -78,6 +78,7 @@ class Compare(cli.Command):
             checks.positive("learning_rates", rate)
 
 
+@cli.keeps_memory
 @cli.single_threaded_lapack
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error."""

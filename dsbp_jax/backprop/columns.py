@@ -198,7 +198,7 @@ class Columns:
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             out, activations = capture(params, *args)
-            return require_scalar(out, has_aux), activations
+            return checks.scalar_loss(out, has_aux), activations
 
         if self.tracking:
             gradients, activations = jax.grad(loss, has_aux=True)(params)
@@ -254,7 +254,7 @@ def find_layers(
     """
     traced = trace(loss_fn, params, args, {})
     out = traced.unflatten(map(primitives.aval, traced.body.jaxpr.outvars))
-    require_scalar(out, has_aux)
+    checks.scalar_loss(out, has_aux)
     if not traced.sites:
         raise ValueError(
             f"params must hold the weights of a layer in loss_fn, got "
@@ -263,31 +263,6 @@ def find_layers(
         )
     sites = sketched_sites(traced, columns)
     return Layout(tuple((path, site.view) for path, site in sites.items()))
-
-
-def require_scalar(out: Any, has_aux: bool) -> Any:
-    """What a loss returned, if it is what it must be.
-
-    Args:
-      out: Arrays or their types.
-      has_aux: Whether it is a pair.
-
-    Returns:
-      The scalar.
-
-    Raises:
-      ValueError: It is none.
-    """
-    pair = isinstance(out, tuple) and len(out) == 2
-    value = out[0] if has_aux and pair else out
-    scalar = getattr(value, "shape", None) == ()
-    if has_aux > pair or not (scalar and jnp.issubdtype(value.dtype, jnp.floating)):
-        kind = "a pair of a floating-point scalar and anything, since has_aux=True"
-        if not has_aux:
-            kind = "a floating-point scalar, or with has_aux=True a pair of it and more"
-        shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), out)
-        raise ValueError(f"loss_fn must return {kind}, got shapes {shapes}")
-    return value
 
 
 def outside(

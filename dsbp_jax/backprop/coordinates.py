@@ -13,7 +13,6 @@ from dsbp_jax.backprop.columns import (
     Columns,
     ColumnsState,
     find_layers,
-    require_scalar,
     vectors,
 )
 from dsbp_jax.layers import Layout, leaves_by_path, map_paths
@@ -187,7 +186,7 @@ def spectral_coordinates(
             values = array_leaves((params, args, {}))
             outputs, _ = evaluate(traced, visit, values, extras, sites=sites.values())
             out = traced.unflatten(outputs)
-            return require_scalar(out, has_aux), out
+            return checks.scalar_loss(out, has_aux), out
 
         (_, out), grads = jax.value_and_grad(loss, has_aux=True)(coords)
         return out, grads

@@ -12,7 +12,6 @@ from dsbp_jax.backprop.columns import (
     ColumnsState,
     find_layers,
     outside,
-    require_scalar,
     vectors,
 )
 from dsbp_jax.layers import Layout, map_paths
@@ -216,7 +215,7 @@ def spectral_backprop(
                 sites=sites.values(),
             )
             out = traced.unflatten(outputs)
-            return require_scalar(out, has_aux), (out, collected)
+            return checks.scalar_loss(out, has_aux), (out, collected)
 
         (_, (out, collected)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         new = state.columns
@@ -236,7 +235,7 @@ def spectral_backprop(
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             out = loss_fn(params, *args)
-            return require_scalar(out, has_aux), out
+            return checks.scalar_loss(out, has_aux), out
 
         (_, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
         layout = _layout(loss_fn, params, state, args)

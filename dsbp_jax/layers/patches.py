@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dsbp_jax.layers import primitives
 from dsbp_jax.layers.thin import Product
 
 
@@ -28,7 +29,7 @@ def convolve(product: Product, x: jax.Array, w: jax.Array) -> jax.Array:
       The response; sums are in another order than the convolution's.
     """
     params = product.equation.params
-    if product.site.kind != "convolution" or math.prod(params["lhs_dilation"]) != 1:
+    if product.site.kind != "convolution" or not is_product(product.equation):
         return product(x, w)
     lhs, rhs, out = params["dimension_numbers"]
     x = jnp.transpose(x, (lhs[0], *lhs[2:], lhs[1]))
@@ -54,6 +55,11 @@ def convolve(product: Product, x: jax.Array, w: jax.Array) -> jax.Array:
     for source, target in enumerate((out[0], *out[2:], out[1])):
         order[target] = source
     return jnp.transpose(y, order)
+
+
+def is_product(convolution: primitives.Equation) -> bool:
+    """Whether a convolution does not dilate its input, as a transposed one does."""
+    return math.prod(convolution.params["lhs_dilation"]) == 1
 
 
 def patches(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dsbp_jax import checks
 from dsbp_jax.layers import map_paths
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meta.forward import batchable, capturing
@@ -104,64 +105,39 @@ class Adaptation:
           The adapted params, and what was noted, stacked over the steps.
         """
         start = plain_params(params)
-        moving, merge = self._split(start)
-        state = self.inner.init(moving)
+        # Of the first order, whatever the updates depend on is a constant to them.
+        constant = jax.lax.stop_gradient if self.first_order else lambda tree: tree
+        moving, merge = self.split(start)
+        task = _Task(self, support, key, self.split(constant(start))[1])
+        rates = None
+        if isinstance(params, WithRates):
+            rates, _ = self.split(params.rates)
+        state = self.inner.init(constant(moving))
         extra: dict[str, Any] = {}
+        capture = False
         if bases is not None:
-            state = with_bases(state, bases)
+            state = with_bases(state, jax.lax.stop_gradient(dict(bases)))
             extra["refresh"] = False
-        if self.first_order:
-            state = jax.lax.stop_gradient(state)
-
-        def loss(moving: Any, index: jax.Array, *, activations: bool = False) -> Any:
-            run = capturing if activations else batchable
-            batch = self._batch(support, index)
-            keys = {} if key is None else {"key": jax.random.fold_in(key, index)}
-            return run(self.loss_fn)(merge(moving), batch, **keys)
-
-        def update(grads: Any, state: Any, moving: Any, index: Any, **more: Any) -> Any:
-            """The inner optimizer, with all that one may ask for."""
-            value_fn = lambda moving: loss(moving, index)
-            grad_fn = lambda moving, _: jax.grad(value_fn)(moving)
-            more |= {"value_fn": value_fn, "grad_fn": grad_fn, "grad": grads}
-            return self.inner.update(grads, state, moving, **more, **extra)
-
-        def wants_activations() -> bool:
-            if bases is not None or tracked_by_side(state) is None:
-                return False
-            try:
-                index, value = jnp.zeros((), jnp.int32), jnp.zeros(())
-                probe = lambda: update(moving, state, moving, index, value=value)[0]
-                jax.eval_shape(probe)
-            except MissingActivations:
-                return True
-            return False
-
-        capture = wants_activations()
+        elif tracked_by_side(state) is not None:
+            capture = task.wants_activations(moving, state)
 
         def step(carry: tuple, index: jax.Array) -> tuple:
             moving, state = carry
-            at = jax.lax.stop_gradient(moving) if self.first_order else moving
-            more: dict[str, Any] = {}
-            if capture:
-                grad = jax.value_and_grad(loss, has_aux=True)
-                (value, more["activations"]), grads = grad(at, index, activations=True)
-            else:
-                value, grads = jax.value_and_grad(loss)(at, index)
-            updates, state = update(grads, state, at, index, value=value, **more)
-            if isinstance(params, WithRates):
-                scale = lambda u, rate: (u * rate).astype(u.dtype)
-                updates = jax.tree.map(scale, updates, self._split(params.rates)[0])
+            updates, state = task.update(constant(moving), state, index, capture, extra)
+            if rates is not None:
+                scale = lambda update, rate: (update * rate).astype(update.dtype)
+                updates = jax.tree.map(scale, updates, rates)
             moving = optax.apply_updates(moving, updates)
             return (moving, state), after(merge(moving))
 
         if self.checkpoint:
             step = jax.checkpoint(step, prevent_cse=False)
         steps = jnp.arange(self.num_steps)
-        carry, noted = jax.lax.scan(step, (moving, state), steps)
-        return merge(carry[0]), noted
+        result: Any = jax.lax.scan(step, (moving, state), steps)
+        (moving, _), noted = result
+        return merge(moving), noted
 
-    def _split(self, tree: Any) -> tuple[Any, Callable[[Any], Any]]:
+    def split(self, tree: Any) -> tuple[Any, Callable[[Any], Any]]:
         """The leaves that move (None for others), and a function to put them back."""
         moves = self.moves
         if moves is None:
@@ -172,10 +148,81 @@ class Adaptation:
         is_none = lambda leaf: leaf is None
         return moving, lambda moving: jax.tree.map(pick, moving, fixed, is_leaf=is_none)
 
-    def _batch(self, support: Any, index: jax.Array) -> Any:
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """One task, and one inner step on it.
+
+    Attributes:
+      how: The adaptation.
+      support: The examples.
+      key: A PRNG key, or None.
+      complete: Puts the leaves that do not move beside those that do.
+    """
+
+    how: Adaptation
+    support: Any
+    key: jax.Array | None
+    complete: Callable[[Any], Any]
+
+    def loss(self, moving: Any, index: jax.Array, run: Callable[..., Any]) -> Any:
+        """The loss of a step; `run` says how the model is run."""
+        keys = {} if self.key is None else {"key": jax.random.fold_in(self.key, index)}
+        fn = run(self.how.loss_fn)
+        out = fn(self.complete(moving), self.batch(index), **keys)
+        checks.scalar_loss(out[0] if run is capturing else out)
+        return out
+
+    def batch(self, index: jax.Array) -> Any:
         """The examples of a step."""
-        if self.batch_size is None:
-            return support
-        number = jax.tree.leaves(support)[0].shape[0]
-        rows = (index * self.batch_size + jnp.arange(self.batch_size)) % number
-        return jax.tree.map(lambda leaf: leaf[rows], support)
+        size = self.how.batch_size
+        if size is None:
+            return self.support
+        number = jax.tree.leaves(self.support)[0].shape[0]
+        rows = (index * size + jnp.arange(size)) % number
+        return jax.tree.map(lambda leaf: leaf[rows], self.support)
+
+    def update(
+        self,
+        moving: Any,
+        state: Any,
+        index: jax.Array,
+        capture: bool,
+        extra: Mapping[str, Any],
+    ) -> tuple[Any, Any]:
+        """The updates of a step, and the optimizer's new state."""
+        more = dict(extra)
+        run = capturing if capture else batchable
+        out, grads = jax.value_and_grad(self.loss, has_aux=capture)(moving, index, run)
+        if capture:
+            out, more["activations"] = out
+        return self.inner_update(grads, state, moving, index, value=out, **more)
+
+    def inner_update(
+        self, grads: Any, state: Any, moving: Any, index: jax.Array, **more: Any
+    ) -> tuple[Any, Any]:
+        """The inner optimizer, with all that one may ask for."""
+
+        # The line searches of optax want each argument that is not theirs named here.
+        def value_fn(
+            moving: Any,
+            grad_fn: Any = None,
+            activations: Any = None,
+            refresh: Any = None,
+        ) -> Any:
+            del grad_fn, activations, refresh
+            return self.loss(moving, index, batchable)
+
+        grad_fn = lambda moving, _: jax.grad(value_fn)(moving)
+        more |= {"value_fn": value_fn, "grad_fn": grad_fn, "grad": grads}
+        return self.how.inner.update(grads, state, moving, **more)
+
+    def wants_activations(self, moving: Any, state: Any) -> bool:
+        """Whether the inner optimizer cannot do without the activations."""
+        index, value = jnp.zeros((), jnp.int32), jnp.zeros(())
+        probe = lambda: self.inner_update(moving, state, moving, index, value=value)[0]
+        try:
+            jax.eval_shape(probe)
+        except MissingActivations:
+            return True
+        return False

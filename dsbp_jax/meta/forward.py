@@ -7,8 +7,9 @@ import jax
 
 from dsbp_jax.layers import LayerActivations, patches, primitives
 from dsbp_jax.layers.capture import collect_rows, gather_rows
-from dsbp_jax.layers.finder import Trace, array_leaves, trace
+from dsbp_jax.layers.finder import array_leaves, trace
 from dsbp_jax.layers.rewrite import evaluate
+from dsbp_jax.layers.sites import Site
 from dsbp_jax.layers.thin import Product
 
 # Where kernels of many tasks are convolved faster as products over patches.
@@ -70,21 +71,19 @@ def capturing(
 
 def convolves(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> bool:
     """Whether `vmap` over params meets convolutions that stay, on a CPU."""
+    if jax.default_backend() != "cpu":
+        return False
     traced = trace(fn, params, args, kwargs)
     replaced = sum(_is_replaced(site) for site in traced.sites)
-    return jax.default_backend() == "cpu" and _count(traced) > replaced
-
-
-def _count(traced: Trace) -> int:
-    """Convolutions anywhere in a program."""
-    name = primitives.CONVOLUTION
-    return sum(
-        equation.primitive.name == name
+    found = [
+        equation
         for equation in primitives.equations(traced.body.jaxpr)
-    )
+        if equation.primitive.name == primitives.CONVOLUTION
+    ]
+    return len(found) > replaced or not all(map(patches.is_product, found))
 
 
-def _is_replaced(site: Any) -> bool:
+def _is_replaced(site: Site) -> bool:
     return (
         site.kind == "convolution"
         and site.rule is None

@@ -21,6 +21,7 @@ from dsbp_jax.layers import leaves_by_path
 from dsbp_jax.meta.adaptation import Adaptation, plain_params
 from dsbp_jax.meta.forward import batchable, convolves
 from dsbp_jax.meta.tasks import TaskAxis, check_task_axis, num_tasks, over_tasks
+from dsbp_jax.transforms.sharding import with_auto_axes
 
 
 class Maml(NamedTuple):
@@ -36,8 +37,8 @@ class Maml(NamedTuple):
       adapt: `adapt(params, support, *, bases=None, key=None)`: the params after the
         inner steps on one task, whose arrays have shape `(example, …)`.
       meta_loss: `meta_loss(params, (support, query), *, bases=None, key=None)`: the
-        mean over tasks, shape `()`; arrays have shape `(task, example, …)`. To be
-        differentiated and given to any outer optimizer.
+        mean over tasks, shape `()`; arrays have shape `(task, example, …)` and may be
+        sharded over tasks. To be differentiated and given to any outer optimizer.
       curve: `curve(params, (support, query), metric_fn=None, *, bases=None,
         key=None)`: `metric_fn(params, query)`, the loss by default, of every task
         before the first inner step and after each: arrays of shape `(task,
@@ -79,7 +80,7 @@ def maml(
         patches there, and need not).
       checkpoint: Compute what is inside of the inner steps again for the derivative:
         memory then grows with `num_steps` by the params and the optimizer's state
-        only.
+        only. Refreshes inside of the tasks run twice.
 
     Returns:
       The functions; see `Maml`.
@@ -164,7 +165,7 @@ def anil(
     )
 
     def check(params: Any) -> None:
-        paths = list(leaves_by_path(params))
+        paths = list(leaves_by_path(plain_params(params)))
         for name in names:
             if not any(under(path, name) for path in paths):
                 raise ValueError(
@@ -280,7 +281,7 @@ def _learner(
             if key is None
             else {"key": jax.random.fold_in(key, adaptation.num_steps)}
         )
-        return batchable(loss_fn)(adapted, query, **keys)
+        return checks.scalar_loss(batchable(loss_fn)(adapted, query, **keys))
 
     def run(
         function: Callable[..., Any], params: Any, tasks: Any, key: Any, **options: Any
@@ -304,8 +305,14 @@ def _learner(
     def meta_loss(
         params: Any, tasks: Any, *, bases: Any = None, key: Any = None
     ) -> jax.Array:
-        losses = run(task_loss or query_loss, params, tasks, key, bases=bases)
-        return jnp.mean(losses)
+        def mean(params: Any, tasks: Any, key: Any, bases: Any) -> jax.Array:
+            losses = run(task_loss or query_loss, params, tasks, key, bases=bases)
+            return jnp.mean(losses)
+
+        # Each device takes its share of the tasks, under Explicit meshes as well.
+        return with_auto_axes(
+            mean, params, tasks, key, bases, out_specs=lambda: jax.P()
+        )
 
     def curve(
         params: Any,

@@ -10,6 +10,7 @@ import optax
 from dsbp_jax import checks
 from dsbp_jax.layers import Layout
 from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.transforms.reading import tracked_by_side
 from dsbp_jax.transforms.sharding import keep_shardings
 from dsbp_jax.transforms.signals import SIDES
 from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis, Tracker
@@ -103,7 +104,8 @@ def with_bases(
     does not name keep what they have.
 
     Args:
-      opt_state: The state of any optimizer that contains a spectral transform.
+      opt_state: The state of any optimizer that contains a spectral transform, as its
+        `init` returns it (not wrapped in the variables of Flax nnx).
       bases: From canonical path to basis, in the shapes of the state's own; paths that
         the state does not track are ignored.
       side: `"input"` or `"output"`, the side that the bases are of; may be None where
@@ -128,13 +130,22 @@ def with_bases(
     """
     if side is not None:
         checks.one_of("side", side, SIDES)
+    sides = [set(entries) for entries in (tracked_by_side(opt_state) or {}).values()]
+    shared = set.intersection(*sides) & set(bases) if len(sides) > 1 else set()
+    if shared and side is None:
+        raise ValueError(
+            "side must be 'input' or 'output' where both sides are tracked, as of "
+            f"{min(shared)!r}, got None"
+        )
     is_state = lambda node: isinstance(node, SpectralState)
     placed: set[str] = set()
     known: set[str] = set()
 
     def place(name: str, path: str, entry: TrackedBasis) -> TrackedBasis:
+        if side not in (None, name):
+            return entry
         known.add(path)
-        if path not in bases or side not in (None, name):
+        if path not in bases:
             return entry
         given = bases[path]
         expected, actual = entry.basis.vectors.shape, given.vectors.shape
@@ -154,13 +165,6 @@ def with_bases(
     def fill(node: Any) -> Any:
         if not is_state(node):
             return node
-        sides = [set(entries) for entries in node.tracked.values()]
-        shared = set.intersection(*sides) & set(bases) if len(sides) > 1 else set()
-        if shared and side is None:
-            raise ValueError(
-                "side must be 'input' or 'output' where both sides are tracked, as of "
-                f"{min(shared)!r}, got None"
-            )
         tracked = {
             name: {path: place(name, path, entry) for path, entry in entries.items()}
             for name, entries in node.tracked.items()
@@ -169,8 +173,9 @@ def with_bases(
 
     result = jax.tree.map(fill, opt_state, is_leaf=is_state)
     if not placed:
+        where = "" if side is None else f" on the {side} side"
         raise ValueError(
-            "bases must name a leaf that the optimizer tracks "
+            f"bases must name a leaf that the optimizer tracks{where} "
             f"({', '.join(sorted(known)) or 'none'}), got those of "
             f"{', '.join(sorted(bases)) or 'none'}"
         )

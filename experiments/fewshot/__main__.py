@@ -35,6 +35,7 @@ class Fewshot(RunCommand):
     )
 
 
+@cli.keeps_memory
 @cli.single_threaded_lapack
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error, 1 on divergence."""

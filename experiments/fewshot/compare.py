@@ -76,11 +76,14 @@ class Compare(cli.Command):
             checks.positive("inner_rates", rate)
 
 
+@cli.keeps_memory
 @cli.single_threaded_lapack
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error."""
     args = list(sys.argv[1:] if args is None else args)
     console = Console(highlight=False)
+    if not console.is_terminal:  # a file has room for every column
+        console.width = 160
     with cli.user_errors(PROG):
         command = cli.parse(Compare, args, PROG)
         folder = command.out / command.name

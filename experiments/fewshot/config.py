@@ -51,7 +51,8 @@ class InnerConfig:
     """Steps in validation and test."""
 
     learned_rates: bool = False
-    """Learn a step size for each leaf, as part of the start (Meta-SGD)."""
+    """Learn a step size for each leaf, as part of the start (Meta-SGD); reptile has no
+    gradient for it and does not."""
 
     batch_size: int = 10
     """Examples of a training step of reptile; the others take the support set."""

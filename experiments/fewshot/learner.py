@@ -142,7 +142,7 @@ class Learner:
     def init(self, seed: int) -> MetaState:
         """The state before the first step."""
         params = start = nnx.split(self._build(seed), nnx.Param, ...)[1]
-        if self.config.inner.learned_rates:
+        if self.config.inner.learned_rates and self.config.method != "reptile":
             start = meta.with_rates(params)
         tracked = self.tracker.init(params) if self.carried else None
         step = jnp.zeros((), jnp.int32)

@@ -88,6 +88,9 @@ TRANSFORMS = {
     "project_away": functools.partial(
         dsbp_jax.project_away, SOURCE_BASES, layout=models.LAYOUT
     ),
+    "track_bases": functools.partial(
+        dsbp_jax.track_bases, 3, refresh_every=2, **SHARED
+    ),
 }
 UNTRACKED = ("add_spectral_transfer", "project_away")
 
@@ -180,7 +183,8 @@ def test_masked_and_partitioned(make):
     np.testing.assert_allclose(split["bias"], expected["bias"], rtol=1e-5)
 
 
-# Arguments for the factories, and the number among them that a schedule may move.
+# Arguments for the factories, and the number among them that a schedule may move
+# (track_bases has none).
 INJECTED = {
     "spectral_projection": ({"rank": 3}, "residual"),
     "add_spectral_decay": ({"source": "gradient"}, "strength"),
@@ -199,7 +203,7 @@ INJECTED = {
 }
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", INJECTED)
 def test_injected_hyperparams_follow_the_plain_trajectory(name):
     factory = getattr(dsbp_jax, name)
     arguments, number = INJECTED[name]

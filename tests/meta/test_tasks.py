@@ -1,0 +1,226 @@
+"""How tasks are run: at once, in turn, on many devices; and what are no tasks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dsbp_jax
+from dsbp_jax import linalg, meta
+from tests.meta import models
+from tests.meta.models import close, loss_fn
+
+SGD = optax.sgd(0.1)
+
+
+def linear(w, batch):
+    """A regression's loss."""
+    return jnp.mean((batch[0] @ w - batch[1]) ** 2)
+
+
+def run(task_axis):
+    """Loss and gradient of five tasks."""
+    learner = meta.maml(linear, SGD, 2, task_axis=task_axis)
+    grad = jax.jit(jax.value_and_grad(learner.meta_loss))
+    return grad(models.normal(2, 1), models.sines(5))
+
+
+at_once = functools.cache(functools.partial(run, "vmap"))
+
+
+@pytest.mark.parametrize("task_axis", ["auto", "map", 1, 2, 8])
+def test_every_order_gives_the_same(task_axis):
+    close(run(task_axis), at_once())
+
+
+def convolution(**options):
+    """A model of one convolution, its params and tasks."""
+    groups = options.get("feature_group_count", 1)
+
+    def conv_loss(w, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        window = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1))}
+        y = jax.lax.conv_general_dilated(
+            x, w, dimension_numbers=numbers, **window, **options
+        )
+        return jnp.mean((y - 1) ** 2)
+
+    x = models.normal(3, 2, 4, 4, 2)
+    return conv_loss, models.normal(2, 2, 2 // groups, 2), (x, x)
+
+
+PROBLEMS = {
+    "vmap": {
+        "mlp": lambda: (loss_fn, models.mlp(), models.sines(3)),
+        "nnx": models.conv_net,
+        "strided": lambda: convolution(rhs_dilation=(2, 2)),
+    },
+    "map": {
+        "grouped": lambda: convolution(feature_group_count=2),
+        "transposed": lambda: convolution(lhs_dilation=(2, 2)),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("expected", "name"), [(how, name) for how in PROBLEMS for name in PROBLEMS[how]]
+)
+def test_auto_is_chosen_by_the_convolutions_on_a_cpu(expected, name):
+    conv_loss, params, tasks = PROBLEMS[expected][name]()
+    assert len(jax.tree.leaves(tasks)[0]) == 3
+    learner = meta.maml(conv_loss, SGD, 1)
+    program = str(jax.make_jaxpr(jax.grad(learner.meta_loss))(params, tasks))
+    # A loop over the three tasks, or none; that over the steps has one.
+    assert ("length=3" in program) == (expected == "map")
+
+
+# A curve and a key for each task
+
+
+def test_curve():
+    params, (support, query) = models.mlp(), models.sines(3)
+    learner = meta.maml(loss_fn, SGD, 4)
+    curve = jax.jit(learner.curve)(params, (support, query))
+    assert curve.shape == (3, 5)
+    each = lambda function: jax.jit(jax.vmap(function))(support, query)
+    adapted = lambda s, q: loss_fn(learner.adapt(params, s), q)
+    close(curve[:, 0], each(lambda s, q: loss_fn(params, q)))
+    close(curve[:, -1], each(adapted))
+    metric_fn = lambda p, q: {"loss": loss_fn(p, q), "head": p["head"]["kernel"]}
+    run = jax.jit(functools.partial(learner.curve, metric_fn=metric_fn))
+    measured = run(params, (support, query))
+    close(measured["loss"], curve)
+    assert measured["head"].shape == (3, 5, 5, 1)
+
+
+def test_every_task_and_step_has_a_key_of_its_own():
+    """The loss is linear: its gradient, and what a step moves by, is the draw."""
+    keyed = lambda w, batch, *, key: w * jax.random.normal(key)
+    learner = meta.maml(keyed, optax.sgd(1.0), 3)
+    w, tasks = jnp.zeros(()), (jnp.zeros((2, 1)), jnp.zeros((2, 1)))
+    curve = jax.jit(lambda key: learner.curve(w, tasks, lambda w, _: w, key=key))
+    draws = lambda seed: -np.diff(curve(jax.random.key(seed)))
+    first = draws(0)
+    assert len(np.unique(first.round(5))) == first.size
+    np.testing.assert_array_equal(draws(0), first)
+    assert not np.isin(draws(1).round(5), first.round(5)).any()
+
+    one = jax.tree.map(lambda leaf: leaf[:1], tasks)
+    both = lambda key: (
+        jax.grad(learner.meta_loss)(w, one, key=key),
+        learner.curve(w, one, lambda w, _: w, key=key),
+    )
+    in_the_query, ends = jax.jit(both)(jax.random.key(0))
+    assert not np.isclose(in_the_query, -np.diff(ends)).any()
+    with pytest.raises(TypeError, match="key"):
+        learner.meta_loss(w, tasks)
+
+
+# Many devices
+
+
+def shard(kind, params, tasks, bases=None):
+    """Tasks over all devices, all else on each of them."""
+    axis_types = (getattr(jax.sharding.AxisType, kind),)
+    mesh = jax.make_mesh((8,), ("task",), axis_types=axis_types)
+    put = lambda tree, spec: jax.device_put(tree, jax.NamedSharding(mesh, spec))
+    return mesh, put(params, jax.P()), put(tasks, jax.P("task")), put(bases, jax.P())
+
+
+BODY = dsbp_jax.Layout((("body/kernel", dsbp_jax.MatrixView((0,), (1,))),))
+PROJECTION = dsbp_jax.spectral_projection(
+    2, side="input", source="activation", num_blocks=3, layout=BODY
+)
+SPECTRAL = optax.chain(PROJECTION, SGD)
+
+
+@functools.cache
+def unsharded(name):
+    """A function that differentiates the loss, its arguments and its result."""
+    inner = SGD if name == "plain" else SPECTRAL
+    vectors = jnp.linalg.qr(models.normal(6, 2))[0]
+    basis = linalg.EigenBasis(vectors, jnp.ones(2), jnp.ones(()))
+    bases = {"body/kernel": basis} if name == "given bases" else None
+    learner = meta.maml(loss_fn, inner, 2)
+    grad = jax.jit(jax.value_and_grad(lambda p, t, b: learner.meta_loss(p, t, bases=b)))
+    args = (models.mlp(6, 6, 4), models.decaying(8, 12, 6, 4), bases)
+    return grad, args, grad(*args)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("plain", "Auto"),
+        ("plain", "Explicit"),
+        ("given bases", "Auto"),
+        ("given bases", "Explicit"),
+        ("bases of the task", "Auto"),
+        ("bases of the task", "Explicit"),
+    ],
+)
+def test_sharded_tasks_agree_with_unsharded(name, kind):
+    grad, args, expected = unsharded(name)
+    mesh, *sharded = shard(kind, *args)
+    with jax.set_mesh(mesh):
+        close(grad(*sharded), expected, 1e-4, 1e-5)
+
+
+def test_each_of_eight_devices_does_an_eighth():
+    params, tasks = models.normal(32, 16), models.decaying(16, 32, 32, 16)
+    learner = meta.maml(linear, SGD, 2)
+    grad = jax.grad(learner.meta_loss)
+    whole = models.flops(grad, params, tasks)
+    mesh, params, tasks, _ = shard("Auto", params, tasks)
+    with jax.set_mesh(mesh):
+        part = models.flops(grad, params, tasks)
+    assert 0.11 < part / whole < 0.14
+
+
+# Bad input
+
+
+def test_bad_arguments():
+    for task_axis in ("loop", 0, 2.5, None):
+        with pytest.raises(
+            ValueError, match=f"task_axis must be .*, got {task_axis!r}"
+        ):
+            meta.maml(loss_fn, SGD, 1, task_axis=task_axis)
+    for make in (meta.maml, meta.reptile, functools.partial(meta.anil, head="head")):
+        with pytest.raises(ValueError, match="num_steps must be an int of at least 1"):
+            make(loss_fn, SGD, 0)
+        with pytest.raises(ValueError, match="inner must be an optax transformation"):
+            make(loss_fn, optax.sgd, 1)
+        with pytest.raises(ValueError, match="loss_fn must be a function, got None"):
+            make(None, SGD, 1)
+    with pytest.raises(ValueError, match="batch_size must be an int of at least 1"):
+        meta.reptile(loss_fn, SGD, 1, batch_size=0)
+
+
+def test_bad_tasks():
+    params, (support, query) = models.mlp(), models.sines(3)
+    meta_loss = meta.maml(loss_fn, SGD, 1).meta_loss
+    with pytest.raises(ValueError, match=r"tasks must be a pair .*, got ArrayImpl"):
+        meta_loss(params, support[0])
+    with pytest.raises(ValueError, match=r"tasks must be a pair .*, got tuple"):
+        meta_loss(params, (support,))
+    fewer = jax.tree.map(lambda leaf: leaf[:2], query)
+    with pytest.raises(ValueError, match=r"one number of tasks .* \(2, 6, 2\)"):
+        meta_loss(params, (support, fewer))
+    one = jax.tree.map(lambda leaf: leaf[0, 0], (support, query))
+    with pytest.raises(
+        ValueError, match=r"shape \(task, example, …\).* axis of size 1"
+    ):
+        meta_loss(params, one)
+    with pytest.raises(ValueError, match="got arrays of shape none"):
+        meta_loss(params, ((), ()))
+
+
+@pytest.mark.parametrize("make", [meta.maml, meta.reptile])
+def test_a_loss_that_is_no_scalar(make):
+    params, tasks = models.mlp(), models.sines(3)
+    each = lambda params, batch: batch[0] @ params["body"]["kernel"]
+    with pytest.raises(ValueError, match=r"loss_fn .* scalar"):
+        make(each, SGD, 1).meta_loss(params, tasks)

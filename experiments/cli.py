@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -169,10 +170,9 @@ def keeps_memory(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> None:
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
+        if platform.libc_ver()[0] == "glibc":
             for option, value in _MALLOC.values():
-                mallopt(option, value)
+                ctypes.CDLL(None).mallopt(option, value)
         main(*args, **kwargs)
 
     return run

@@ -185,7 +185,8 @@ class Learner:
         """Compiles the outer steps, so that no later step waits for it."""
         drawn = self.draw(0, 0)
         for due in {False, self.carried}:
-            self._step.lower(state, self.arrays, drawn, due).compile()
+            copy = jax.tree.map(jnp.copy, state)  # its buffers are reused
+            jax.block_until_ready(self._step(copy, self.arrays, drawn, due))
 
     def evaluate(self, state: MetaState, part: str, episodes: int) -> dict[str, Any]:
         """Adapts to tasks of `"validation"` or `"test"`, the same for every run.

@@ -72,6 +72,27 @@ def capture_activations(
     limit = None if max_rows is None else positive_int("max_rows", max_rows)
     sides = _sides(which)
 
+    return capture_through(fn, lambda product, x, w: product(x, w), sides, limit)
+
+
+def capture_through(
+    fn: Callable[..., Any],
+    respond: Callable[[Product, jax.Array, jax.Array], jax.Array],
+    sides: tuple[str, ...] = _SIDES,
+    limit: int | None = None,
+) -> Callable[..., tuple[Any, dict[str, LayerActivations]]]:
+    """`capture_activations` with the layers' responses in other hands.
+
+    Args:
+      fn: As there.
+      respond: `respond(product, x, w)`, the response of a layer.
+      sides: As `which` there.
+      limit: As `max_rows` there.
+
+    Returns:
+      As there.
+    """
+
     def captured(
         params: Any, *args: Any, **kwargs: Any
     ) -> tuple[Any, dict[str, LayerActivations]]:
@@ -86,7 +107,7 @@ def capture_activations(
         def visit(
             product: Product, x: jax.Array, w: jax.Array, extra: Any
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            y = product(x, w)
+            y = respond(product, x, w)
             return y, collect_rows(product.site, x, y, sides, limit)
 
         arrays = array_leaves((params, args, kwargs))

@@ -5,7 +5,11 @@ loop on one task, `tasks` runs it on many, and `forward` is the model in it. Epi
 networks and training loops belong to `experiments`.
 """
 
-from dsbp_jax.meta.adaptation import WithRates as WithRates, with_rates as with_rates
+from dsbp_jax.meta.adaptation import (
+    WithRates as WithRates,
+    plain_params as plain_params,
+    with_rates as with_rates,
+)
 from dsbp_jax.meta.maml import (
     Maml as Maml,
     anil as anil,

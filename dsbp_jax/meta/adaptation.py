@@ -1,6 +1,7 @@
 """Adapting to one task: a few steps of any optimizer from a common start."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks
-from dsbp_jax.layers import map_paths
+from dsbp_jax.layers import map_paths, require_paths
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.meta.forward import batchable, capturing
+from dsbp_jax.meta.forward import with_activations, with_patches
 from dsbp_jax.transforms import MissingActivations, with_bases
 from dsbp_jax.transforms.reading import tracked_by_side
 
@@ -33,8 +34,8 @@ def with_rates(params: Any, initial: float = 1.0) -> WithRates:
     """A start whose inner learning rates are learned with it, one per leaf.
 
     Give the result to `Maml.meta_loss` and to the outer optimizer in place of the
-    params. The inner updates of a leaf are multiplied by its rate, so the inner
-    optimizer's own learning rate is the unit.
+    params; `Maml.adapt` returns params without rates. The inner updates of a leaf are
+    multiplied by its rate, so the inner optimizer's own learning rate is the unit.
 
     Args:
       params: The start.
@@ -45,7 +46,7 @@ def with_rates(params: Any, initial: float = 1.0) -> WithRates:
 
     References:
       Li et al., Meta-SGD, arXiv 1707.09835, 2017 (there a rate for each entry);
-      Antoniou et al., How to train your MAML, ICLR 2019 (one for each layer).
+      Antoniou et al., How to train your MAML, ICLR 2019 (for each layer and step).
 
     Example:
       >>> with_rates({"kernel": jnp.ones((2, 2))}, 0.5).rates["kernel"].item()
@@ -53,6 +54,11 @@ def with_rates(params: Any, initial: float = 1.0) -> WithRates:
     """
     rate = lambda leaf: jnp.full((), initial, jnp.float32)
     return WithRates(params, jax.tree.map(rate, params))
+
+
+def keys_of(key: jax.Array | None, step: int | jax.Array) -> dict[str, jax.Array]:
+    """The PRNG key of a step as the loss takes it: no argument where there is none."""
+    return {} if key is None else {"key": jax.random.fold_in(key, step)}
 
 
 def plain_params(params: Any) -> Any:
@@ -116,9 +122,9 @@ class Adaptation:
         extra: dict[str, Any] = {}
         capture = False
         if bases is not None:
-            state = with_bases(state, jax.lax.stop_gradient(dict(bases)))
+            state = _hold(state, bases, isinstance(params, WithRates))
             extra["refresh"] = False
-        elif tracked_by_side(state) is not None:
+        elif tracked_by_side(state):
             capture = task.wants_activations(moving, state)
 
         def step(carry: tuple, index: jax.Array) -> tuple:
@@ -149,33 +155,55 @@ class Adaptation:
         return moving, lambda moving: jax.tree.map(pick, moving, fixed, is_leaf=is_none)
 
 
+def _hold(state: Any, bases: Mapping[str, EigenBasis], with_rates: bool) -> Any:
+    """The state of an inner optimizer on given bases, constants to every derivative.
+
+    Raises:
+      ValueError: It tracks leaves that `bases` lacks, or has no bases to replace.
+    """
+    if with_rates:  # as an outer optimizer names the leaves of `WithRates`
+        bases = {path.removeprefix("params/"): basis for path, basis in bases.items()}
+    tracked = tracked_by_side(state)
+    if tracked is None:
+        raise ValueError(
+            "bases must be None with an inner optimizer that tracks none, got those of "
+            f"{', '.join(bases) or 'no leaf'}"
+        )
+    wanted = {path for entries in tracked.values() for path in entries}
+    require_paths(sorted(wanted), bases, "bases")
+    if not wanted:  # every layer is as small as its basis, or nothing is projected
+        return state
+    return with_bases(state, jax.lax.stop_gradient(dict(bases)))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Task:
     """One task, and one inner step on it.
 
     Attributes:
-      how: The adaptation.
+      adaptation: How to adapt to it.
       support: The examples.
       key: A PRNG key, or None.
-      complete: Puts the leaves that do not move beside those that do.
+      merge: Puts the leaves that do not move beside those that do.
     """
 
-    how: Adaptation
+    adaptation: Adaptation
     support: Any
     key: jax.Array | None
-    complete: Callable[[Any], Any]
+    merge: Callable[[Any], Any]
 
-    def loss(self, moving: Any, index: jax.Array, run: Callable[..., Any]) -> Any:
-        """The loss of a step; `run` says how the model is run."""
-        keys = {} if self.key is None else {"key": jax.random.fold_in(self.key, index)}
-        fn = run(self.how.loss_fn)
-        out = fn(self.complete(moving), self.batch(index), **keys)
-        checks.scalar_loss(out[0] if run is capturing else out)
+    def loss(self, moving: Any, index: jax.Array, *, capture: bool = False) -> Any:
+        """The loss of a step, with the activations if wanted."""
+        keys = keys_of(self.key, index)
+        run = with_activations if capture else with_patches
+        fn = run(self.adaptation.loss_fn)
+        out = fn(self.merge(moving), self.batch(index), **keys)
+        checks.scalar_loss(out[0] if capture else out)
         return out
 
     def batch(self, index: jax.Array) -> Any:
         """The examples of a step."""
-        size = self.how.batch_size
+        size = self.adaptation.batch_size
         if size is None:
             return self.support
         number = jax.tree.leaves(self.support)[0].shape[0]
@@ -192,8 +220,8 @@ class _Task:
     ) -> tuple[Any, Any]:
         """The updates of a step, and the optimizer's new state."""
         more = dict(extra)
-        run = capturing if capture else batchable
-        out, grads = jax.value_and_grad(self.loss, has_aux=capture)(moving, index, run)
+        loss = functools.partial(self.loss, capture=capture)
+        out, grads = jax.value_and_grad(loss, has_aux=capture)(moving, index)
         if capture:
             out, more["activations"] = out
         return self.inner_update(grads, state, moving, index, value=out, **more)
@@ -211,11 +239,11 @@ class _Task:
             refresh: Any = None,
         ) -> Any:
             del grad_fn, activations, refresh
-            return self.loss(moving, index, batchable)
+            return self.loss(moving, index)
 
         grad_fn = lambda moving, _: jax.grad(value_fn)(moving)
         more |= {"value_fn": value_fn, "grad_fn": grad_fn, "grad": grads}
-        return self.how.inner.update(grads, state, moving, **more)
+        return self.adaptation.inner.update(grads, state, moving, **more)
 
     def wants_activations(self, moving: Any, state: Any) -> bool:
         """Whether the inner optimizer cannot do without the activations."""

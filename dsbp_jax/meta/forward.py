@@ -6,29 +6,29 @@ from typing import Any
 import jax
 
 from dsbp_jax.layers import LayerActivations, patches, primitives
-from dsbp_jax.layers.capture import collect_rows, gather_rows
+from dsbp_jax.layers.capture import capture_through
 from dsbp_jax.layers.finder import array_leaves, trace
 from dsbp_jax.layers.rewrite import evaluate
 from dsbp_jax.layers.sites import Site
 from dsbp_jax.layers.thin import Product
 
-# Where kernels of many tasks are convolved faster as products over patches.
-_PATCHES_ON = ("cpu",)
-_SIDES = ("inputs", "outputs")
 
-
-def batchable(fn: Callable[..., Any]) -> Callable[..., Any]:
+def with_patches(fn: Callable[..., Any]) -> Callable[..., Any]:
     """A model function whose convolutions `vmap` over kernels does not slow down.
 
+    On a CPU, those of params run as matrix products over patches, at the price of
+    memory: the patches of a k × k kernel are up to k² times its input. Elsewhere, and
+    inside of derivative rules of the user's own, they run as they stand.
+
     Args:
-      fn: `fn(params, *args, **kwargs)`, differentiated by JAX's own rules.
+      fn: `fn(params, *args, **kwargs)`.
 
     Returns:
       The same function; the sums of a convolution may be in another order.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> batchable(lambda params, x: x @ params)(jnp.eye(2), jnp.ones(2)).tolist()
+      >>> with_patches(lambda params, x: x @ params)(jnp.eye(2), jnp.ones(2)).tolist()
       [1.0, 1.0]
     """
 
@@ -37,44 +37,29 @@ def batchable(fn: Callable[..., Any]) -> Callable[..., Any]:
         sites = [site for site in traced.sites if _is_replaced(site)]
         if not sites:
             return fn(params, *args, **kwargs)
+        visit = lambda product, x, w, extra: (_respond(product, x, w), None)
         arrays = array_leaves((params, args, kwargs))
-        outputs, _ = evaluate(traced, _visit, arrays, sites=sites)
+        outputs, _ = evaluate(traced, visit, arrays, sites=sites)
         return traced.unflatten(outputs)
 
     return run
 
 
-def capturing(
+def with_activations(
     fn: Callable[..., Any],
 ) -> Callable[..., tuple[Any, dict[str, LayerActivations]]]:
-    """`dsbp_jax.capture_activations` of `batchable(fn)`, in one evaluation."""
-
-    def run(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, dict]:
-        traced = trace(fn, params, args, kwargs)
-
-        def visit(
-            product: Product, x: jax.Array, w: jax.Array, extra: Any
-        ) -> tuple[jax.Array, Any]:
-            y, _ = _visit(product, x, w, extra)
-            return y, collect_rows(product.site, x, y, _SIDES, None)
-
-        arrays = array_leaves((params, args, kwargs))
-        outputs, found = evaluate(traced, visit, arrays, sites=traced.sites)
-        activations = {
-            site.name: gather_rows(site, found[site.name], _SIDES, None)
-            for site in traced.sites
-        }
-        return traced.unflatten(outputs), activations
-
-    return run
+    """`dsbp_jax.capture_activations` of `with_patches(fn)`, in one evaluation."""
+    return capture_through(fn, _respond)
 
 
-def convolves(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> bool:
-    """Whether `vmap` over params meets convolutions that stay, on a CPU."""
-    if jax.default_backend() != "cpu":
+def has_other_convolutions(
+    fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any
+) -> bool:
+    """Whether some convolution runs as it stands, on a CPU."""
+    if not _on_cpu():
         return False
     traced = trace(fn, params, args, kwargs)
-    replaced = sum(_is_replaced(site) for site in traced.sites)
+    replaced = sum(map(_is_replaced, traced.sites))
     found = [
         equation
         for equation in primitives.equations(traced.body.jaxpr)
@@ -83,18 +68,15 @@ def convolves(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) ->
     return len(found) > replaced or not all(map(patches.is_product, found))
 
 
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
 def _is_replaced(site: Site) -> bool:
-    return (
-        site.kind == "convolution"
-        and site.rule is None
-        and jax.default_backend() in _PATCHES_ON
-    )
+    return site.kind == "convolution" and site.rule is None and _on_cpu()
 
 
-def _visit(
-    product: Product, x: jax.Array, w: jax.Array, extra: Any
-) -> tuple[jax.Array, None]:
-    del extra
+def _respond(product: Product, x: jax.Array, w: jax.Array) -> jax.Array:
     if _is_replaced(product.site):
-        return patches.convolve(product, x, w), None
-    return product(x, w), None
+        return patches.convolve(product, x, w)
+    return product(x, w)

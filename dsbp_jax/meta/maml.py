@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks
-from dsbp_jax.layers import leaves_by_path
-from dsbp_jax.meta.adaptation import Adaptation, plain_params
-from dsbp_jax.meta.forward import batchable, convolves
+from dsbp_jax.layers import LayerActivations, leaves_by_path
+from dsbp_jax.meta.adaptation import Adaptation, keys_of, plain_params
+from dsbp_jax.meta.forward import has_other_convolutions, with_activations, with_patches
 from dsbp_jax.meta.tasks import TaskAxis, check_task_axis, num_tasks, over_tasks
 from dsbp_jax.transforms.sharding import with_auto_axes
 
@@ -30,8 +30,10 @@ class Maml(NamedTuple):
     `params` is a pytree of arrays, or what `with_rates` makes of one. `bases` (path
     to `EigenBasis`, as `dsbp_jax.bases` returns) replaces the bases that a spectral
     inner optimizer would track in the task by itself: it then projects on these and
-    refreshes none. With a PRNG `key`, the loss is called as `loss_fn(params, batch,
-    key=...)`, with a key of its own for each task and step.
+    refreshes none. They must name every leaf that it tracks, on the one side on which
+    it tracks them; leaves whose basis was never solved are not projected. With a PRNG
+    `key`, the loss is called as `loss_fn(params, batch, key=...)`, with a key of its
+    own for each task and step.
 
     Attributes:
       adapt: `adapt(params, support, *, bases=None, key=None)`: the params after the
@@ -43,11 +45,15 @@ class Maml(NamedTuple):
         key=None)`: `metric_fn(params, query)`, the loss by default, of every task
         before the first inner step and after each: arrays of shape `(task,
         num_steps + 1, …)`.
+      activations: `activations(params, (support, query))`: what the layers see of all
+        support sets at the start, as `dsbp_jax.capture_activations` returns it; for an
+        outer `track_bases(source="activation")`.
     """
 
     adapt: Callable[..., Any]
     meta_loss: Callable[..., jax.Array]
     curve: Callable[..., Any]
+    activations: Callable[..., dict[str, LayerActivations]]
 
 
 def maml(
@@ -70,14 +76,18 @@ def maml(
     Args:
       loss_fn: `loss_fn(params, batch)`, a floating-point scalar.
       inner: The optimizer that adapts, with its learning rate. It is also given
-        `value`, `grad`, `value_fn` and `grad_fn`, for line searches and SAM.
+        `value`, `grad`, `value_fn` and `grad_fn`, for line searches and SAM. The
+        second order differentiates through its updates: give Adam an `eps_root` (its
+        root has no derivative where a gradient is zero), and line searches, which are
+        loops, `first_order=True`.
       num_steps: Inner steps, at least 1.
       first_order: Take the inner updates for constants (FOMAML): the meta-gradient is
         then that of the query loss at the adapted params.
       task_axis: How tasks are run: `"vmap"` all at once, `"map"` one after the other,
-        a number so many at once. `"auto"` is `"vmap"`, or `"map"` on a CPU where a
-        convolution would become a grouped one (those of params run as products over
-        patches there, and need not).
+        a number so many at once. A task axis that is sharded is split over its mesh
+        by `"vmap"` only. `"auto"` is `"vmap"`, or `"map"` on a CPU where a convolution
+        would become a grouped one (most run as products over patches there, which use
+        more memory, and need not).
       checkpoint: Compute what is inside of the inner steps again for the derivative:
         memory then grows with `num_steps` by the params and the optimizer's state
         only. Refreshes inside of the tasks run twice.
@@ -240,6 +250,12 @@ def reptile(
     return _learner(adaptation, task_axis, check, task_loss)
 
 
+def _pool(found: Any) -> jax.Array:
+    """Rows `(task, *batch, n, d)` as `(*batch, task · n, d)`."""
+    rows = jnp.moveaxis(found, 0, -3)
+    return rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
+
+
 def _half_squared_distance(a: Any, b: Any) -> jax.Array:
     return 0.5 * optax.tree.norm(optax.tree.sub(a, b), squared=True)
 
@@ -269,19 +285,15 @@ def _learner(
     check: Callable[[Any], None] = lambda params: None,
     task_loss: Callable[..., jax.Array] | None = None,
 ) -> Maml:
-    """The three functions around one adaptation."""
+    """The functions around one adaptation."""
     task_axis = check_task_axis(task_axis)
     loss_fn = adaptation.loss_fn
 
     def query_loss(params: Any, task: Any, *, key: Any, **options: Any) -> jax.Array:
         support, query = task
         adapted, _ = adaptation.run(params, support, key=key, **options)
-        keys = (
-            {}
-            if key is None
-            else {"key": jax.random.fold_in(key, adaptation.num_steps)}
-        )
-        return checks.scalar_loss(batchable(loss_fn)(adapted, query, **keys))
+        keys = keys_of(key, adaptation.num_steps)
+        return checks.scalar_loss(with_patches(loss_fn)(adapted, query, **keys))
 
     def run(
         function: Callable[..., Any], params: Any, tasks: Any, key: Any, **options: Any
@@ -293,7 +305,7 @@ def _learner(
         if axis == "auto":
             one = jax.tree.map(lambda leaf: leaf[0], next(iter(tasks)))
             some = {} if keys is None else {"key": keys[0]}
-            stays = convolves(loss_fn, plain_params(params), one, **some)
+            stays = has_other_convolutions(loss_fn, plain_params(params), one, **some)
             axis = "map" if stays else "vmap"
         call = lambda given: function(params, given[0], key=given[1], **options)
         return over_tasks(call, (tuple(tasks), keys), axis)
@@ -309,7 +321,6 @@ def _learner(
             losses = run(task_loss or query_loss, params, tasks, key, bases=bases)
             return jnp.mean(losses)
 
-        # Each device takes its share of the tasks, under Explicit meshes as well.
         return with_auto_axes(
             mean, params, tasks, key, bases, out_specs=lambda: jax.P()
         )
@@ -322,21 +333,44 @@ def _learner(
         bases: Any = None,
         key: Any = None,
     ) -> Any:
-        metric = batchable(metric_fn or loss_fn)
+        metric = with_patches(metric_fn or loss_fn)
 
         def task_curve(params: Any, task: Any, *, key: Any, **options: Any) -> Any:
             support, query = task
-            keys = (
-                {}
-                if metric_fn or key is None
-                else {"key": jax.random.fold_in(key, adaptation.num_steps)}
-            )
+            keys = {} if metric_fn else keys_of(key, adaptation.num_steps)
             after = lambda params: metric(params, query, **keys)
             first = after(plain_params(params))
             _, noted = adaptation.run(params, support, key=key, after=after, **options)
             join = lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b])
             return jax.tree.map(join, first, noted)
 
-        return run(task_curve, params, tasks, key, bases=bases)
+        def specs(params: Any, query: Any) -> Any:
+            """A partition spec for each metric, which wants no mesh to be found."""
+            shape = lambda skip: (
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape[skip:], leaf.dtype)
+            )
+            one = jax.tree.map(shape(1), query)
+            params = jax.tree.map(shape(0), plain_params(params))
+            keys = {} if metric_fn else keys_of(key, 0)
+            found = jax.eval_shape(metric_fn or loss_fn, params, one, **keys)
+            return jax.tree.map(lambda leaf: jax.P(), found)
 
-    return Maml(adapt, meta_loss, curve)
+        curves = lambda *given: run(task_curve, *given[:3], bases=given[3])
+        return with_auto_axes(
+            curves, params, tasks, key, bases, out_specs=lambda: specs(params, tasks[1])
+        )
+
+    def activations(params: Any, tasks: Any) -> dict[str, LayerActivations]:
+        num_tasks(tasks)
+        captured = with_activations(loss_fn)
+        one = lambda support: captured(plain_params(params), support)[1]
+        return {
+            path: LayerActivations(
+                inputs=_pool(found.inputs),
+                outputs=_pool(found.outputs),
+                count=jnp.sum(found.count, axis=0),
+            )
+            for path, found in jax.vmap(one)(tasks[0]).items()
+        }
+
+    return Maml(adapt, meta_loss, curve, activations)

@@ -40,7 +40,9 @@ def num_tasks(tasks: Any) -> int:
       The size of the task axis.
 
     Raises:
-      ValueError: It is no pair, or its leaves do not share such an axis.
+      ValueError: It is no pair, or its leaves do not share such an axis. (That of one
+        task is read as that of many with one example each where the shapes allow it,
+        unless these examples would be single numbers.)
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,14 +53,19 @@ def num_tasks(tasks: Any) -> int:
         raise ValueError(
             f"tasks must be a pair (support, query), got {type(tasks).__name__}"
         )
-    shapes = [jax.numpy.shape(leaf) for leaf in jax.tree.leaves(tuple(tasks))]
+    parts = [
+        [jax.numpy.shape(leaf) for leaf in jax.tree.leaves(part)] for part in tasks
+    ]
+    shapes = [shape for part in parts for shape in part]
     sizes = {shape[0] if len(shape) > 1 else 0 for shape in shapes}
-    if len(sizes) != 1 or 0 in sizes:
+    examples = [{shape[1:2] for shape in part} for part in parts]
+    single = all(shape[1:] == (1,) for shape in shapes)
+    if len(sizes) != 1 or 0 in sizes or max(map(len, examples)) > 1 or single:
         raise ValueError(
             "tasks must be (support, query) with arrays of shape (task, example, …), "
-            "one number of tasks in all of them, got arrays of shape "
-            f"{', '.join(map(str, shapes)) or 'none'}; one task alone needs an axis of "
-            "size 1 in front"
+            "one number of tasks in all and one number of examples in each of the two, "
+            f"got arrays of shape {', '.join(map(str, shapes)) or 'none'}; one task "
+            "alone needs an axis of size 1 in front"
         )
     return sizes.pop()
 

@@ -10,6 +10,7 @@ import optax
 
 from dsbp_jax import meta
 from experiments import checks
+from experiments.bench import torch_maml
 from experiments.bench.timing import interleave
 from experiments.config import ModelConfig
 from experiments.data import FewShotSet
@@ -145,6 +146,13 @@ def throughput(config: MetaConfig, name: str, tasks: int) -> list[dict[str, Any]
         for label, options in ways.items():
             step = gradient(build(**options))
             runs[label] = lambda step=step: step(params, batch)
+        runs |= torch_maml.peers(
+            name,
+            batch,
+            num_steps=steps,
+            rate=learner.config.inner.learning_rate,
+            channels=config.channels,
+        )
         times = interleave(runs, config.rounds)
         slowest = np.median(times["a Python loop"])
         for label, seconds in times.items():

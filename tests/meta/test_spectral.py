@@ -103,7 +103,7 @@ def test_given_bases_are_held_on_to(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(linalg, "refresh_with_info", not_needed)
-    monkeypatch.setattr(meta.adaptation, "capturing", not_needed)
+    monkeypatch.setattr(meta.adaptation, "with_activations", not_needed)
     params, tasks = problem()
     bases = given_bases()
     momentum = optax.sgd(0.1, momentum=0.9)
@@ -142,14 +142,51 @@ def test_given_bases_that_do_not_fit():
     adapt = meta.maml(loss_fn, optax.chain(ON_ACTIVATIONS, optax.sgd(0.1)), 1).adapt
     run = lambda bases: jax.eval_shape(adapt, params, support, bases=bases)
     bases = given_bases()
-    wide = {LEAVES[0]: bases[LEAVES[0]]._replace(vectors=jnp.eye(6, 3))}
+    wide = {**bases, LEAVES[0]: bases[LEAVES[0]]._replace(vectors=jnp.eye(6, 3))}
     with pytest.raises(ValueError, match=r"'body/kernel' must have .* shape \(6, 2\)"):
         run(wide)
-    with pytest.raises(ValueError, match=r"bases must name a leaf .* got those of w"):
-        run({"w": bases[LEAVES[0]]})
+    with pytest.raises(ValueError, match=f"bases has no entry for '{LEAVES[1]}'"):
+        run({LEAVES[0]: bases[LEAVES[0]]})
     plain = meta.maml(loss_fn, optax.sgd(0.1), 1)
-    with pytest.raises(ValueError, match=r"bases must name a leaf .*\(none\)"):
+    with pytest.raises(ValueError, match="bases must be None with an inner optimizer"):
         plain.meta_loss(params, tasks, bases=bases)
+
+
+@pytest.mark.parametrize("options", [{"residual": 1.0}, {"rank": 99}])
+def test_given_bases_of_a_projection_that_tracks_nothing(options):
+    params, tasks = problem()
+    tracking_none = dsbp_jax.spectral_projection(**{"rank": RANK, **options})
+    learner = meta.maml(loss_fn, optax.chain(tracking_none, optax.sgd(0.1)), 1)
+    plain = meta.maml(loss_fn, optax.sgd(0.1), 1)
+    held = jax.jit(lambda params: learner.meta_loss(params, tasks, bases={}))
+    assert held(params) == jax.jit(lambda p: plain.meta_loss(p, tasks))(params)
+
+
+def test_bases_of_an_outer_optimizer_that_learns_rates():
+    params, tasks = problem()
+    outer = dsbp_jax.track_bases(RANK, side="input")
+    start = meta.with_rates(params)
+    _, state = outer.update(start, outer.init(start), start)
+    projected = projection(source="gradient", side="input")
+    learner = meta.maml(loss_fn, optax.chain(projected, optax.sgd(0.1)), 1)
+    bases = dsbp_jax.bases(state)
+    named = {path.removeprefix("params/"): basis for path, basis in bases.items()}
+    loss = jax.jit(lambda start, bases: learner.meta_loss(start, tasks, bases=bases))
+    assert loss(start, bases) == loss(params, named)
+
+
+def test_activations_of_all_support_sets():
+    params, tasks = problem()
+    learner = meta.maml(loss_fn, optax.sgd(0.1), 1)
+    found = learner.activations(meta.with_rates(params), tasks)
+    captured = dsbp_jax.capture_activations(loss_fn)
+    number = jax.tree.leaves(tasks)[0].shape[0]
+    alone = [captured(params, task(tasks[0], index))[1] for index in range(number)]
+    for path in LEAVES:
+        for side in ("inputs", "outputs"):
+            rows = [np.asarray(getattr(one[path], side)) for one in alone]
+            close(getattr(found[path], side), np.concatenate(rows), 1e-5, 1e-6)
+        assert found[path].count == sum(one[path].count for one in alone)
 
 
 def test_bases_of_an_outer_optimizer():

@@ -100,7 +100,7 @@ def test_every_task_and_step_has_a_key_of_its_own():
     """The loss is linear: its gradient, and what a step moves by, is the draw."""
     keyed = lambda w, batch, *, key: w * jax.random.normal(key)
     learner = meta.maml(keyed, optax.sgd(1.0), 3)
-    w, tasks = jnp.zeros(()), (jnp.zeros((2, 1)), jnp.zeros((2, 1)))
+    w, tasks = jnp.zeros(()), (jnp.zeros((2, 1, 1)), jnp.zeros((2, 1, 1)))
     curve = jax.jit(lambda key: learner.curve(w, tasks, lambda w, _: w, key=key))
     draws = lambda seed: -np.diff(curve(jax.random.key(seed)))
     first = draws(0)
@@ -209,11 +209,16 @@ def test_bad_tasks():
     fewer = jax.tree.map(lambda leaf: leaf[:2], query)
     with pytest.raises(ValueError, match=r"one number of tasks .* \(2, 6, 2\)"):
         meta_loss(params, (support, fewer))
-    one = jax.tree.map(lambda leaf: leaf[0, 0], (support, query))
-    with pytest.raises(
-        ValueError, match=r"shape \(task, example, …\).* axis of size 1"
-    ):
-        meta_loss(params, one)
+    alone = (np.zeros((10, 1)), np.zeros((10, 1)))  # points and values of one task
+    images = (np.zeros((10, 4, 4, 1)), np.zeros(10, int))
+    for one in (alone, images):
+        with pytest.raises(
+            ValueError, match=r"shape \(task, example, …\).* axis of size 1"
+        ):
+            meta_loss(params, (one, one))
+    uneven = (np.zeros((2, 6, 1)), np.zeros((2, 5, 1)))
+    with pytest.raises(ValueError, match="one number of examples in each of the two"):
+        meta_loss(params, (uneven, uneven))
     with pytest.raises(ValueError, match="got arrays of shape none"):
         meta_loss(params, ((), ()))
 

@@ -6,20 +6,15 @@ gives the config that the options override. Whatever a user can get wrong ends i
 """
 
 import contextlib
-import ctypes
 import dataclasses
-import functools
 import importlib.util
 import io
-import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
-import scipy.linalg  # noqa: F401
-import threadpoolctl
 import tyro
 
 from experiments import checks
@@ -150,41 +145,6 @@ def one_line(boxed: str) -> str:
         text for section in sections[1:] for text in section if text.startswith("-")
     ]
     return message + (f" (accepted: {', '.join(options)})" if options else "")
-
-
-# On a CPU, JAX's eigenvalue solver runs in SciPy's OpenBLAS. Its threads wait for one
-# another by spinning: on small matrices that gains nothing, and where other programs
-# share the cores a solve takes up to fifty times as long. XLA keeps its own threads.
-# (SciPy is imported first because only libraries that are loaded can be limited.)
-single_threaded_lapack = threadpoolctl.threadpool_limits.wrap(limits=1, user_api="blas")
-
-
-def keeps_memory(main: Callable[..., None]) -> Callable[..., None]:
-    """A main function whose process keeps the memory that it frees.
-
-    A compiled step frees its temporary memory at its end. Blocks of more than some
-    megabytes glibc gives back to the system, which hands out zeroed pages again in the
-    next step: up to a third of a step's time on a CPU. Other C libraries are left as
-    they are.
-    """
-
-    @functools.wraps(main)
-    def run(*args: Any, **kwargs: Any) -> None:
-        if platform.libc_ver()[0] == "glibc":
-            for option, value in _MALLOC.values():
-                ctypes.CDLL(None).mallopt(option, value)
-        main(*args, **kwargs)
-
-    return run
-
-
-# By the name in malloc.h: its number and the value.
-_MALLOC = {
-    "M_ARENA_MAX": (-8, 1),  # other arenas cannot hold large blocks
-    "M_MMAP_MAX": (-4, 0),
-    "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
-    "M_TOP_PAD": (-2, 2**26),
-}
 
 
 @contextlib.contextmanager

@@ -16,12 +16,13 @@ from experiments import (
     comparison,
     config as configs,
     optimizers,
+    process,
     report,
     runs,
 )
+from experiments.command import progress_bar
 from experiments.comparison import Contender, Outcome, Row
 from experiments.loop import steps_per_epoch
-from experiments.running import progress_bar
 from experiments.steps import Classifier
 from experiments.train import load_data
 
@@ -78,8 +79,8 @@ class Compare(cli.Command):
             checks.positive("learning_rates", rate)
 
 
-@cli.keeps_memory
-@cli.single_threaded_lapack
+@process.keeps_memory
+@process.single_threaded_lapack
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error."""
     args = list(sys.argv[1:] if args is None else args)

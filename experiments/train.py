@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
-from experiments import cli, data
+from experiments import data, process
+from experiments.command import RunCommand, run_command
 from experiments.config import DataConfig
 from experiments.loop import make_trainer, run_experiment
 from experiments.report import closing_table, write_report
-from experiments.running import RunCommand, run_command
 
 PROG = "experiments.train"
 
@@ -21,8 +21,8 @@ class Train(RunCommand):
     """
 
 
-@cli.keeps_memory
-@cli.single_threaded_lapack
+@process.keeps_memory
+@process.single_threaded_lapack
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error, 1 on divergence."""
     prepare = lambda config: make_trainer(load_data(config.data), config)

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
+from experiments import process
 from experiments.bench import accuracy, engine, meta, step, update
 from experiments.bench.accuracy import AccuracyConfig
 from experiments.bench.meta import MetaConfig
@@ -25,11 +25,11 @@ from experiments.bench.update import UpdateConfig
 BENCHMARKS = {
     "engine": lambda options: engine.run(),
     "update": lambda options: update.run(options.update),
-    "step": cli.single_threaded_lapack(lambda options: step.run(options.step)),
-    "accuracy": cli.single_threaded_lapack(
+    "step": process.single_threaded_lapack(lambda options: step.run(options.step)),
+    "accuracy": process.single_threaded_lapack(
         lambda options: accuracy.run(options.accuracy)
     ),
-    "meta": cli.single_threaded_lapack(lambda options: meta.run(options.meta)),
+    "meta": process.single_threaded_lapack(lambda options: meta.run(options.meta)),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import dsbp_jax
-from experiments import checks, cli
+from experiments import checks, process
 from experiments.bench.step import mlp, plain
 from experiments.bench.timing import Stateful, interleave
 
@@ -88,7 +88,7 @@ def peers(
 
 
 # GaLore's SVD wants LAPACK's threads, with which ours is slower.
-single_threaded = cli.single_threaded_lapack(interleave)
+single_threaded = process.single_threaded_lapack(interleave)
 
 
 def update_cost(name: str, periods: int) -> list[dict[str, Any]]:

@@ -90,7 +90,7 @@ class FewShotSet:
 
 
 def load_fewshot(
-    name: str, *, data_dir: str | None = None, download: bool = False, seed: int = 0
+    name: str, *, data_dir: str | None = None, download: bool = False
 ) -> FewShotSet:
     """Loads a few-shot set into memory, decoded. The last one is kept.
 
@@ -104,7 +104,6 @@ def load_fewshot(
       name: `omniglot` or `cifar_fs`.
       data_dir: The folder of the sets that TFDS prepared.
       download: Whether to download and prepare a set that `data_dir` lacks.
-      seed: Chooses the alphabets for validation. Test does not depend on it.
 
     Returns:
       The set; its arrays are read-only.
@@ -115,12 +114,14 @@ def load_fewshot(
     """
     if name not in NAMES:
         raise DataError(f"name={name!r}; accepted are {', '.join(NAMES)}")
-    return _load(name, None if data_dir is None else str(data_dir), download, seed)
+    return _load(name, None if data_dir is None else str(data_dir), download)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(name: str, data_dir: str | None, download: bool, seed: int) -> FewShotSet:
-    folder = data_folder(name, data_dir, create=download)
+def _load(name: str, data_dir: str | None, download: bool) -> FewShotSet:
+    needed = "cifar_fs or cifar100" if name == CIFAR_FS else name
+    hint = f"Accepted is a folder with {needed} as TFDS prepares it, or --download"
+    folder = data_folder(name, data_dir, create=download, hint=hint)
     directory = _find(name, folder)
     if directory is None and download:
         from experiments.data import builders
@@ -129,15 +130,15 @@ def _load(name: str, data_dir: str | None, download: bool, seed: int) -> FewShot
         directory = _find(name, folder)
     if directory is None:
         held = ", ".join(prepared.prepared_sets(folder)) or "no prepared set"
-        needed = "cifar_fs or cifar100" if name == CIFAR_FS else name
         raise DataError(
-            f"name={name!r} is not in data_dir={str(folder)!r}, which holds {held}; "
-            f"accepted is a folder with {needed} as TFDS prepares it, or --download"
+            f"name={name!r} is not in data_dir={str(folder)!r}, which holds {held}. "
+            f"{hint}"
         )
     with prepared.reading(directory, name):
         builder, shape, _ = prepared.open_set(directory, name)
+    with prepared.reading(directory, name, ", ".join(builder.info.splits)):
         read = _omniglot if name == OMNIGLOT else _cifar_fs
-        train, validation, test = read(builder, shape, seed)
+        train, validation, test = read(builder, shape)
     for split in (train, validation, test):
         split.flags.writeable = False
     mean, std = channel_statistics(train.reshape(-1, *train.shape[2:]))
@@ -153,7 +154,7 @@ def _find(name: str, folder: pathlib.Path) -> pathlib.Path | None:
     return next((held[key] for key in wanted if key in held), None)
 
 
-def _omniglot(builder: Any, shape: tuple[int, ...], seed: int) -> tuple:
+def _omniglot(builder: Any, shape: tuple[int, ...]) -> tuple:
     """Training, validation and test classes of Omniglot."""
     grey = (*shape[:2], 1)
 
@@ -164,7 +165,7 @@ def _omniglot(builder: Any, shape: tuple[int, ...], seed: int) -> tuple:
 
     background = list(prepared.examples(builder, "train"))
     alphabets = sorted({int(example["alphabet"]) for example in background})
-    held = np.random.default_rng(seed).permutation(alphabets)[:VALIDATION_ALPHABETS]
+    held = np.random.default_rng(0).permutation(alphabets)[:VALIDATION_ALPHABETS]
     parts: dict[bool, list] = {False: [], True: []}
     for example in background:
         parts[int(example["alphabet"]) in held].append(example)
@@ -177,9 +178,8 @@ def _omniglot(builder: Any, shape: tuple[int, ...], seed: int) -> tuple:
     )
 
 
-def _cifar_fs(builder: Any, shape: tuple[int, ...], seed: int) -> tuple:
+def _cifar_fs(builder: Any, shape: tuple[int, ...]) -> tuple:
     """Training, validation and test classes of CIFAR-FS."""
-    del seed
     pixels = lambda example: images.decode(example["image"], shape)
     splits = {key: list(prepared.examples(builder, key)) for key in builder.info.splits}
     if "val" in splits or "validation" in splits:
@@ -187,6 +187,12 @@ def _cifar_fs(builder: Any, shape: tuple[int, ...], seed: int) -> tuple:
         chosen = [splits["train"], validation, splits["test"]]
     else:
         names = builder.info.features["label"].names
+        held = set().union(*CIFAR_FS_SPLITS.values())
+        if len(names) != 100 or not held <= set(names):
+            raise DataError(
+                f"name={CIFAR_FS!r}: {builder.data_path} does not have the 100 classes "
+                "of CIFAR-100"
+            )
         chosen = [[], [], []]
         for example in (example for split in splits.values() for example in split):
             label = names[example["label"]]
@@ -217,5 +223,7 @@ def by_class(examples: Iterable[dict[str, Any]], pixels: Any) -> np.ndarray:
     classes: dict[int, list[np.ndarray]] = {}
     for example in examples:
         classes.setdefault(int(example["label"]), []).append(pixels(example))
+    if not classes:
+        raise DataError("a split has no examples")
     number = min(map(len, classes.values()))
     return np.stack([np.stack(classes[label][:number]) for label in sorted(classes)])

@@ -86,12 +86,14 @@ def _find(name: str, data_dir: str | None, download: bool, seed: int) -> Dataset
     )
 
 
-def data_folder(name: str, data_dir: str | None, *, create: bool) -> pathlib.Path:
-    """The data folder, which must exist or be created."""
+def data_folder(
+    name: str, data_dir: str | None, *, create: bool, hint: str | None = None
+) -> pathlib.Path:
+    """The data folder, which must exist or be created; `hint` says what it may hold."""
     if data_dir is None:
         raise DataError(
-            f"data_dir=None, but name={name!r} needs the folder of its files. "
-            f"{_accepted()}"
+            f"data_dir=None, but name={name!r} needs the folder of its files "
+            f"(--data-dir). {hint or _accepted()}"
         )
     folder = pathlib.Path(data_dir).expanduser()
     if create and not folder.exists():

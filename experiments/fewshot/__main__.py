@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from experiments import cli
+from experiments import cli, process
+from experiments.command import RunCommand, run_command
 from experiments.fewshot import report, training
 from experiments.fewshot.config import FewshotConfig
-from experiments.running import RunCommand, run_command
 
 PROG = "experiments.fewshot"
 
@@ -35,8 +35,8 @@ class Fewshot(RunCommand):
     )
 
 
-@cli.keeps_memory
-@cli.single_threaded_lapack
+@process.keeps_memory
+@process.single_threaded_lapack
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error, 1 on divergence."""
     run_command(

@@ -1,31 +1,30 @@
 """Puts methods side by side: `python -m experiments.fewshot.compare [PRESET] ...`.
 
 A cell is one method with one seed, trained for a given time. Its test results after
-500, 1000, 2000, … outer steps are kept besides the last, so that one set of cells gives
-both tables: at equal steps and at equal time. Cells lie in files of their own: the
-command goes on where it was stopped, and several may fill one folder.
+500, 1000, 2000, … outer steps are kept besides the last, so that one set of cells
+gives both tables: at equal steps and at equal time. Cells lie in files of their own
+(`cells`), so the command goes on where it was stopped, and commands with different
+methods or seeds may fill one folder.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import checks, cli, comparison, runs
+from experiments import checks, cli, comparison, process, runs
 from experiments.config import to_json
-from experiments.fewshot import training
 from experiments.fewshot.__main__ import Fewshot
+from experiments.fewshot.cells import Cell, train_cell
 from experiments.fewshot.config import METHODS, FewshotConfig
-from experiments.loop import Diverged
 
 PROG = "experiments.fewshot.compare"
-FIRST_TEST = 500  # outer steps; each further test at twice as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +32,23 @@ class Compare(cli.Command):
     """Compares few-shot methods at equal outer steps and at equal training time.
 
     Writes the folder OUT/NAME with a file for each cell and comparison.json, and
-    prints the table, losing rows included.
+    prints the table, losing rows included. --outer.steps, --outer.minutes and
+    --eval-every have no part in it.
     """
 
     presets = Fewshot.presets
-    preset: Fewshot.__annotations__["preset"] = "omniglot"
+
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PRESET]")] = (
+        "omniglot"
+    )
     """A file of configs/fewshot/ by name, or the path of another such file."""
 
-    config: Fewshot.__annotations__["config"] = dataclasses.field(
+    config: Annotated[FewshotConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=FewshotConfig
     )
 
     methods: tuple[str, ...] = METHODS
-    """The methods; differences are against the first."""
+    """The methods; differences and tests are against the first."""
 
     seeds: int = 3
     """Cells of each method, with seeds from --seed on."""
@@ -54,13 +57,17 @@ class Compare(cli.Command):
     """Training time of a cell; compilation and evaluations not counted."""
 
     inner_rates: tuple[float, ...] = ()
-    """Inner learning rates to choose from by validation, with the first seed."""
+    """Inner learning rates to choose from on validation tasks, with the first seed; by
+    default that of the config is taken."""
+
+    outer_rates: tuple[float, ...] = ()
+    """Outer learning rates, likewise; both are tried in all combinations."""
 
     tune_minutes: float = 1.0
     """Training time for each of these."""
 
-    name: str = "fewshot-compare"
-    """Name of the folder."""
+    name: str | None = None
+    """Name of the folder; by default fewshot-PRESET."""
 
     out: Path = Path("runs")
     """Folder of all runs."""
@@ -69,15 +76,21 @@ class Compare(cli.Command):
         """Checks every value."""
         for method in self.methods:
             checks.one_of("methods", method, METHODS)
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(
+                f"methods={' '.join(self.methods)!r}; accepted are one or more "
+                "different names"
+            )
         checks.at_least("seeds", self.seeds, 1)
         checks.positive("minutes", self.minutes)
         checks.positive("tune_minutes", self.tune_minutes)
-        for rate in self.inner_rates:
-            checks.positive("inner_rates", rate)
+        for name in ("inner_rates", "outer_rates"):
+            for rate in getattr(self, name):
+                checks.positive(name, rate)
 
 
-@cli.keeps_memory
-@cli.single_threaded_lapack
+@process.keeps_memory
+@process.single_threaded_lapack
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error."""
     args = list(sys.argv[1:] if args is None else args)
@@ -86,23 +99,29 @@ def main(args: Sequence[str] | None = None) -> None:
         console.width = 160
     with cli.user_errors(PROG):
         command = cli.parse(Compare, args, PROG)
-        folder = command.out / command.name
+        folder = command.out / (command.name or f"fewshot-{Path(command.preset).stem}")
         folder.mkdir(parents=True, exist_ok=True)
-        cells = {}
-        for method in command.methods:
-            config = tuned(command, folder, method)
-            cells[method] = [
-                cell(folder, config, config.seed + index, command.minutes)
-                for index in range(command.seeds)
-            ]
-    steps, rows = table_rows(cells)
+        first = command.config.seed
+        chosen = {method: tuned(command, folder, method) for method in command.methods}
+        cells: dict[str, list[Cell]] = {method: [] for method in command.methods}
+        # Methods alternate, so that a drift of the machine meets all alike.
+        for seed in range(first, first + command.seeds):
+            for method, config in chosen.items():
+                config = dataclasses.replace(config, seed=seed)
+                cell = train_cell(folder, config, command.minutes)
+                cells[method].append(cell)
+                console.print(f"{method}, seed {seed}: {cell.text()}")
+    steps = common_steps(cells)
+    rows = [table_row(command, cells, method, steps) for method in cells]
     described = {
         "preset": command.preset,
         "config": to_json(command.config),
-        "ran_on": runs.environment(),
         "minutes": command.minutes,
         "equal_steps": steps,
-        "cells": cells,
+        "cells": {
+            method: [dataclasses.asdict(cell) for cell in group]
+            for method, group in cells.items()
+        },
         "table": rows,
     }
     runs.write_json(folder / "comparison.json", described)
@@ -110,136 +129,92 @@ def main(args: Sequence[str] | None = None) -> None:
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
+    console.print(
+        "Mean ± standard error over seeds; differences and paired t-tests against "
+        f"{command.methods[0]}. * at the edge of its grid, so another rate may be "
+        "better. Runs that diverged are left out of the means."
+    )
+    if not steps:
+        console.print("No number of steps was reached by every cell before a test.")
 
 
 def tuned(command: Compare, folder: Path, method: str) -> FewshotConfig:
-    """The config of a method, at the best of the inner learning rates."""
+    """The config of a method, at the best of the learning rates."""
     config = dataclasses.replace(command.config, method=method)
-    if not command.inner_rates:
+    inner_rates = command.inner_rates or (config.inner.learning_rate,)
+    outer_rates = command.outer_rates or (config.outer.learning_rate,)
+    tried = [
+        dataclasses.replace(
+            config,
+            inner=dataclasses.replace(config.inner, learning_rate=inner),
+            outer=dataclasses.replace(config.outer, learning_rate=outer),
+        )
+        for inner in inner_rates
+        for outer in outer_rates
+    ]
+    if len(tried) == 1:
         return config
-    tried = {}
-    for rate in command.inner_rates:
-        inner = dataclasses.replace(config.inner, learning_rate=rate)
-        tried[rate] = dataclasses.replace(config, inner=inner)
-    merit = {
-        rate: cell(folder, one, one.seed, command.tune_minutes, test=False)["merit"]
-        for rate, one in tried.items()
+    minutes = command.tune_minutes
+    merits = [train_cell(folder, one, minutes, test=False).merit for one in tried]
+    return tried[int(np.argmax(merits))]
+
+
+def common_steps(cells: dict[str, list[Cell]]) -> int:
+    """The most outer steps after which every cell that did not diverge was tested."""
+    tested = [
+        set(map(int, cell.tests))
+        for group in cells.values()
+        for cell in group
+        if not cell.diverged
+    ]
+    return max(set.intersection(*tested), default=0) if tested else 0
+
+
+def table_row(
+    command: Compare, cells: dict[str, list[Cell]], method: str, steps: int
+) -> dict[str, str]:
+    """The row of a method, as text."""
+    group, first = cells[method], cells[command.methods[0]]
+    pairs = [
+        (mine, theirs)
+        for mine, theirs in zip(group, first, strict=True)
+        if not (mine.diverged or theirs.diverged)
+    ]
+    finished = [cell for cell in group if not cell.diverged]
+    times = [1e3 * cell.seconds / cell.steps for cell in finished]
+    config = group[0].config
+    row = {
+        "method": method,
+        "inner": _rate(config["inner"]["learning_rate"], command.inner_rates),
+        "outer": _rate(config["outer"]["learning_rate"], command.outer_rates),
+        "ms a step": f"{np.mean(times):.1f}" if times else "",
+        "steps": f"{np.mean([cell.steps for cell in finished]):.0f}" if times else "",
     }
-    return tried[max(merit, key=merit.get)]
+    columns = {f"after {steps} steps": str(steps)} if steps else {}
+    for title, at in {**columns, f"after {command.minutes:g} min": None}.items():
+        row[title] = _text([cell.value(at) for cell in finished])
+        mine, theirs = ([pair[i].value(at) for pair in pairs] for i in (0, 1))
+        is_first = method == command.methods[0]
+        row["difference " + title] = "" if is_first else _difference(mine, theirs)
+    row["diverged"] = str(sum(cell.diverged is not None for cell in group) or "")
+    return row
 
 
-def cell(
-    folder: Path, config: FewshotConfig, seed: int, minutes: float, *, test: bool = True
-) -> dict[str, Any]:
-    """Trains one cell, or reads it where it was trained before.
-
-    Args:
-      folder: Of the cells.
-      config: The experiment.
-      seed: Its seed.
-      minutes: Its training time.
-      test: Whether to test; without, the cell is for tuning.
-
-    Returns:
-      What its file holds.
-    """
-    config = dataclasses.replace(config, seed=seed)
-    rate = config.inner.learning_rate
-    stem = f"{config.method}-{rate:g}-seed{seed}-{minutes:g}min"
-    path = folder / f"{stem}{'' if test else '-tuning'}.json"
-    if path.is_file():
-        held = json.loads(path.read_text())
-        if held["config"] != json.loads(json.dumps(to_json(config))):
-            raise ValueError(
-                f"name={folder.name!r}; {path} is of another config: accepted are a "
-                "new name, or that config"
-            )
-        return held
-    learner = training.make_learner(config)
-    state = learner.init(seed)
-    learner.compile(state)
-    spent, due = 0.0, FIRST_TEST
-    found: dict[str, Any] = {"config": to_json(config), "tests": {}, "diverged": None}
-    part, episodes = (
-        ("test", config.test_episodes) if test else ("validation", config.eval_episodes)
-    )
-    try:
-        while spent < 60 * minutes:
-            state, _, seconds = training.train(
-                learner, state, until=due, seed=seed, seconds=60 * minutes - spent
-            )
-            spent += seconds
-            if int(state.step) == due:
-                due *= 2
-                if test:
-                    measured = learner.evaluate(state, part, episodes)
-                    found["tests"][str(int(state.step))] = measured
-    except Diverged as error:
-        found["diverged"] = str(error)
-        state = learner.init(seed)
-    last = learner.evaluate(state, part, episodes)
-    sign, metric = (1, "accuracy") if "accuracy" in last else (-1, "loss")
-    merit = -np.inf if found["diverged"] else sign * last[metric]["mean"]
-    found |= {"steps": int(state.step), "seconds": spent, "last": last}
-    found |= {"merit": float(merit)}
-    runs.write_json(path, found)
-    return found
-
-
-def table_rows(cells: dict[str, list[dict[str, Any]]]) -> tuple[int, list[dict]]:
-    """The table of the cells.
-
-    Args:
-      cells: By method, in one order of seeds.
-
-    Returns:
-      The number of steps at which all were tested, and a row for each method: means ±
-      standard errors over seeds, and paired differences to the first method.
-    """
-    common = set.intersection(
-        *(set(one["tests"]) for group in cells.values() for one in group)
-    )
-    steps = max(map(int, common), default=0)
-    picks = {"time": lambda one: one["last"]}
-    if steps:
-        picks = {f"{steps} steps": lambda one: one["tests"][str(steps)], **picks}
-    values = {
-        label: {
-            name: [_value(pick(one)) for one in group] for name, group in cells.items()
-        }
-        for label, pick in picks.items()
-    }
-    first = next(iter(cells))
-    rows = []
-    for name, group in cells.items():
-        seconds = [one["seconds"] / max(1, one["steps"]) for one in group]
-        row = {
-            "method": name,
-            "inner rate": f"{group[0]['config']['inner']['learning_rate']:g}",
-            "ms a step": f"{1e3 * np.mean(seconds):.1f}",
-            "steps": f"{np.mean([one['steps'] for one in group]):.0f}",
-        }
-        for label, found in values.items():
-            row[f"equal {label}"] = _text(found[name])
-            difference = np.subtract(found[name], found[first])
-            row[f"difference, {label}"] = (
-                "" if name == first else _text(difference, "+")
-            )
-        row["diverged"] = str(sum(one["diverged"] is not None for one in group) or "")
-        rows.append(row)
-    return steps, rows
-
-
-def _value(measured: dict[str, Any]) -> float:
-    """Per cent of accuracy, or the loss."""
-    if "accuracy" in measured:
-        return 100 * measured["accuracy"]["mean"]
-    return measured["loss"]["mean"]
+def _rate(rate: float, grid: Sequence[float]) -> str:
+    return f"{rate:g}" + " *" * (len(grid) > 1 and rate in (min(grid), max(grid)))
 
 
 def _text(values: Sequence[float], sign: str = "") -> str:
+    if not len(values):
+        return ""
     mean, error = comparison.mean_and_error(values)
-    return f"{mean:{sign}.3g}" + ("" if error is None else f" ± {error:.2g}")
+    return f"{mean:{sign}.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+def _difference(mine: Sequence[float], theirs: Sequence[float]) -> str:
+    p_value = comparison.paired_p_value(mine, theirs)
+    note = "" if p_value is None else f" (p {p_value:.2g})"
+    return _text(np.subtract(mine, theirs), "+") + note
 
 
 if __name__ == "__main__":

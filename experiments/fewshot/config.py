@@ -14,7 +14,6 @@ SINE = "sine"
 METHODS = ("maml", "fomaml", "anil", "reptile", "spectral_maml", "spectral_fomaml")
 BASES = ("carried", "task")
 SOURCES = ("activation", "gradient")
-SIDES = ("input", "output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +41,17 @@ class InnerConfig:
     """The steps on one task: gradient descent."""
 
     learning_rate: float = 0.01
-    """Step size; with learned rates their unit."""
+    """Step size."""
 
     steps: int = 1
-    """Steps in training."""
+    """Steps in training (reptile has its own)."""
 
     test_steps: int = 5
-    """Steps in validation and test."""
+    """Steps in validation and test (reptile has its own)."""
 
     learned_rates: bool = False
-    """Learn a step size for each leaf, as part of the start (Meta-SGD); reptile has no
-    gradient for it and does not."""
-
-    batch_size: int = 10
-    """Examples of a training step of reptile; the others take the support set."""
+    """Learn a factor of it for each leaf, as part of the start (not of reptile, which
+    has no gradient for it)."""
 
     checkpoint: bool = False
     """Compute the inner steps again in the backward pass, to save memory."""
@@ -65,7 +61,26 @@ class InnerConfig:
         checks.positive("inner.learning_rate", self.learning_rate)
         checks.at_least("inner.steps", self.steps, 1)
         checks.at_least("inner.test_steps", self.test_steps, 1)
-        checks.at_least("inner.batch_size", self.batch_size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReptileConfig:
+    """The steps on one task of reptile, which has no query set to learn from."""
+
+    steps: int = 5
+    """Steps in training."""
+
+    test_steps: int = 10
+    """Steps in validation and test."""
+
+    batch_size: int = 10
+    """Examples of a training step, from support and query set together."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        checks.at_least("reptile.steps", self.steps, 1)
+        checks.at_least("reptile.test_steps", self.test_steps, 1)
+        checks.at_least("reptile.batch_size", self.batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +113,7 @@ class SpectralConfig:
         checks.between("spectral.residual", self.residual, 0, 1)
         checks.one_of("spectral.basis", self.basis, BASES)
         checks.one_of("spectral.source", self.source, SOURCES)
-        checks.one_of("spectral.side", self.side, SIDES)
+        checks.one_of("spectral.side", self.side, ("input", "output"))
         checks.at_least("spectral.refresh_every", self.refresh_every, 1)
 
 
@@ -131,9 +146,12 @@ class OuterConfig:
         checks.at_least("outer.tasks", self.tasks, 1)
         checks.at_least("outer.steps", self.steps, 1)
         checks.positive("outer.minutes", self.minutes)
-        if not self.task_axis.isdecimal() or not int(self.task_axis):
-            accepted = ("auto", "vmap", "map", "1", "2", "...")
-            checks.one_of("outer.task_axis", self.task_axis, accepted[:-1])
+        known = self.task_axis in ("auto", "vmap", "map")
+        if not (known or (self.task_axis.isdecimal() and int(self.task_axis))):
+            raise ValueError(
+                f"outer.task_axis={self.task_axis!r}; accepted are auto, vmap, map or "
+                "a number of tasks"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +161,7 @@ class FewshotConfig:
     data: FewshotDataConfig = dataclasses.field(default_factory=FewshotDataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     inner: InnerConfig = dataclasses.field(default_factory=InnerConfig)
+    reptile: ReptileConfig = dataclasses.field(default_factory=ReptileConfig)
     spectral: SpectralConfig = dataclasses.field(default_factory=SpectralConfig)
     outer: OuterConfig = dataclasses.field(default_factory=OuterConfig)
 
@@ -157,7 +176,7 @@ class FewshotConfig:
 
     queries: int | None = None
     """Examples of each class to be judged by (of a task, for sine); by default as many
-    as shots."""
+    as shots. They share their batch statistics, one more reason to state the number."""
 
     seed: int = 0
     """Seed of the start and of the order of tasks."""

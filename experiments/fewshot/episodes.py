@@ -113,13 +113,15 @@ class Images:
         """Classes `(task, way)` and examples `(task, way, example)` of each."""
         rng = np.random.default_rng((seed, PARTS.index(part), step))
         classes, examples = self._split(part).shape[:2]
-        first = lambda total, number, *lead: np.argsort(
-            rng.random((*lead, total), np.float32), axis=-1
-        )[..., :number].astype(np.int32)
-        number = self.shots + self.queries
+
+        def sample(total: int, number: int, shape: tuple[int, ...]) -> np.ndarray:
+            """Rows of different numbers below `total`."""
+            order = np.argsort(rng.random((*shape, total), np.float32), axis=-1)
+            return order[..., :number].astype(np.int32)
+
         return {
-            "classes": first(classes, self.ways, tasks),
-            "examples": first(examples, number, tasks, self.ways),
+            "classes": sample(classes, self.ways, (tasks,)),
+            "examples": sample(examples, self.shots + self.queries, (tasks, self.ways)),
         }
 
     def build(self, arrays: jax.Array, drawn: dict) -> tuple:

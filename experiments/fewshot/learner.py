@@ -14,7 +14,6 @@ from experiments import models
 from experiments.fewshot.config import SINE, FewshotConfig
 from experiments.fewshot.episodes import make_episodes
 
-CHUNK = 50  # tasks of an evaluation at once
 EVAL_SEED = 0  # of the tasks of validation and test, the same for every run
 
 
@@ -52,8 +51,9 @@ class Learner:
         self.is_spectral = config.method.startswith("spectral_")
         self.carried = self.is_spectral and config.spectral.basis == "carried"
         self._graph, self._rest = nnx.split(self._build(0), nnx.Param, ...)[::2]
-        self.training = self._meta(config.inner.steps)
-        self.testing = self._meta(config.inner.test_steps)
+        own = config.reptile if config.method == "reptile" else config.inner
+        self.training = self._meta(own.steps)
+        self.testing = self._meta(own.test_steps)
         self.outer = optax.chain(
             optax.clip_by_global_norm(config.outer.clip),
             optax.adam(config.outer.learning_rate),
@@ -130,7 +130,7 @@ class Learner:
                 self.loss,
                 inner,
                 num_steps,
-                batch_size=config.inner.batch_size,
+                batch_size=config.reptile.batch_size,
                 **shared,
             )
         shared["checkpoint"] = config.inner.checkpoint
@@ -169,12 +169,10 @@ class Learner:
         updates, opt_state = self.outer.update(grads, state.opt_state, state.params)
         tracked = state.tracked
         if refresh:
-            params, gradient = map(plain, (state.params, grads))
+            params, gradient = map(meta.plain_params, (state.params, grads))
             activations = None
             if self.config.spectral.source == "activation":
-                x = tasks[0][0]
-                forward = dsbp_jax.capture_activations(self.forward)
-                _, activations = forward(params, x.reshape(-1, *x.shape[2:]))
+                activations = self.training.activations(params, tasks)
             _, tracked = self.tracker.update(
                 gradient, tracked, params, activations=activations, refresh=True
             )
@@ -200,11 +198,14 @@ class Learner:
           By metric `mean` and `ci95`, half the width of a 95 % confidence interval,
           after the last inner step; and `curve`, the means after each, the start first.
         """
-        arrays = self.episodes.arrays(part)
+        arrays, chunk = self.episodes.arrays(part), self.config.outer.tasks
+        drawn = self.episodes.draw(part, episodes, seed=EVAL_SEED, step=0)
         found = []
-        for step in range(-(-episodes // CHUNK)):
-            drawn = self.episodes.draw(part, CHUNK, seed=EVAL_SEED, step=step)
-            found.append(self._curves(state.params, state.tracked, arrays, drawn))
+        for first in range(0, episodes, chunk):
+            # The last chunk is filled up, so that all have one shape.
+            chosen = np.arange(first, first + chunk) % episodes
+            some = jax.tree.map(lambda values, chosen=chosen: values[chosen], drawn)
+            found.append(self._curves(state.params, state.tracked, arrays, some))
         curves = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *found)
         return {name: summary(curve) for name, curve in curves.items()}
 
@@ -214,11 +215,6 @@ class Learner:
         tasks = self.episodes.build(arrays, drawn)
         given = {"bases": dsbp_jax.bases(tracked)} if self.carried else {}
         return self.testing.curve(params, tasks, self.metrics, **given)
-
-
-def plain(params: Any) -> Any:
-    """Meta-parameters, or their gradient, without the rates."""
-    return params.params if isinstance(params, meta.WithRates) else params
 
 
 def summary(curves: np.ndarray) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from rich.table import Table
 
 from experiments.config import to_json
+from experiments.fewshot.config import SINE
 from experiments.report import figure, html_table, page, section
 from experiments.runs import Run, write_atomically
 
@@ -58,11 +59,10 @@ def summary(run: Run) -> list[tuple[str, str]]:
         ("validation", score(last["validation"])),
     ]
     if result := run.result():
-        steps = config.inner.test_steps
         rows.append((f"test, {config.test_episodes} tasks", score(result["test"])))
         curve = result["test"][_metric(result["test"])]["curve"]
         shown = " → ".join(f"{value:.4g}" for value in curve)
-        rows.append((f"test, before and after each of {steps} steps", shown))
+        rows.append((f"test, before and after each of {len(curve) - 1} steps", shown))
     if failures := sum(basis["failures"] for basis in last["bases"].values()):
         rows.append(("refreshes that failed", str(failures)))
     return rows
@@ -70,7 +70,7 @@ def summary(run: Run) -> list[tuple[str, str]]:
 
 def task_name(config: Any) -> str:
     """What the tasks are, in words."""
-    if "way" not in config.label:
+    if config.data.name == SINE:
         return f"{config.data.name}, {config.shots} points"
     return f"{config.data.name}, {config.ways} ways, {config.shots} shots"
 

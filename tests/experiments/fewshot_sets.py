@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments.data import images
+from experiments.data.fewshot import CIFAR_FS_SPLITS
 
 ALPHABETS, CHARACTERS, DRAWINGS = 7, 2, 4
 
@@ -59,7 +60,9 @@ class Colours(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     name = "cifar100"
     VERSION = tfds.core.Version("3.0.2")
-    LABELS = ("apple", "baby", "beaver", "bee", "worm", "otter")
+    USED = ("apple", "baby", "beaver", "bee", "worm", "otter")
+    HELD = sorted(set().union(*CIFAR_FS_SPLITS.values()) - set(USED))
+    LABELS = (*USED, *HELD, *(f"other {number}" for number in range(62)))
 
     def __init__(self, **kwargs):
         super().__init__(file_format="array_record", **kwargs)
@@ -79,7 +82,7 @@ class Colours(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {"train": self._examples(3), "test": self._examples(1)}
 
     def _examples(self, number):
-        for label in range(len(self.LABELS)):
+        for label in range(len(self.USED)):
             for index in range(number):
                 pixels = np.full((32, 32, 3), label, np.uint8)
                 key = f"{label}/{index}"

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import accuracy, engine, step, update
+from experiments.bench import accuracy, engine, meta, step, update
 from experiments.bench.timing import Stateful, interleave
 from experiments.config import ModelConfig
 
@@ -105,3 +105,19 @@ def test_accuracy_at_equal_steps_and_time(monkeypatch, tmp_path):
     assert time[1]["steps"] == round(steps[1]["steps"] * ratio)
     assert len(tuning) == 4
     assert (tmp_path / "runs" / "accuracy-fashion_mnist-adam.svg").is_file()
+
+
+def test_meta_gradients_are_timed_and_weighed():
+    config = meta.MetaConfig(
+        models=("mlp",), steps=(1,), tasks=(2,), rounds=1, memory_steps=(1, 4)
+    )
+    times, memory = meta.run(config).values()
+    ours = [row for row in times if "PyTorch" not in row["how"]]
+    assert [row["over the loop"] for row in ours][0] == 1
+    assert len(ours) == 7
+    assert all(row["tasks / s"] > 0 for row in ours)
+    plain, checkpoint, first_order = (
+        [row[label] for row in memory] for label in list(memory[0])[1:]
+    )
+    assert plain[1] > checkpoint[1] > 0
+    assert plain[0] > first_order[0] > 0

@@ -1,15 +1,20 @@
 """Few-shot runs from the command line, their report, and the comparison."""
 
+import functools
 import json
 import math
 
 import jax
 import numpy as np
+import optax
 import pytest
 
+from dsbp_jax import meta
 from experiments import cli, runs
-from experiments.fewshot import __main__ as fewshot, compare, training
+from experiments.config import to_json
+from experiments.fewshot import __main__ as fewshot, cells, compare, training
 from experiments.fewshot.config import METHODS, FewshotConfig
+from tests.experiments import fewshot_sets
 from tests.experiments.small_runs import records
 
 SMALL = [
@@ -48,7 +53,8 @@ def test_every_method_learns_and_reports(method, tmp_path, capsys):
     validations, test = records(folder)[:-1], records(folder)[-1]
     assert [record["step"] for record in validations] == [0, 2, 4]
     losses = test["test"]["loss"]
-    assert len(losses["curve"]) == 6  # the start and five steps
+    steps = 10 if method == "reptile" else 5
+    assert len(losses["curve"]) == steps + 1
     assert losses["curve"][-1] == pytest.approx(losses["mean"])
     assert losses["ci95"] > 0
     carried = method.startswith("spectral_")
@@ -159,24 +165,117 @@ def test_presets(name):
 
 
 def test_compare_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "FIRST_TEST", 2)
+    monkeypatch.setattr(cells, "FIRST_TEST", 2)
     args = ["sine", *SMALL, "--methods", "maml", "fomaml", "--seeds", "2"]
     args += ["--minutes", "2e-4", "--tune-minutes", "1e-4", "--out", str(tmp_path)]
     args += ["--inner-rates", "1e-3", "1e12"]
     compare.main(args)
-    folder = tmp_path / "fewshot-compare"
+    folder = tmp_path / "fewshot-sine"
     result = json.loads((folder / "comparison.json").read_text())
     assert result["equal_steps"] >= 2
     assert [row["method"] for row in result["table"]] == ["maml", "fomaml"]
     # The rate that diverges was not chosen.
-    assert {row["inner rate"] for row in result["table"]} == {"0.001"}
-    assert all(len(cells) == 2 for cells in result["cells"].values())
-    cells = {path: path.stat().st_mtime_ns for path in folder.glob("*min*.json")}
-    assert len(cells) == 2 * (2 + 2)
+    assert {row["inner"] for row in result["table"]} == {"0.001 *"}
+    assert all(len(group) == 2 for group in result["cells"].values())
+    files = {path: path.stat().st_mtime_ns for path in folder.glob("*min*.json")}
+    assert len(files) == 2 * (2 + 2)
     capsys.readouterr()
     compare.main(args)
-    assert cells == {path: path.stat().st_mtime_ns for path in cells}
-    assert "fomaml" in capsys.readouterr().out
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+    assert "fomaml, seed 1: " in capsys.readouterr().out
     with pytest.raises(SystemExit):
         compare.main([*args, "--eval-episodes", "7"])
-    assert "is of another config" in capsys.readouterr().err
+    assert "eval_episodes=7; the run was started with 6" in capsys.readouterr().err
+
+
+def made_cell(tests, last, diverged=None):
+    loss = lambda value: {"loss": {"mean": value}}
+    measured = {str(step): loss(value) for step, value in tests.items()}
+    config = to_json(FewshotConfig())
+    end = None if diverged else loss(last)
+    return cells.Cell(config, {}, 10, 2.0, measured, end, diverged)
+
+
+def test_a_diverged_cell_is_left_out():
+    command = compare.Compare(methods=("maml", "anil"), seeds=3)
+    found = {
+        "maml": [made_cell({2: 5, 4: 3}, v) for v in (1.0, 2.0, 3.0)],
+        "anil": [
+            made_cell({2: 6, 4: 4}, 4.0),
+            made_cell({}, 0, "at step 1"),
+            made_cell({2: 8}, 5.0),
+        ],
+    }
+    assert compare.common_steps(found) == 2
+    maml, anil = (compare.table_row(command, found, name, 2) for name in found)
+    assert maml["after 10 min"] == "2 ± 0.58"
+    assert maml["difference after 10 min"] == maml["diverged"] == ""
+    assert anil["after 2 steps"] == "7 ± 1"
+    assert anil["after 10 min"] == "4.5 ± 0.5"
+    assert anil["difference after 10 min"] == "+2.5 ± 0.5 (p 0.13)"
+    assert anil["ms a step"] == "200.0"
+    assert anil["diverged"] == "1"
+    assert found["anil"][1].merit == made_cell({}, math.nan).merit == -math.inf
+    assert found["anil"][0].merit == -4.0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--methods", "maml", "maml"],
+            "methods='maml maml'; accepted are one or more",
+        ),
+        (["--methods", "mml"], "methods='mml'; accepted are maml"),
+        (["--outer-rates", "0"], "outer_rates=0.0; accepted are positive numbers"),
+    ],
+)
+def test_bad_comparisons(args, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        compare.main(["sine", *args])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_images_end_to_end(tmp_path, capsys):
+    """Classification by the network with batch statistics, on bases of its layers."""
+    fewshot_sets.Drawings(data_dir=tmp_path).download_and_prepare()
+    args = ["omniglot", "--data-dir", str(tmp_path), "--out", str(tmp_path / "runs")]
+    args += [*SMALL, "--model.options", "channels=4", "--ways", "3"]
+    fewshot.main([*args, "--method", "spectral_fomaml", "--outer.steps", "3"])
+    folder = tmp_path / "runs" / "omniglot-3way-1shot-spectral_fomaml-seed0"
+    *validations, last = records(folder)
+    assert 0 <= last["test"]["accuracy"]["mean"] <= 1
+    assert len(last["test"]["accuracy"]["curve"]) == 4
+    bases = validations[-1]["bases"]
+    assert sorted(bases) == [*(f"convs/{i}/kernel" for i in (1, 2, 3)), "head/kernel"]
+    assert "% accuracy" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        fewshot.main([*args, "--ways", "11"])
+    assert "ways=11; accepted are 2 to 10, the classes for validation" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "build"),
+    [
+        ("maml", functools.partial(meta.maml, num_steps=2)),
+        ("fomaml", functools.partial(meta.maml, num_steps=2, first_order=True)),
+        ("anil", functools.partial(meta.anil, num_steps=2, head="head")),
+        ("reptile", functools.partial(meta.reptile, num_steps=5, batch_size=10)),
+    ],
+)
+def test_methods_are_what_they_are_called(method, build):
+    args = [*SMALL, "--method", method, "--inner.no-learned-rates"]
+    config = cli.parse(fewshot.Fewshot, args, "p").config
+    learner = training.make_learner(config)
+    expected = build(learner.loss, optax.sgd(config.inner.learning_rate))
+    params = learner.init(0).params
+    tasks = learner.episodes.build((), learner.draw(0, 0))
+    gradients = [
+        jax.jit(jax.grad(one.meta_loss))(params, tasks)
+        for one in (learner.training, expected)
+    ]
+    for mine, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)

@@ -7,7 +7,7 @@ import optax
 import pytest
 import threadpoolctl
 
-from experiments import cli, data, models, train
+from experiments import data, models, process, train
 from experiments.config import Config, ModelConfig, ProbeConfig
 from experiments.loop import Diverged, make_trainer, train_epoch
 from experiments.optimizers import OptimizerConfig
@@ -116,7 +116,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 
 
 def test_eigenvalues_are_solved_by_one_thread():
-    libraries = cli.single_threaded_lapack(threadpoolctl.threadpool_info)()
+    libraries = process.single_threaded_lapack(threadpoolctl.threadpool_info)()
     blas = [library for library in libraries if library["user_api"] == "blas"]
     assert blas
     assert all(library["num_threads"] == 1 for library in blas)

@@ -1,0 +1,44 @@
+"""How a process uses the machine: LAPACK's threads, and memory that it frees."""
+
+import ctypes
+import functools
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import scipy.linalg  # noqa: F401
+import threadpoolctl
+
+# On a CPU, JAX's eigenvalue solver runs in SciPy's OpenBLAS. Its threads wait for one
+# another by spinning: on small matrices that gains nothing, and where other programs
+# share the cores a solve takes up to fifty times as long. XLA keeps its own threads.
+# (SciPy is imported first because only libraries that are loaded can be limited.)
+single_threaded_lapack = threadpoolctl.threadpool_limits.wrap(limits=1, user_api="blas")
+
+# The options of glibc's mallopt, numbers and values. With one arena there is no other
+# that cannot hold large blocks.
+_MALLOC = {
+    "M_ARENA_MAX": (-8, 1),
+    "M_MMAP_MAX": (-4, 0),
+    "M_TRIM_THRESHOLD": (-1, 2**31 - 1),
+    "M_TOP_PAD": (-2, 2**26),
+}
+
+
+def keeps_memory(main: Callable[..., None]) -> Callable[..., None]:
+    """A main function whose process keeps the memory that it frees, on glibc.
+
+    A compiled step frees its temporary memory at its end. glibc gives blocks of some
+    megabytes back to the system, which hands out zeroed pages again in the next step.
+    On a CPU this took 1.2 of the 3.1 ms of a task of second-order MAML (four-block
+    network, 16 tasks at once).
+    """
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> None:
+        if platform.libc_ver()[0] == "glibc":
+            for option, value in _MALLOC.values():
+                ctypes.CDLL(None).mallopt(option, value)
+        main(*args, **kwargs)
+
+    return run

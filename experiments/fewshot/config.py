@@ -97,11 +97,11 @@ class SpectralConfig:
     """carried: tracked in the outer loop, the same for all tasks; task: solved for in
     each task."""
 
-    source: str = "activation"
-    """What the bases follow: activation (of the support sets) or gradient (the outer
-    one where carried, else the task's)."""
+    source: str = "gradient"
+    """What the bases follow: gradient (the outer one where carried, else the task's)
+    or activation (of the support sets)."""
 
-    side: str = "input"
+    side: str = "output"
     """input or output."""
 
     refresh_every: int = 10

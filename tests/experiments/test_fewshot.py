@@ -242,7 +242,8 @@ def test_images_end_to_end(tmp_path, capsys):
     fewshot_sets.Drawings(data_dir=tmp_path).download_and_prepare()
     args = ["omniglot", "--data-dir", str(tmp_path), "--out", str(tmp_path / "runs")]
     args += [*SMALL, "--model.options", "channels=4", "--ways", "3"]
-    fewshot.main([*args, "--method", "spectral_fomaml", "--outer.steps", "3"])
+    args += ["--spectral.source", "activation", "--spectral.side", "input"]
+    fewshot.main([*args, "--method", "spectral_fomaml", "--inner.steps", "1"])
     folder = tmp_path / "runs" / "omniglot-3way-1shot-spectral_fomaml-seed0"
     *validations, last = records(folder)
     assert 0 <= last["test"]["accuracy"]["mean"] <= 1

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import gradients, optimizers, train
+from experiments import gradients, optimizers, runs, train
 from experiments.config import Config
 from experiments.optimizers import OptimizerConfig
 from tests.experiments.small_runs import SMALL, records
@@ -62,7 +62,7 @@ def test_interrupted_coordinates_go_on_as_they_were(tmp_path, monkeypatch):
     train.main([*options, "--out", str(tmp_path / "whole")])
     out = ["--out", str(tmp_path / "cut")]
     with monkeypatch.context() as patch:
-        logged, log = [], train.runs.Run.log
+        logged, log = [], runs.Run.log
 
         def log_then_stop(self, record):
             log(self, record)
@@ -70,7 +70,7 @@ def test_interrupted_coordinates_go_on_as_they_were(tmp_path, monkeypatch):
             if len(logged) == 2:
                 raise KeyboardInterrupt
 
-        patch.setattr(train.runs.Run, "log", log_then_stop)
+        patch.setattr(runs.Run, "log", log_then_stop)
         with pytest.raises(SystemExit):
             train.main([*options, *out])
     train.main([*options, *out, "--resume"])

@@ -17,10 +17,11 @@ from experiments import models
 SMALL = {
     "mlp": {"hidden": (32,)},
     "cnn": {"channels": (4, 8, 8), "hidden": 16},
+    "conv4": {"channels": 8},
     "resnet18": {"width": 4},
     "vit": {"dim": 16, "depth": 2, "heads": 2},
 }
-KERNELS = {"mlp": 2, "cnn": 5, "resnet18": 21, "vit": 2 + 2 * 6}
+KERNELS = {"mlp": 2, "cnn": 5, "conv4": 5, "resnet18": 21, "vit": 2 + 2 * 6}
 """How many layers the small models have."""
 
 
@@ -125,7 +126,7 @@ class TestEveryModel:
 
 
 def test_unknown_model_lists_the_names():
-    with pytest.raises(ValueError, match="accepted are mlp, cnn, resnet18, vit"):
+    with pytest.raises(ValueError, match="accepted are mlp, cnn, conv4, resnet18, vit"):
         models.build(
             "mlq", image_shape=(8, 8, 1), num_classes=2, rngs=nnx.Rngs(params=0)
         )

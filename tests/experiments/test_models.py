@@ -17,7 +17,7 @@ from experiments import models
 SMALL = {
     "mlp": {"hidden": (32,)},
     "cnn": {"channels": (4, 8, 8), "hidden": 16},
-    "conv4": {"channels": 8},
+    "conv4": {"channels": 24},
     "resnet18": {"width": 4},
     "vit": {"dim": 16, "depth": 2, "heads": 2},
 }

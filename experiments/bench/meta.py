@@ -86,6 +86,13 @@ def make_learner(name: str, channels: int, tasks: int = 16) -> Learner:
     return Learner(config, images)
 
 
+def make_problem(config: MetaConfig, name: str, tasks: int) -> tuple:
+    """A learner, its start, and a batch of tasks."""
+    learner = make_learner(name, config.channels, tasks)
+    batch = learner.episodes.build(learner.arrays, learner.draw(0, 0))
+    return learner, learner.init(0).params, batch
+
+
 def reference(learner: Learner, num_steps: int) -> Callable[..., Any]:
     """The loss of one task as one would write it, convolutions as they stand."""
     rate = learner.config.inner.learning_rate
@@ -119,9 +126,7 @@ def loop(gradient: Callable[..., Any], params: Any, tasks: Any) -> Callable[[], 
 
 def throughput(config: MetaConfig, name: str, tasks: int) -> list[dict[str, Any]]:
     """Tasks per second of each way to run them, by inner steps."""
-    learner = make_learner(name, config.channels, tasks)
-    params = learner.init(0).params
-    batch = learner.episodes.build(learner.arrays, learner.draw(0, 0))
+    learner, params, batch = make_problem(config, name, tasks)
     rows = []
     for steps in config.steps:
         inner = optax.sgd(learner.config.inner.learning_rate)
@@ -176,9 +181,7 @@ def throughput(config: MetaConfig, name: str, tasks: int) -> list[dict[str, Any]
 
 def memory(config: MetaConfig, name: str, tasks: int) -> list[dict[str, Any]]:
     """Memory of the meta-gradient, by inner steps, as the compiler plans it."""
-    learner = make_learner(name, config.channels, tasks)
-    params = learner.init(0).params
-    batch = learner.episodes.build(learner.arrays, learner.draw(0, 0))
+    learner, params, batch = make_problem(config, name, tasks)
     rows = []
     for steps in config.memory_steps:
         row: dict[str, Any] = {"inner steps": str(steps)}

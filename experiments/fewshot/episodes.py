@@ -113,15 +113,12 @@ class Images:
         """Classes `(task, way)` and examples `(task, way, example)` of each."""
         rng = np.random.default_rng((seed, PARTS.index(part), step))
         classes, examples = self._split(part).shape[:2]
-
-        def sample(total: int, number: int, shape: tuple[int, ...]) -> np.ndarray:
-            """Rows of different numbers below `total`."""
-            order = np.argsort(rng.random((*shape, total), np.float32), axis=-1)
-            return order[..., :number].astype(np.int32)
-
+        # A few of many classes are chosen task by task: no need to order them all.
+        chosen = [rng.choice(classes, self.ways, replace=False) for _ in range(tasks)]
+        order = np.argsort(rng.random((tasks, self.ways, examples), np.float32))
         return {
-            "classes": sample(classes, self.ways, (tasks,)),
-            "examples": sample(examples, self.shots + self.queries, (tasks, self.ways)),
+            "classes": np.array(chosen, np.int32),
+            "examples": order[..., : self.shots + self.queries].astype(np.int32),
         }
 
     def build(self, arrays: jax.Array, drawn: dict) -> tuple:

@@ -73,13 +73,18 @@ class ReptileConfig:
     test_steps: int = 10
     """Steps in validation and test."""
 
+    train_shots: int = 10
+    """Examples of each class (of a task, for sine) in training, support and query set
+    together, if these are not more."""
+
     batch_size: int = 10
-    """Examples of a training step, from support and query set together."""
+    """Examples of a training step."""
 
     def __post_init__(self):
         """Checks every value."""
         checks.at_least("reptile.steps", self.steps, 1)
         checks.at_least("reptile.test_steps", self.test_steps, 1)
+        checks.at_least("reptile.train_shots", self.train_shots, 2)
         checks.at_least("reptile.batch_size", self.batch_size, 1)
 
 

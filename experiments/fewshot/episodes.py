@@ -140,12 +140,15 @@ def flatten(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def make_episodes(config: FewshotConfig, dataset: FewShotSet | None) -> Any:
+def make_episodes(
+    config: FewshotConfig, dataset: FewShotSet | None, *, training: bool = False
+) -> Any:
     """The tasks of an experiment.
 
     Args:
       config: The experiment.
       dataset: Its images; None for sine.
+      training: Whether those of training, where reptile wants more examples.
 
     Returns:
       `Sine` or `Images`.
@@ -154,6 +157,8 @@ def make_episodes(config: FewshotConfig, dataset: FewShotSet | None) -> Any:
       ValueError: The set has too few classes or images.
     """
     queries = config.shots if config.queries is None else config.queries
+    if training and config.method == "reptile":
+        queries = max(queries, config.reptile.train_shots - config.shots)
     if config.data.name == SINE:
         return Sine(config.shots, queries)
     return Images(dataset, config.ways, config.shots, queries)

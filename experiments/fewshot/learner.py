@@ -47,6 +47,7 @@ class Learner:
     def __init__(self, config: FewshotConfig, dataset: Any):
         self.config = config
         self.episodes = make_episodes(config, dataset)
+        self.training_episodes = make_episodes(config, dataset, training=True)
         self.regression = config.data.name == SINE
         self.is_spectral = config.method.startswith("spectral_")
         self.carried = self.is_spectral and config.spectral.basis == "carried"
@@ -151,7 +152,7 @@ class Learner:
     def draw(self, seed: int, step: int) -> dict:
         """The tasks of an outer step."""
         tasks = self.config.outer.tasks
-        return self.episodes.draw("train", tasks, seed=seed, step=step)
+        return self.training_episodes.draw("train", tasks, seed=seed, step=step)
 
     def step(self, state: MetaState, drawn: dict, step: int) -> tuple:
         """One outer step, whose buffers are reused: the new state and the loss."""
@@ -161,7 +162,7 @@ class Learner:
     def _outer_step(
         self, state: MetaState, arrays: Any, drawn: dict, refresh: bool
     ) -> tuple:
-        tasks = self.episodes.build(arrays, drawn)
+        tasks = self.training_episodes.build(arrays, drawn)
         given = {"bases": dsbp_jax.bases(state.tracked)} if self.carried else {}
         loss, grads = jax.value_and_grad(self.training.meta_loss)(
             state.params, tasks, **given

@@ -258,6 +258,14 @@ def test_images_end_to_end(tmp_path, capsys):
     )
 
 
+def test_reptile_trains_on_more_examples_and_is_tested_alike():
+    args = [*SMALL, "--method", "reptile", "--reptile.train-shots", "25"]
+    learner = training.make_learner(cli.parse(fewshot.Fewshot, args, "p").config)
+    points = lambda episodes: episodes.draw("train", 2, seed=0, step=0)["x"].shape[1]
+    assert points(learner.training_episodes) == 25
+    assert points(learner.episodes) == 20
+
+
 @pytest.mark.parametrize(
     ("method", "build"),
     [
@@ -273,7 +281,7 @@ def test_methods_are_what_they_are_called(method, build):
     learner = training.make_learner(config)
     expected = build(learner.loss, optax.sgd(config.inner.learning_rate))
     params = learner.init(0).params
-    tasks = learner.episodes.build((), learner.draw(0, 0))
+    tasks = learner.training_episodes.build((), learner.draw(0, 0))
     gradients = [
         jax.jit(jax.grad(one.meta_loss))(params, tasks)
         for one in (learner.training, expected)

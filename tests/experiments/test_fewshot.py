@@ -162,6 +162,7 @@ def test_presets(name):
     assert (
         f"python -m experiments.fewshot {name}" in (folder / f"{name}.py").read_text()
     )
+    assert "test tasks" in text.split('"""')[1]  # and the figure that it reached
 
 
 def test_compare_goes_on_where_it_was(tmp_path, monkeypatch, capsys):

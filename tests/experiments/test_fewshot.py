@@ -159,9 +159,8 @@ def test_bad_input_is_one_line(args, message, tmp_path, capsys):
 def test_presets(name):
     folder = fewshot.Fewshot.presets
     assert isinstance(cli.load_preset(name, folder), FewshotConfig)
-    assert (
-        f"python -m experiments.fewshot {name}" in (folder / f"{name}.py").read_text()
-    )
+    text = (folder / f"{name}.py").read_text()
+    assert f"python -m experiments.fewshot {name}" in text
     assert "test tasks" in text.split('"""')[1]  # and the figure that it reached
 
 

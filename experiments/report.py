@@ -108,9 +108,14 @@ def write_report(run: Run) -> None:
         )
     if probes:
         body += _spectral_sections(probes)
+    write_page(run, body)
+
+
+def write_page(run: Run, body: Iterable[str]) -> None:
+    """Writes `report.html` of a run, its configuration at the end."""
     config = json.dumps(to_json(run.config), indent=2)
-    body.append(f"<h2>Configuration</h2><pre>{html.escape(config)}</pre>")
-    write_atomically(run.path / "report.html", page(run.path.name, body))
+    end = f"<h2>Configuration</h2><pre>{html.escape(config)}</pre>"
+    write_atomically(run.path / "report.html", page(run.path.name, [*body, end]))
 
 
 def summary(run: Run) -> list[tuple[str, str]]:
@@ -147,8 +152,13 @@ def summary(run: Run) -> list[tuple[str, str]]:
 
 def closing_table(run: Run) -> Table:
     """The summary as a table for the terminal."""
-    table = Table(title=str(run.path), show_header=False)
-    for row in summary(run):
+    return names_and_values(str(run.path), summary(run))
+
+
+def names_and_values(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Closing numbers as a table for the terminal."""
+    table = Table(title=title, show_header=False)
+    for row in rows:
         table.add_row(*row)
     return table
 

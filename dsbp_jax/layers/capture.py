@@ -71,7 +71,6 @@ def capture_activations(
     """
     limit = None if max_rows is None else positive_int("max_rows", max_rows)
     sides = _sides(which)
-
     return capture_through(fn, lambda product, x, w: product(x, w), sides, limit)
 
 

@@ -303,7 +303,7 @@ def _learner(
         keys = None if key is None else jax.random.split(key, number)
         axis = task_axis
         if axis == "auto":
-            one = jax.tree.map(lambda leaf: leaf[0], next(iter(tasks)))
+            one = jax.tree.map(lambda leaf: leaf[0], tasks[0])
             some = {} if keys is None else {"key": keys[0]}
             stays = has_other_convolutions(loss_fn, plain_params(params), one, **some)
             axis = "map" if stays else "vmap"

@@ -51,7 +51,10 @@ class Learner:
         self.regression = config.data.name == SINE
         self.is_spectral = config.method.startswith("spectral_")
         self.carried = self.is_spectral and config.spectral.basis == "carried"
-        self._graph, self._rest = nnx.split(self._build(0), nnx.Param, ...)[::2]
+        self._graph, params, self._rest = nnx.split(self._build(0), nnx.Param, ...)
+        if self.is_spectral:
+            x = jnp.zeros((2, *self.episodes.shape))
+            self._layout = dsbp_jax.layout(self.forward, params, x)
         own = config.reptile if config.method == "reptile" else config.inner
         self.training = self._meta(own.steps)
         self.testing = self._meta(own.test_steps)
@@ -59,12 +62,13 @@ class Learner:
             optax.clip_by_global_norm(config.outer.clip),
             optax.adam(config.outer.learning_rate),
         )
-        self.tracker = dsbp_jax.track_bases(
-            config.spectral.rank,
-            source=config.spectral.source,
-            side=config.spectral.side,
-            layout=self.layout(),
-        )
+        if self.carried:
+            self.tracker = dsbp_jax.track_bases(
+                config.spectral.rank,
+                source=config.spectral.source,
+                side=config.spectral.side,
+                layout=self._layout,
+            )
         self.arrays = self.episodes.arrays("train")
         self._step = jax.jit(self._outer_step, static_argnums=3, donate_argnums=0)
         self._curves = jax.jit(self._adaptation_curves)
@@ -99,12 +103,6 @@ class Learner:
             found["accuracy"] = jnp.mean(right.astype(jnp.float32))
         return found
 
-    def layout(self) -> dsbp_jax.Layout:
-        """How the network uses its kernels."""
-        params = nnx.split(self._build(0), nnx.Param, ...)[1]
-        x = jnp.zeros((2, *self.episodes.shape))
-        return dsbp_jax.layout(self.forward, params, x)
-
     def _inner(self) -> optax.GradientTransformation:
         descent = optax.sgd(self.config.inner.learning_rate)
         if not self.is_spectral:
@@ -116,7 +114,7 @@ class Learner:
             side=options.side,
             residual=options.residual,
             refresh_every=options.refresh_every,
-            layout=self.layout(),
+            layout=self._layout,
         )
         return optax.chain(projection, descent)
 

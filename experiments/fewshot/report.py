@@ -1,7 +1,5 @@
 """The report of a few-shot run: one HTML file, and a closing table."""
 
-import html
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +8,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from rich.table import Table
 
-from experiments.config import to_json
 from experiments.fewshot.config import SINE
-from experiments.report import figure, html_table, page, section
-from experiments.runs import Run, write_atomically
+from experiments.report import (
+    figure,
+    html_table,
+    names_and_values,
+    section,
+    write_page,
+)
+from experiments.runs import Run
 
 
 def write_report(run: Run) -> None:
@@ -41,9 +44,7 @@ def write_report(run: Run) -> None:
     ]
     if records[-1]["bases"]:
         body += _bases_sections(records)
-    config = json.dumps(to_json(run.config), indent=2)
-    body.append(f"<h2>Configuration</h2><pre>{html.escape(config)}</pre>")
-    write_atomically(run.path / "report.html", page(run.path.name, body))
+    write_page(run, body)
 
 
 def summary(run: Run) -> list[tuple[str, str]]:
@@ -96,10 +97,7 @@ def _metric(measured: dict[str, Any]) -> str:
 
 def closing_table(run: Run) -> Table:
     """The summary as a table for the terminal."""
-    table = Table(title=str(run.path), show_header=False)
-    for row in summary(run):
-        table.add_row(*row)
-    return table
+    return names_and_values(str(run.path), summary(run))
 
 
 def _over_steps(records: list[dict[str, Any]], metric: str) -> Callable[[Axes], None]:

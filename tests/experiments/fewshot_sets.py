@@ -31,9 +31,12 @@ class Drawings(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        return {"train": self._examples(0), "test": self._examples(ALPHABETS)}
+        return {
+            "train": self._generate_examples(0),
+            "test": self._generate_examples(ALPHABETS),
+        }
 
-    def _examples(self, first):
+    def _generate_examples(self, first):
         for alphabet in range(first, first + ALPHABETS):
             for character in range(CHARACTERS):
                 label = alphabet * CHARACTERS + character
@@ -50,9 +53,6 @@ class Drawings(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                             "label": label,
                         },
                     )
-
-    def _generate_examples(self):
-        raise NotImplementedError
 
 
 class Colours(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -79,14 +79,11 @@ class Colours(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
-        return {"train": self._examples(3), "test": self._examples(1)}
+        return {"train": self._generate_examples(3), "test": self._generate_examples(1)}
 
-    def _examples(self, number):
+    def _generate_examples(self, number):
         for label in range(len(self.USED)):
             for index in range(number):
                 pixels = np.full((32, 32, 3), label, np.uint8)
                 key = f"{label}/{index}"
                 yield key, {"image": images.encode(pixels), "label": label}
-
-    def _generate_examples(self):
-        raise NotImplementedError

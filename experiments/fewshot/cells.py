@@ -87,8 +87,19 @@ def train_cell(
     learner = training.make_learner(config)
     state = learner.init(config.seed)
     learner.compile(state)
-    part = "test" if test else "validation"
     episodes = config.test_episodes if test else config.eval_episodes
+
+    def measure() -> dict[str, Any]:
+        # Test tasks go with the seed, so that the spread over seeds has their part in
+        # it; methods share them. Rates are chosen on the same validation tasks.
+        drawn = (
+            {"part": "test", "seed": config.seed} if test else {"part": "validation"}
+        )
+        measured = learner.evaluate(state, episodes=episodes, **drawn)
+        if not math.isfinite(measured["loss"]["mean"]):
+            raise Diverged(f"the {drawn['part']} loss is not finite at step {steps}")
+        return measured
+
     spent, due, tests, last, diverged = 0.0, FIRST_TEST, {}, None, None
     steps = 0
     try:
@@ -104,8 +115,8 @@ def train_cell(
             if steps == due:
                 due *= 2
                 if test:
-                    tests[str(steps)] = learner.evaluate(state, part, episodes)
-        last = learner.evaluate(state, part, episodes)
+                    tests[str(steps)] = measure()
+        last = measure()
     except Diverged as error:
         diverged = str(error)
     cell = Cell(

@@ -61,7 +61,7 @@ class Compare(cli.Command):
     default that of the config is taken."""
 
     outer_rates: tuple[float, ...] = ()
-    """Outer learning rates, likewise; both are tried in all combinations."""
+    """Outer learning rates, likewise, at the inner learning rate that was chosen."""
 
     tune_minutes: float = 1.0
     """Training time for each of these."""
@@ -141,22 +141,18 @@ def main(args: Sequence[str] | None = None) -> None:
 def tuned(command: Compare, folder: Path, method: str) -> FewshotConfig:
     """The config of a method, at the best of the learning rates."""
     config = dataclasses.replace(command.config, method=method)
-    inner_rates = command.inner_rates or (config.inner.learning_rate,)
-    outer_rates = command.outer_rates or (config.outer.learning_rate,)
-    tried = [
-        dataclasses.replace(
-            config,
-            inner=dataclasses.replace(config.inner, learning_rate=inner),
-            outer=dataclasses.replace(config.outer, learning_rate=outer),
-        )
-        for inner in inner_rates
-        for outer in outer_rates
-    ]
-    if len(tried) == 1:
-        return config
-    minutes = command.tune_minutes
-    merits = [train_cell(folder, one, minutes, test=False).merit for one in tried]
-    return tried[int(np.argmax(merits))]
+    for name, rates in (("inner", command.inner_rates), ("outer", command.outer_rates)):
+        options = [
+            dataclasses.replace(getattr(config, name), learning_rate=rate)
+            for rate in rates or (getattr(config, name).learning_rate,)
+        ]
+        tried = [dataclasses.replace(config, **{name: option}) for option in options]
+        config = tried[0]
+        if len(tried) > 1:
+            minutes = command.tune_minutes
+            cells = [train_cell(folder, one, minutes, test=False) for one in tried]
+            config = tried[int(np.argmax([cell.merit for cell in cells]))]
+    return config
 
 
 def common_steps(cells: dict[str, list[Cell]]) -> int:

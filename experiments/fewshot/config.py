@@ -70,7 +70,7 @@ class ReptileConfig:
     steps: int = 5
     """Steps in training."""
 
-    test_steps: int = 10
+    test_steps: int = 50
     """Steps in validation and test."""
 
     train_shots: int = 10

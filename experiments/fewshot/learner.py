@@ -14,7 +14,7 @@ from experiments import models
 from experiments.fewshot.config import SINE, FewshotConfig
 from experiments.fewshot.episodes import make_episodes
 
-EVAL_SEED = 0  # of the tasks of validation and test, the same for every run
+EVAL_SEED = 0  # of the tasks of validation and test
 
 
 class MetaState(NamedTuple):
@@ -185,20 +185,23 @@ class Learner:
             copy = jax.tree.map(jnp.copy, state)  # its buffers are reused
             jax.block_until_ready(self._step(copy, self.arrays, drawn, due))
 
-    def evaluate(self, state: MetaState, part: str, episodes: int) -> dict[str, Any]:
-        """Adapts to tasks of `"validation"` or `"test"`, the same for every run.
+    def evaluate(
+        self, state: MetaState, part: str, episodes: int, seed: int = EVAL_SEED
+    ) -> dict[str, Any]:
+        """Adapts to tasks of `"validation"` or `"test"`.
 
         Args:
           state: The state.
           part: Which.
           episodes: How many tasks.
+          seed: Seed of the tasks; by default they are the same for every run.
 
         Returns:
           By metric `mean` and `ci95`, half the width of a 95 % confidence interval,
           after the last inner step; and `curve`, the means after each, the start first.
         """
         arrays, chunk = self.episodes.arrays(part), self.config.outer.tasks
-        drawn = self.episodes.draw(part, episodes, seed=EVAL_SEED, step=0)
+        drawn = self.episodes.draw(part, episodes, seed=seed, step=0)
         found = []
         for first in range(0, episodes, chunk):
             # The last chunk is filled up, so that all have one shape.

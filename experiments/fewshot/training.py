@@ -14,7 +14,8 @@ from experiments.fewshot.config import SINE, FewshotConfig
 from experiments.fewshot.learner import Learner, MetaState
 from experiments.loop import Diverged
 
-WINDOW = 50  # outer steps between two looks at the loss and the clock
+LOOK_EVERY = 1.0  # seconds, about, between two looks at the loss and the clock
+MOST_STEPS = 50  # and outer steps at most
 
 
 def make_learner(config: FewshotConfig) -> Learner:
@@ -55,14 +56,15 @@ def train(
       Diverged: If a loss is not finite.
     """
     began, first = time.perf_counter(), int(state.step)
+    looked, window = began, 1
     losses: list[float] = []
     while first + len(losses) < until:
         at = first + len(losses)
         pending = []
-        for step in range(at, min(at + WINDOW, until)):
+        for step in range(at, min(at + window, until)):
             state, loss = learner.step(state, learner.draw(seed, step), step)
             pending.append(loss)
-        # The host waits for the device once in a window.
+        # The host waits for the device at each look only.
         for loss in jax.device_get(pending):
             losses.append(float(loss))
             if not math.isfinite(losses[-1]):
@@ -72,8 +74,11 @@ def train(
                     f"{learner.config.inner.learning_rate:g}, or a lower outer.clip"
                 )
         advance(len(pending))
-        if time.perf_counter() - began >= seconds:
+        now = time.perf_counter()
+        if now - began >= seconds:
             break
+        fits = len(pending) * LOOK_EVERY / (now - looked)
+        looked, window = now, max(1, min(MOST_STEPS, int(fits)))
     mean = math.fsum(losses) / max(1, len(losses))
     return state, mean, time.perf_counter() - began
 

@@ -1,8 +1,10 @@
 """Few-shot runs from the command line, their report, and the comparison."""
 
+import dataclasses
 import functools
 import json
 import math
+import types
 
 import jax
 import numpy as np
@@ -53,7 +55,7 @@ def test_every_method_learns_and_reports(method, tmp_path, capsys):
     validations, test = records(folder)[:-1], records(folder)[-1]
     assert [record["step"] for record in validations] == [0, 2, 4]
     losses = test["test"]["loss"]
-    steps = 10 if method == "reptile" else 5
+    steps = 50 if method == "reptile" else 5
     assert len(losses["curve"]) == steps + 1
     assert losses["curve"][-1] == pytest.approx(losses["mean"])
     assert losses["ci95"] > 0
@@ -113,7 +115,7 @@ def test_a_resumed_run_ends_the_same(tmp_path, monkeypatch):
 def test_training_stops_after_its_minutes(tmp_path):
     args = ["--outer.minutes", "1e-6", "--out", str(tmp_path)]
     fewshot.main([*SMALL, *args])
-    assert records(tmp_path / "sine-10shot-maml-seed0")[-1]["step"] == 2
+    assert records(tmp_path / "sine-10shot-maml-seed0")[-1]["step"] == 1
 
 
 def test_a_diverged_run_says_at_which_step(tmp_path, capsys):
@@ -186,6 +188,59 @@ def test_compare_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         compare.main([*args, "--eval-episodes", "7"])
     assert "eval_episodes=7; the run was started with 6" in capsys.readouterr().err
+
+
+def test_rates_are_tuned_one_after_the_other(tmp_path, monkeypatch):
+    merit = lambda config: (
+        -abs(config.inner.learning_rate - 0.2) - abs(config.outer.learning_rate - 0.03)
+    )
+    seen = []
+
+    def train_cell(folder, config, minutes, *, test):
+        assert not test
+        seen.append((config.inner.learning_rate, config.outer.learning_rate))
+        return types.SimpleNamespace(merit=merit(config))
+
+    monkeypatch.setattr(compare, "train_cell", train_cell)
+    chosen = lambda **grids: compare.tuned(compare.Compare(**grids), tmp_path, "anil")
+    config = chosen(inner_rates=(0.1, 0.2, 0.3), outer_rates=(0.01, 0.03))
+    assert (config.inner.learning_rate, config.outer.learning_rate) == (0.2, 0.03)
+    start = FewshotConfig().outer.learning_rate
+    assert seen == [
+        *((rate, start) for rate in (0.1, 0.2, 0.3)),
+        (0.2, 0.01),
+        (0.2, 0.03),
+    ]
+    # A grid of one rate is that rate, untried.
+    assert chosen(inner_rates=(0.5,)).inner.learning_rate == 0.5
+    assert len(seen) == 5
+
+
+def test_a_cell_that_fails_on_its_test_tasks_diverged(tmp_path):
+    config = cli.parse(
+        fewshot.Fewshot, [*SMALL, "--inner.test-steps", "80"], "p"
+    ).config
+    inner = dataclasses.replace(config.inner, learning_rate=1.0)
+    config = dataclasses.replace(config, inner=inner)
+    cell = cells.train_cell(tmp_path, config, 1e-6)
+    assert cell.diverged == "the test loss is not finite at step 1"
+    assert cell.last is None
+    assert cells.train_cell(tmp_path, config, 1e-6) == cell
+
+
+def test_test_tasks_go_with_the_seed(tmp_path, monkeypatch):
+    seen = set()
+    evaluate = training.Learner.evaluate
+
+    def note(self, state, **drawn):
+        seen.add((drawn["part"], drawn.get("seed", 0)))
+        return evaluate(self, state, **drawn)
+
+    monkeypatch.setattr(training.Learner, "evaluate", note)
+    config = cli.parse(fewshot.Fewshot, [*SMALL, "--seed", "3"], "p").config
+    cells.train_cell(tmp_path, config, 1e-6)
+    cells.train_cell(tmp_path, config, 1e-6, test=False)
+    assert seen == {("test", 3), ("validation", 0)}
 
 
 def made_cell(tests, last, diverged=None):

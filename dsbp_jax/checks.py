@@ -137,7 +137,7 @@ def scalar_loss(out: Any, has_aux: bool | None = None) -> Any:
       >>> scalar_loss(np.zeros(2, np.float32))
       Traceback (most recent call last):
       ...
-      ValueError: loss_fn must return a floating-point scalar, got shapes (2,)
+      ValueError: loss_fn must return a floating-point scalar, got float32(2,)
     """
     pair = isinstance(out, tuple) and len(out) == 2
     value = out[0] if has_aux and pair else out
@@ -150,6 +150,7 @@ def scalar_loss(out: Any, has_aux: bool | None = None) -> Any:
             kind = "a pair of a floating-point scalar and anything, since has_aux=True"
         elif has_aux is not None:
             kind += ", or with has_aux=True a pair of it and more"
-        shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), out)
-        raise ValueError(f"loss_fn must return {kind}, got shapes {shapes}")
+        is_array = lambda leaf: hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        name = lambda leaf: f"{leaf.dtype}{leaf.shape}" if is_array(leaf) else leaf
+        raise ValueError(f"loss_fn must return {kind}, got {jax.tree.map(name, out)}")
     return value

@@ -1,8 +1,9 @@
 """Few-shot meta-learning: starts from which a few steps of any optimizer suffice.
 
-`maml` holds MAML, its first-order form, ANIL and Reptile; `adaptation` is the inner
-loop on one task, `tasks` runs it on many, and `forward` is the model in it. Episodes,
-networks and training loops belong to `experiments`.
+`maml` holds MAML, its first-order form, ANIL and Reptile; `learner` is what they have
+in common, `adaptation` the inner loop on one task, `tasks` runs it on many, and
+`forward` is the model in it. Episodes, networks and training loops belong to
+`experiments`.
 """
 
 from dsbp_jax.meta.adaptation import (
@@ -10,8 +11,8 @@ from dsbp_jax.meta.adaptation import (
     plain_params as plain_params,
     with_rates as with_rates,
 )
+from dsbp_jax.meta.learner import Maml as Maml
 from dsbp_jax.meta.maml import (
-    Maml as Maml,
     anil as anil,
     maml as maml,
     reptile as reptile,

@@ -16,6 +16,8 @@ from dsbp_jax.meta.forward import with_activations, with_patches
 from dsbp_jax.transforms import MissingActivations, with_bases
 from dsbp_jax.transforms.reading import tracked_by_side
 
+START = "params"  # what the paths of a start begin with in `WithRates`
+
 
 class WithRates(NamedTuple):
     """Meta-parameters: a start, and how fast to leave it.
@@ -56,7 +58,7 @@ def with_rates(params: Any, initial: float = 1.0) -> WithRates:
     return WithRates(params, jax.tree.map(rate, params))
 
 
-def keys_of(key: jax.Array | None, step: int | jax.Array) -> dict[str, jax.Array]:
+def key_argument(key: jax.Array | None, step: int | jax.Array) -> dict[str, jax.Array]:
     """The PRNG key of a step as the loss takes it: no argument where there is none."""
     return {} if key is None else {"key": jax.random.fold_in(key, step)}
 
@@ -111,7 +113,8 @@ class Adaptation:
           The adapted params, and what was noted, stacked over the steps.
         """
         start = plain_params(params)
-        # Of the first order, whatever the updates depend on is a constant to them.
+        # Of the first order, updates are constants; what they are made of as well, so
+        # that nothing is differentiated in vain (nor a loop that can't be).
         constant = jax.lax.stop_gradient if self.first_order else lambda tree: tree
         moving, merge = self.split(start)
         task = _Task(self, support, key, self.split(constant(start))[1])
@@ -130,8 +133,9 @@ class Adaptation:
         def step(carry: tuple, index: jax.Array) -> tuple:
             moving, state = carry
             updates, state = task.update(constant(moving), state, index, capture, extra)
+            updates = constant(updates)
             if rates is not None:
-                scale = lambda update, rate: (update * rate).astype(update.dtype)
+                scale = lambda update, rate: update * rate.astype(update.dtype)
                 updates = jax.tree.map(scale, updates, rates)
             moving = optax.apply_updates(moving, updates)
             return (moving, state), after(merge(moving))
@@ -159,17 +163,33 @@ def _hold(state: Any, bases: Mapping[str, EigenBasis], with_rates: bool) -> Any:
     """The state of an inner optimizer on given bases, constants to every derivative.
 
     Raises:
-      ValueError: It tracks leaves that `bases` lacks, or has no bases to replace.
+      ValueError: It tracks leaves that `bases` lacks, both sides of one, or has no
+        bases to replace.
     """
-    if with_rates:  # as an outer optimizer names the leaves of `WithRates`
-        bases = {path.removeprefix("params/"): basis for path, basis in bases.items()}
+    if not isinstance(bases, Mapping):
+        raise ValueError(
+            "bases must map paths to EigenBasis, as dsbp_jax.bases(opt_state) does, "
+            f"got {type(bases).__name__}"
+        )
     tracked = tracked_by_side(state)
     if tracked is None:
         raise ValueError(
             "bases must be None with an inner optimizer that tracks none, got those of "
             f"{', '.join(bases) or 'no leaf'}"
         )
-    wanted = {path for entries in tracked.values() for path in entries}
+    wanted = [path for entries in tracked.values() for path in entries]
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(
+            "bases must be None with an inner optimizer that tracks both sides of a "
+            f"leaf, got those of {', '.join(bases) or 'no leaf'}"
+        )
+    if with_rates:  # an outer optimizer may have named the leaves of `WithRates`
+        bases = {
+            path: bases[name]
+            for path in wanted
+            for name in (path, f"{START}/{path}")
+            if name in bases
+        }
     require_paths(sorted(wanted), bases, "bases")
     if not wanted:  # every layer is as small as its basis, or nothing is projected
         return state
@@ -194,7 +214,7 @@ class _Task:
 
     def loss(self, moving: Any, index: jax.Array, *, capture: bool = False) -> Any:
         """The loss of a step, with the activations if wanted."""
-        keys = keys_of(self.key, index)
+        keys = key_argument(self.key, index)
         run = with_activations if capture else with_patches
         fn = run(self.adaptation.loss_fn)
         out = fn(self.merge(moving), self.batch(index), **keys)
@@ -247,10 +267,13 @@ class _Task:
 
     def wants_activations(self, moving: Any, state: Any) -> bool:
         """Whether the inner optimizer cannot do without the activations."""
-        index, value = jnp.zeros((), jnp.int32), jnp.zeros(())
-        probe = lambda: self.inner_update(moving, state, moving, index, value=value)[0]
+        index = jnp.zeros((), jnp.int32)
+        value = jax.eval_shape(self.loss, moving, index)
+        probe = lambda value: self.inner_update(
+            moving, state, moving, index, value=value
+        )[0]
         try:
-            jax.eval_shape(probe)
+            jax.eval_shape(probe, value)
         except MissingActivations:
             return True
         return False

@@ -33,6 +33,8 @@ def with_patches(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def run(params: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _on_cpu():
+            return fn(params, *args, **kwargs)
         traced = trace(fn, params, args, kwargs)
         sites = [site for site in traced.sites if _is_replaced(site)]
         if not sites:
@@ -52,7 +54,7 @@ def with_activations(
     return capture_through(fn, _respond)
 
 
-def has_other_convolutions(
+def keeps_convolutions(
     fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any
 ) -> bool:
     """Whether some convolution runs as it stands, on a CPU."""

@@ -9,51 +9,19 @@ updates for constants; ANIL adapts the head only; Reptile has no query set and p
 the start towards θ'_i.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks
-from dsbp_jax.layers import LayerActivations, leaves_by_path
-from dsbp_jax.meta.adaptation import Adaptation, keys_of, plain_params
-from dsbp_jax.meta.forward import has_other_convolutions, with_activations, with_patches
-from dsbp_jax.meta.tasks import TaskAxis, check_task_axis, num_tasks, over_tasks
-from dsbp_jax.transforms.sharding import with_auto_axes
-
-
-class Maml(NamedTuple):
-    """The functions of a meta-learner.
-
-    `params` is a pytree of arrays, or what `with_rates` makes of one. `bases` (path
-    to `EigenBasis`, as `dsbp_jax.bases` returns) replaces the bases that a spectral
-    inner optimizer would track in the task by itself: it then projects on these and
-    refreshes none. They must name every leaf that it tracks, on the one side on which
-    it tracks them; leaves whose basis was never solved are not projected. With a PRNG
-    `key`, the loss is called as `loss_fn(params, batch, key=...)`, with a key of its
-    own for each task and step.
-
-    Attributes:
-      adapt: `adapt(params, support, *, bases=None, key=None)`: the params after the
-        inner steps on one task, whose arrays have shape `(example, …)`.
-      meta_loss: `meta_loss(params, (support, query), *, bases=None, key=None)`: the
-        mean over tasks, shape `()`; arrays have shape `(task, example, …)` and may be
-        sharded over tasks. To be differentiated and given to any outer optimizer.
-      curve: `curve(params, (support, query), metric_fn=None, *, bases=None,
-        key=None)`: `metric_fn(params, query)`, the loss by default, of every task
-        before the first inner step and after each: arrays of shape `(task,
-        num_steps + 1, …)`.
-      activations: `activations(params, (support, query))`: what the layers see of all
-        support sets at the start, as `dsbp_jax.capture_activations` returns it; for an
-        outer `track_bases(source="activation")`.
-    """
-
-    adapt: Callable[..., Any]
-    meta_loss: Callable[..., jax.Array]
-    curve: Callable[..., Any]
-    activations: Callable[..., dict[str, LayerActivations]]
+from dsbp_jax.layers import leaves_by_path
+from dsbp_jax.meta.adaptation import Adaptation, plain_params
+from dsbp_jax.meta.learner import Maml, make_learner
+from dsbp_jax.meta.tasks import TaskAxis
 
 
 def maml(
@@ -85,9 +53,10 @@ def maml(
         then that of the query loss at the adapted params.
       task_axis: How tasks are run: `"vmap"` all at once, `"map"` one after the other,
         a number so many at once. A task axis that is sharded is split over its mesh
-        by `"vmap"` only. `"auto"` is `"vmap"`, or `"map"` on a CPU where a convolution
-        would become a grouped one (most run as products over patches there, which use
-        more memory, and need not).
+        by `"vmap"` only. `"auto"` is `"vmap"`, or `"map"` on a CPU where some
+        convolution of the loss stays one: those that are grouped, transposed or not of
+        params. (The others run as products over patches there, which `vmap` does not
+        slow down and which use more memory.)
       checkpoint: Compute what is inside of the inner steps again for the derivative:
         memory then grows with `num_steps` by the params and the optimizer's state
         only. Refreshes inside of the tasks run twice.
@@ -117,7 +86,7 @@ def maml(
     adaptation = _adaptation(
         loss_fn, inner, num_steps, first_order=first_order, checkpoint=checkpoint
     )
-    return _learner(adaptation, task_axis)
+    return make_learner(adaptation, task_axis)
 
 
 def anil(
@@ -161,8 +130,10 @@ def anil(
       >>> adapted["body"]["w"] is params["body"]["w"], adapted["head"]["w"].ravel()
       (True, Array([0.2, 0.2], dtype=float32))
     """
-    names = (head,) if isinstance(head, str) else tuple(head)
-    if not names or not all(isinstance(name, str) and name for name in names):
+    names = (head,) if isinstance(head, str) else head
+    if not (isinstance(names, Sequence) and names) or not all(
+        isinstance(name, str) and name for name in names
+    ):
         raise ValueError(f"head must be canonical paths of leaves, got {head!r}")
     under = lambda path, name: path == name or path.startswith(name + "/")
     adaptation = _adaptation(
@@ -183,7 +154,7 @@ def anil(
                     f"got {name!r}"
                 )
 
-    return _learner(adaptation, task_axis, check)
+    return make_learner(adaptation, task_axis, check)
 
 
 def reptile(
@@ -235,9 +206,9 @@ def reptile(
         loss_fn, inner, num_steps, first_order=True, batch_size=batch_size
     )
 
-    def task_loss(params: Any, task: Any, **options: Any) -> jax.Array:
+    def task_loss(params: Any, task: Any, bases: Any, key: Any) -> jax.Array:
         joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *task)
-        adapted, _ = training.run(params, joined, **options)
+        adapted, _ = training.run(params, joined, bases=bases, key=key)
         return _half_squared_distance(params, jax.lax.stop_gradient(adapted))
 
     def check(params: Any) -> None:
@@ -247,13 +218,7 @@ def reptile(
                 "them, got WithRates"
             )
 
-    return _learner(adaptation, task_axis, check, task_loss)
-
-
-def _pool(found: Any) -> jax.Array:
-    """Rows `(task, *batch, n, d)` as `(*batch, task · n, d)`."""
-    rows = jnp.moveaxis(found, 0, -3)
-    return rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
+    return make_learner(adaptation, task_axis, check, task_loss)
 
 
 def _half_squared_distance(a: Any, b: Any) -> jax.Array:
@@ -273,104 +238,23 @@ def _adaptation(
         raise ValueError(f"inner must be an optax transformation, got {inner!r}")
     return Adaptation(
         loss_fn=loss_fn,
-        inner=optax.with_extra_args_support(inner),
+        inner=_with_all_arguments(inner),
         num_steps=checks.positive_int("num_steps", num_steps),
         **options,
     )
 
 
-def _learner(
-    adaptation: Adaptation,
-    task_axis: TaskAxis,
-    check: Callable[[Any], None] = lambda params: None,
-    task_loss: Callable[..., jax.Array] | None = None,
-) -> Maml:
-    """The functions around one adaptation."""
-    task_axis = check_task_axis(task_axis)
-    loss_fn = adaptation.loss_fn
+def _with_all_arguments(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, given those of the arguments that its `update` knows."""
+    known = inspect.signature(inner.update).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
 
-    def query_loss(params: Any, task: Any, *, key: Any, **options: Any) -> jax.Array:
-        support, query = task
-        adapted, _ = adaptation.run(params, support, key=key, **options)
-        keys = keys_of(key, adaptation.num_steps)
-        return checks.scalar_loss(with_patches(loss_fn)(adapted, query, **keys))
+    def update(
+        updates: Any, state: Any, params: Any = None, **more: Any
+    ) -> tuple[Any, Any]:
+        some = {name: more[name] for name in more if takes_all or name in known}
+        return inner.update(updates, state, params, **some)
 
-    def run(
-        function: Callable[..., Any], params: Any, tasks: Any, key: Any, **options: Any
-    ) -> Any:
-        number = num_tasks(tasks)
-        check(params)
-        keys = None if key is None else jax.random.split(key, number)
-        axis = task_axis
-        if axis == "auto":
-            one = jax.tree.map(lambda leaf: leaf[0], tasks[0])
-            some = {} if keys is None else {"key": keys[0]}
-            stays = has_other_convolutions(loss_fn, plain_params(params), one, **some)
-            axis = "map" if stays else "vmap"
-        call = lambda given: function(params, given[0], key=given[1], **options)
-        return over_tasks(call, (tuple(tasks), keys), axis)
-
-    def adapt(params: Any, support: Any, *, bases: Any = None, key: Any = None) -> Any:
-        check(params)
-        return adaptation.run(params, support, bases=bases, key=key)[0]
-
-    def meta_loss(
-        params: Any, tasks: Any, *, bases: Any = None, key: Any = None
-    ) -> jax.Array:
-        def mean(params: Any, tasks: Any, key: Any, bases: Any) -> jax.Array:
-            losses = run(task_loss or query_loss, params, tasks, key, bases=bases)
-            return jnp.mean(losses)
-
-        return with_auto_axes(
-            mean, params, tasks, key, bases, out_specs=lambda: jax.P()
-        )
-
-    def curve(
-        params: Any,
-        tasks: Any,
-        metric_fn: Callable[..., Any] | None = None,
-        *,
-        bases: Any = None,
-        key: Any = None,
-    ) -> Any:
-        metric = with_patches(metric_fn or loss_fn)
-
-        def task_curve(params: Any, task: Any, *, key: Any, **options: Any) -> Any:
-            support, query = task
-            keys = {} if metric_fn else keys_of(key, adaptation.num_steps)
-            after = lambda params: metric(params, query, **keys)
-            first = after(plain_params(params))
-            _, noted = adaptation.run(params, support, key=key, after=after, **options)
-            join = lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b])
-            return jax.tree.map(join, first, noted)
-
-        def specs(params: Any, query: Any) -> Any:
-            """A partition spec for each metric, which wants no mesh to be found."""
-            shape = lambda skip: (
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape[skip:], leaf.dtype)
-            )
-            one = jax.tree.map(shape(1), query)
-            params = jax.tree.map(shape(0), plain_params(params))
-            keys = {} if metric_fn else keys_of(key, 0)
-            found = jax.eval_shape(metric_fn or loss_fn, params, one, **keys)
-            return jax.tree.map(lambda leaf: jax.P(), found)
-
-        curves = lambda *given: run(task_curve, *given[:3], bases=given[3])
-        return with_auto_axes(
-            curves, params, tasks, key, bases, out_specs=lambda: specs(params, tasks[1])
-        )
-
-    def activations(params: Any, tasks: Any) -> dict[str, LayerActivations]:
-        num_tasks(tasks)
-        captured = with_activations(loss_fn)
-        one = lambda support: captured(plain_params(params), support)[1]
-        return {
-            path: LayerActivations(
-                inputs=_pool(found.inputs),
-                outputs=_pool(found.outputs),
-                count=jnp.sum(found.count, axis=0),
-            )
-            for path, found in jax.vmap(one)(tasks[0]).items()
-        }
-
-    return Maml(adapt, meta_loss, curve, activations)
+    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -158,9 +158,8 @@ def with_bases(
         basis = EigenBasis(*(jnp.asarray(x, jnp.float32) for x in given))
         # Without a trace it was not solved yet: a random start stays one.
         solved = (basis.trace > 0).astype(jnp.int32)
-        return entry._replace(
-            basis=basis, refreshes=jnp.maximum(entry.refreshes, solved)
-        )
+        refreshes = solved * jnp.maximum(entry.refreshes, 1)
+        return entry._replace(basis=basis, refreshes=refreshes)
 
     def fill(node: Any) -> Any:
         if not is_state(node):

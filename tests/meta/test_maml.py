@@ -67,6 +67,16 @@ def test_first_order_is_the_gradient_at_the_adapted_params(inner):
         assert program.cost_analysis()["flops"] < limit
 
 
+def test_updates_of_first_order_are_constants_to_all():
+    params, tasks = models.mlp(), models.sines()
+
+    def meta_loss(rate):
+        learner = meta.maml(loss_fn, optax.sgd(rate), 2, first_order=True)
+        return learner.meta_loss(params, tasks)
+
+    assert jax.jit(jax.grad(meta_loss))(jnp.array(0.1)) == 0
+
+
 def test_checkpoint_saves_memory_only():
     params = models.mlp(4, 64)
     tasks = [(models.normal(2, 128, 4, seed=s), jnp.ones((2, 128, 1))) for s in (0, 1)]
@@ -118,8 +128,9 @@ def test_anil_is_cheaper_and_names_the_paths():
     assert part < 0.7 * models.flops(whole, params, support)
     with pytest.raises(ValueError, match=r"body/kernel, head/kernel\), got 'tail'"):
         make(head=("head", "tail")).adapt(params, support)
-    with pytest.raises(ValueError, match="head must be canonical paths of leaves, got"):
-        make(head=())
+    for none in ((), None, 5):
+        with pytest.raises(ValueError, match="head must be canonical paths of leaves"):
+            make(head=none)
 
 
 # Reptile
@@ -197,9 +208,13 @@ def test_rates_of_anil():
 
 SEARCH = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(8))
 SAM = dsbp_jax.spectral_sam(optax.sgd(0.05), 0.1, mode="full")
+OPTAX_SAM = optax.contrib.sam(
+    optax.sgd(0.05), optax.sgd(0.1), sync_period=2, opaque_mode=True
+)
 EVALUATING = {
     "search": (SEARCH, ("value", "grad", "value_fn")),
     "sam": (SAM, ("grad_fn",)),
+    "optax's sam, which takes nothing else": (OPTAX_SAM, ("grad_fn",)),
 }
 
 
@@ -241,6 +256,17 @@ def test_an_outer_loop_compiles_once_and_learns():
         params, state, _ = step(params, state, models.sines(16, seed=seed))
     assert step(params, state, held)[2] < 0.6 * before
     assert len(traces) == 1
+
+
+@pytest.mark.usefixtures("strict_promotion")
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_rates_scale_updates_of_any_dtype(dtype):
+    double = lambda w, x: jnp.sum(w * x)
+    learner = meta.maml(double, optax.sgd(1.0), 2)
+    w, x = jnp.ones((), dtype), jnp.ones((1,), dtype)
+    adapted = learner.adapt(meta.with_rates(w, 0.25), x)
+    assert adapted == 0.5
+    assert adapted.dtype == dtype
 
 
 @pytest.mark.parametrize("make", [meta.maml, meta.reptile])

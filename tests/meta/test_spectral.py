@@ -150,6 +150,11 @@ def test_given_bases_that_do_not_fit():
     plain = meta.maml(loss_fn, optax.sgd(0.1), 1)
     with pytest.raises(ValueError, match="bases must be None with an inner optimizer"):
         plain.meta_loss(params, tasks, bases=bases)
+    with pytest.raises(ValueError, match=r"bases must map paths .* got tuple"):
+        adapt(params, support, bases=tuple(bases))
+    both = meta.maml(loss_fn, dsbp_jax.spectral_projection(RANK, side="both"), 1)
+    with pytest.raises(ValueError, match="tracks both sides of a leaf, got those of"):
+        both.meta_loss(params, tasks, bases=bases)
 
 
 @pytest.mark.parametrize("options", [{"residual": 1.0}, {"rank": 99}])
@@ -172,13 +177,56 @@ def test_bases_of_an_outer_optimizer_that_learns_rates():
     bases = dsbp_jax.bases(state)
     named = {path.removeprefix("params/"): basis for path, basis in bases.items()}
     loss = jax.jit(lambda start, bases: learner.meta_loss(start, tasks, bases=bases))
-    assert loss(start, bases) == loss(params, named)
+    assert loss(start, bases) == loss(params, named) == loss(start, named)
+    assert loss(start, bases) != jax.jit(learner.meta_loss)(params, tasks)
+
+
+def test_activations_for_an_outer_optimizer_that_learns_rates():
+    """Variables as Flax linen has them, whose paths begin like those of a start."""
+    plain, tasks = problem()
+    variables_loss = lambda variables, batch: loss_fn(variables["params"], batch)
+    projected = projection(source="activation")
+    learner = meta.maml(variables_loss, optax.chain(projected, optax.sgd(0.1)), 1)
+    outer = dsbp_jax.track_bases(RANK, source="activation", side="input")
+    losses = []
+    for start in ({"params": plain}, meta.with_rates({"params": plain})):
+
+        @jax.jit
+        def step(start, state):
+            found = learner.activations(start, tasks)
+            _, state = outer.update(start, state, start, activations=found)
+            bases = dsbp_jax.bases(state)
+            solved = dsbp_jax.activation_bases(found, RANK)
+            held = [learner.meta_loss(start, tasks, bases=b) for b in (bases, solved)]
+            return held, learner.meta_loss(start, tasks)
+
+        held, of_the_tasks = step(start, outer.init(start))
+        np.testing.assert_allclose(held[0], held[1], rtol=1e-4)
+        assert abs(held[0] - of_the_tasks) > 1e-3
+        losses.append(held[0])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_activations_of_a_loss_with_a_key():
+    params, tasks = problem()
+
+    def noisy(params, batch, *, key):
+        x, y = batch
+        return loss_fn(params, (x + jax.random.normal(key, x.shape), y))
+
+    learner = meta.maml(noisy, optax.sgd(0.1), 1)
+    found = lambda seed: learner.activations(params, tasks, key=jax.random.key(seed))
+    first, second = (found(seed)[LEAVES[0]].inputs for seed in (0, 1))
+    noise = np.asarray(first - second).reshape(len(tasks[0][0]), -1)
+    assert len(np.unique(noise.round(4))) == noise.size  # none is shared by tasks
+    with pytest.raises(ValueError, match="tasks must be a pair"):
+        learner.activations(params, tasks[0][0])
 
 
 def test_activations_of_all_support_sets():
     params, tasks = problem()
     learner = meta.maml(loss_fn, optax.sgd(0.1), 1)
-    found = learner.activations(meta.with_rates(params), tasks)
+    found = learner.activations(params, tasks)
     captured = dsbp_jax.capture_activations(loss_fn)
     number = jax.tree.leaves(tasks)[0].shape[0]
     alone = [captured(params, task(tasks[0], index))[1] for index in range(number)]
@@ -225,6 +273,26 @@ def test_bases_of_an_outer_optimizer():
     for _ in range(20):
         moved, state, last = step(moved, state)
     assert last < 0.8 * second
+
+
+def test_checkpoint_and_anil_with_bases_of_the_tasks():
+    params, tasks = problem()
+    inner = optax.chain(projection(refresh_every=2), optax.sgd(0.1, momentum=0.9))
+    plain = meta.maml(loss_fn, inner, 3)
+    again = meta.maml(loss_fn, inner, 3, checkpoint=True)
+    expected = value_and_grad(plain.meta_loss, params, tasks)
+    close(value_and_grad(again.meta_loss, params, tasks), expected, 1e-4, 1e-5)
+
+    head = {"head/kernel": given_bases()["head/kernel"]}
+    anil = meta.anil(loss_fn, inner, 2, head="head", checkpoint=True)
+    reference = project_with(lambda path, g: head[path].vectors)
+    split = {"head": optax.chain(reference, optax.sgd(0.1, momentum=0.9))}
+    split["body"] = optax.set_to_zero()
+    labels = {name: dict.fromkeys(params[name], name) for name in params}
+    expected = models.unrolled(loss_fn, optax.partition(split, labels), 2)
+    held = functools.partial(anil.meta_loss, bases=head)
+    actual = value_and_grad(held, params, tasks)
+    close(actual, value_and_grad(expected, params, tasks), 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("task_axis", ["vmap", "map"])

@@ -168,6 +168,24 @@ def test_sharded_tasks_agree_with_unsharded(name, kind):
         close(grad(*sharded), expected, 1e-4, 1e-5)
 
 
+def test_other_functions_on_sharded_tasks():
+    params, tasks, bases = unsharded("given bases")[1]
+    learner, support = meta.maml(loss_fn, SPECTRAL, 2), models.task(tasks[0], 0)
+
+    @jax.jit
+    def run(params, tasks, bases):
+        return (
+            learner.curve(params, tasks, bases=bases),
+            learner.activations(params, tasks),
+            learner.adapt(params, support, bases=bases),
+        )
+
+    expected = run(params, tasks, bases)
+    mesh, *sharded = shard("Explicit", params, tasks, bases)
+    with jax.set_mesh(mesh):
+        close(run(*sharded), expected, 1e-4, 1e-5)
+
+
 def test_each_of_eight_devices_does_an_eighth():
     params, tasks = models.normal(32, 16), models.decaying(16, 32, 32, 16)
     learner = meta.maml(linear, SGD, 2)

@@ -126,6 +126,8 @@ def test_bases_are_put_wherever_they_are_tracked(tx):
     assert jax.tree.map(jnp.shape, held) == jax.tree.map(jnp.shape, state)
     back = dsbp_jax.with_bases(held, dsbp_jax.bases(state))
     equal(dsbp_jax.bases(back), dsbp_jax.bases(state))
+    # A random start stays one, in the state of a trained optimizer too.
+    equal(dsbp_jax.diagnostics(back), dsbp_jax.diagnostics(state))
 
 
 def test_one_side_of_two():

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,13 +219,27 @@ def _number(name: str, base: str) -> int | None:
     return int(suffix) if suffix != name and suffix.isdecimal() else None
 
 
-def check_unchanged(new: Any, old: Any) -> None:
-    """Raises a `ValueError` where a resumed run would become another experiment."""
-    changed = {k: v for k, v in differences(new, old).items() if k not in _PLACES}
+def check_unchanged(
+    new: Any,
+    old: Any,
+    *,
+    besides: Sequence[str] = (),
+    instead: str = "a new run without --resume",
+) -> None:
+    """Raises a `ValueError` where a resumed run would become another experiment.
+
+    Args:
+      new: The config now.
+      old: That of the run.
+      besides: Fields that may differ.
+      instead: What is accepted instead.
+    """
+    free = (*_PLACES, *besides)
+    changed = {k: v for k, v in differences(new, old).items() if k not in free}
     for field, (value, before) in changed.items():
         raise ValueError(
             f"{field}={value!r}; the run was started with {before!r}: accepted are "
-            "that value, or a new run without --resume"
+            f"that value, or {instead}"
         )
 
 

@@ -13,6 +13,7 @@ from experiments.fewshot.config import FewshotConfig
 from experiments.loop import Diverged
 
 FIRST_TEST = 500  # outer steps; each further test at twice as many
+_NO_PART = ("outer.steps", "outer.minutes", "eval_every")  # in what a cell measures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +76,25 @@ def train_cell(
       The cell.
 
     Raises:
-      ValueError: There is one of the same name with another config.
+      ValueError: There is one of the same name with another config, or from another
+        machine.
     """
     inner, outer = config.inner.learning_rate, config.outer.learning_rate
     stem = f"{config.method}-{inner:g}-{outer:g}-seed{config.seed}-{minutes:g}min"
     path = folder / f"{stem}{'' if test else '-tuning'}.json"
     if path.is_file():
         cell = Cell(**json.loads(path.read_text()))
-        runs.check_unchanged(config, from_json(FewshotConfig, cell.config))
+        runs.check_unchanged(
+            config,
+            from_json(FewshotConfig, cell.config),
+            besides=(*_NO_PART, "eval_episodes" if test else "test_episodes"),
+            instead="another --name",
+        )
+        if cell.ran_on != runs.environment():
+            raise ValueError(
+                f"{path} ran on {cell.ran_on}; accepted are cells of this machine, "
+                f"{runs.environment()}, or another --name"
+            )
         return cell
     learner = training.make_learner(config)
     state = learner.init(config.seed)

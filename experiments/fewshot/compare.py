@@ -129,13 +129,32 @@ def main(args: Sequence[str] | None = None) -> None:
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
-    console.print(
-        "Mean ± standard error over seeds; differences and paired t-tests against "
-        f"{command.methods[0]}. * at the edge of its grid, so another rate may be "
-        "better. Runs that diverged are left out of the means."
-    )
+    console.print(footnotes(command, cells))
     if not steps:
         console.print("No number of steps was reached by every cell before a test.")
+
+
+def footnotes(command: Compare, cells: dict[str, list[Cell]]) -> str:
+    """What the figures of the table are."""
+    some = next((c.last for group in cells.values() for c in group if c.last), {})
+    unit = "Accuracy in per cent" if "accuracy" in some else "Loss, lower is better"
+    config = command.config
+    text = (
+        f"{unit}: mean ± standard error over seeds, each with {config.test_episodes} "
+        "test tasks of its own, the same for all methods; differences and paired "
+        f"t-tests against {command.methods[0]}."
+    )
+    grids = {"inner": command.inner_rates, "outer": command.outer_rates}
+    for name, grid in grids.items():
+        if len(grid) > 1:
+            text += (
+                f" The {name} rate is the best of {', '.join(f'{r:g}' for r in grid)} "
+                f"on {config.eval_episodes} validation tasks, after "
+                f"{command.tune_minutes:g} min with the first seed (* at the edge)."
+            )
+        else:
+            text += f" The {name} rate was not tuned here."
+    return text + " Runs that diverged are left out of the means."
 
 
 def tuned(command: Compare, folder: Path, method: str) -> FewshotConfig:

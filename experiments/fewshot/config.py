@@ -65,7 +65,10 @@ class InnerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReptileConfig:
-    """The steps on one task of reptile, which has no query set to learn from."""
+    """What reptile does in its own way, as it has no query set to learn from."""
+
+    tasks: int = 5
+    """Tasks in an outer step."""
 
     steps: int = 5
     """Steps in training."""
@@ -78,10 +81,11 @@ class ReptileConfig:
     together, if these are not more."""
 
     batch_size: int = 10
-    """Examples of a training step."""
+    """Examples of a training step, of all classes together."""
 
     def __post_init__(self):
         """Checks every value."""
+        checks.at_least("reptile.tasks", self.tasks, 1)
         checks.at_least("reptile.steps", self.steps, 1)
         checks.at_least("reptile.test_steps", self.test_steps, 1)
         checks.at_least("reptile.train_shots", self.train_shots, 2)
@@ -133,7 +137,7 @@ class OuterConfig:
     """Largest norm of the meta-gradient."""
 
     tasks: int = 32
-    """Tasks in a step."""
+    """Tasks in a step (reptile has its own)."""
 
     steps: int = 10_000
     """Steps in all."""
@@ -204,6 +208,12 @@ class FewshotConfig:
         checks.at_least("seed", self.seed, 0)
         checks.at_least("eval_episodes", self.eval_episodes, 2)
         checks.at_least("test_episodes", self.test_episodes, 2)
+        batch = self.reptile.batch_size
+        if self.method == "reptile" and self.data.name != SINE and batch % self.ways:
+            raise ValueError(
+                f"reptile.batch_size={batch}; accepted are multiples of "
+                f"ways={self.ways}, so that a batch has as many examples of each class"
+            )
 
     @property
     def label(self) -> str:

@@ -149,7 +149,12 @@ class Learner:
 
     def draw(self, seed: int, step: int) -> dict:
         """The tasks of an outer step."""
-        tasks = self.config.outer.tasks
+        own = (
+            self.config.reptile
+            if self.config.method == "reptile"
+            else self.config.outer
+        )
+        tasks = own.tasks
         return self.training_episodes.draw("train", tasks, seed=seed, step=step)
 
     def step(self, state: MetaState, drawn: dict, step: int) -> tuple:

@@ -97,12 +97,12 @@ def run_experiment(run: runs.Run, learner: Learner, progress: Progress) -> None:
     config: FewshotConfig = run.config
     outer = config.outer
     state = learner.init(config.seed)
-    learner.compile(state)
     checkpoints = runs.Checkpoints(run.path / "checkpoints")
     last = checkpoints.latest()
     run.truncate(last)
     if last is not None:
         state = checkpoints.restore(last, state=state)["state"]
+    learner.compile(state)
     spent = max([record["seconds"] for record in run.records()], default=0.0)
     budget = math.inf if outer.minutes is None else 60 * outer.minutes
     task = progress.add_task(run.path.name, total=outer.steps)

@@ -147,6 +147,10 @@ def test_a_diverged_step_is_named():
         (["omniglott"], "PRESET='omniglott'; accepted are cifar_fs, omniglot, sine"),
         (["omniglot"], "data_dir=None"),
         (["--spectral.basis", "own"], "spectral.basis='own'; accepted are carried"),
+        (
+            ["omniglot", "--method", "reptile", "--ways", "20"],
+            "reptile.batch_size=10; accepted are multiples of ways=20",
+        ),
     ],
 )
 def test_bad_input_is_one_line(args, message, tmp_path, capsys):
@@ -184,10 +188,20 @@ def test_compare_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     compare.main(args)
     assert files == {path: path.stat().st_mtime_ns for path in files}
-    assert "fomaml, seed 1: " in capsys.readouterr().out
+    captured = capsys.readouterr().out
+    assert "fomaml, seed 1: " in captured
+    assert "The inner rate is the best of 0.001, 1e+12 on 6 validation" in captured
+    assert "Loss, lower is better" in captured
+    compare.main([*args, "--outer.steps", "9", "--eval-every", "7"])  # have no part
+    capsys.readouterr()
     with pytest.raises(SystemExit):
-        compare.main([*args, "--eval-episodes", "7"])
-    assert "eval_episodes=7; the run was started with 6" in capsys.readouterr().err
+        compare.main([*args, "--test-episodes", "7"])
+    message = "test_episodes=7; the run was started with 8: accepted are that value, or"
+    assert f"{message} another --name" in capsys.readouterr().err
+    monkeypatch.setattr(runs, "environment", lambda: {"jax": "0"})
+    with pytest.raises(SystemExit):
+        compare.main(args)
+    assert "ran on {" in capsys.readouterr().err
 
 
 def test_rates_are_tuned_one_after_the_other(tmp_path, monkeypatch):
@@ -313,10 +327,11 @@ def test_images_end_to_end(tmp_path, capsys):
     )
 
 
-def test_reptile_trains_on_more_examples_and_is_tested_alike():
+def test_reptile_trains_on_tasks_of_its_own_and_is_tested_alike():
     args = [*SMALL, "--method", "reptile", "--reptile.train-shots", "25"]
     learner = training.make_learner(cli.parse(fewshot.Fewshot, args, "p").config)
     points = lambda episodes: episodes.draw("train", 2, seed=0, step=0)["x"].shape[1]
+    assert learner.draw(0, 0)["x"].shape[:2] == (5, 25)
     assert points(learner.training_episodes) == 25
     assert points(learner.episodes) == 20
 

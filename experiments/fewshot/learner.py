@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import AxisType
 
 import dsbp_jax
 from dsbp_jax import meta
@@ -35,6 +36,9 @@ class MetaState(NamedTuple):
 
 class Learner:
     """The compiled functions of a few-shot experiment.
+
+    Tasks are split over all devices, where these divide their number; the state is on
+    each of them.
 
     Args:
       config: The experiment.
@@ -69,7 +73,10 @@ class Learner:
                 side=config.spectral.side,
                 layout=self._layout,
             )
-        self.arrays = self.episodes.arrays("train")
+        mesh = jax.make_mesh((jax.device_count(),), ("task",), (AxisType.Auto,))
+        self._by_task = jax.NamedSharding(mesh, jax.P("task"))
+        self._on_each = jax.NamedSharding(mesh, jax.P())
+        self.arrays = self._to_each("train")
         self._step = jax.jit(self._outer_step, static_argnums=3, donate_argnums=0)
         self._curves = jax.jit(self._adaptation_curves)
 
@@ -145,7 +152,8 @@ class Learner:
             start = meta.with_rates(params)
         tracked = self.tracker.init(params) if self.carried else None
         step = jnp.zeros((), jnp.int32)
-        return MetaState(start, self.outer.init(start), tracked, step)
+        state = MetaState(start, self.outer.init(start), tracked, step)
+        return jax.device_put(state, self._on_each)
 
     def draw(self, seed: int, step: int) -> dict:
         """The tasks of an outer step."""
@@ -154,8 +162,15 @@ class Learner:
             if self.config.method == "reptile"
             else self.config.outer
         )
-        tasks = own.tasks
-        return self.training_episodes.draw("train", tasks, seed=seed, step=step)
+        drawn = self.training_episodes.draw("train", own.tasks, seed=seed, step=step)
+        return self._split(drawn, own.tasks)
+
+    def _split(self, drawn: dict, tasks: int) -> dict:
+        divides = tasks % jax.device_count() == 0
+        return jax.device_put(drawn, self._by_task if divides else self._on_each)
+
+    def _to_each(self, part: str) -> Any:
+        return jax.device_put(self.episodes.arrays(part), self._on_each)
 
     def step(self, state: MetaState, drawn: dict, step: int) -> tuple:
         """One outer step, whose buffers are reused: the new state and the loss."""
@@ -181,7 +196,8 @@ class Learner:
                 gradient, tracked, params, activations=activations, refresh=True
             )
         params = optax.apply_updates(state.params, updates)
-        return MetaState(params, opt_state, tracked, state.step + 1), loss
+        state = MetaState(params, opt_state, tracked, state.step + 1)
+        return jax.lax.with_sharding_constraint(state, self._on_each), loss
 
     def compile(self, state: MetaState) -> None:
         """Compiles the outer steps, so that no later step waits for it."""
@@ -205,13 +221,14 @@ class Learner:
           By metric `mean` and `ci95`, half the width of a 95 % confidence interval,
           after the last inner step; and `curve`, the means after each, the start first.
         """
-        arrays, chunk = self.episodes.arrays(part), self.config.outer.tasks
+        arrays, chunk = self._to_each(part), self.config.outer.tasks
         drawn = self.episodes.draw(part, episodes, seed=seed, step=0)
         found = []
         for first in range(0, episodes, chunk):
             # The last chunk is filled up, so that all have one shape.
             chosen = np.arange(first, first + chunk) % episodes
             some = jax.tree.map(lambda values, chosen=chosen: values[chosen], drawn)
+            some = self._split(some, chunk)
             found.append(self._curves(state.params, state.tracked, arrays, some))
         curves = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *found)
         return {name: summary(curve) for name, curve in curves.items()}

@@ -336,6 +336,29 @@ def test_reptile_trains_on_tasks_of_its_own_and_is_tested_alike():
     assert points(learner.episodes) == 20
 
 
+def test_tasks_are_split_over_the_devices(monkeypatch):
+    args = [*SMALL, "--method", "spectral_maml", "--outer.tasks", "16"]
+    config = cli.parse(fewshot.Fewshot, args, "p").config
+
+    def run():
+        learner = training.Learner(config, None)
+        state = learner.init(0)
+        given = (state, learner.arrays, learner.draw(0, 0), True)
+        flops = learner._step.lower(*given).compile().cost_analysis()["flops"]
+        for step in range(3):
+            state, _ = learner.step(state, learner.draw(0, step), step)
+        return flops, state.params, learner.evaluate(state, "test", 16)
+
+    part, *split = run()
+    replicate = lambda self, drawn, tasks: jax.device_put(drawn, self._on_each)
+    monkeypatch.setattr(training.Learner, "_split", replicate)
+    whole, *expected = run()
+    assert jax.device_count() == 8
+    assert part < 0.3 * whole  # refreshes are done by each
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, split, expected)
+
+
 @pytest.mark.parametrize(
     ("method", "build"),
     [

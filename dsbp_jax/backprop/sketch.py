@@ -90,8 +90,8 @@ def spectral_backprop(
     What lies outside of V is small and not useless. `catch_up` in place of every T-th
     `value_and_grad` brings it back: there G is exact and `VVᵀG + T(I − VVᵀ)G` is
     returned, so that over T steps every direction moves as far as it would by plain
-    gradients. With T = 4 a step still costs about 0.76 of the plain one. It is noise as
-    well, which wants a lower learning rate.
+    gradients. With T = 4 the products of a step still cost about 0.76 of the plain
+    one's. It is noise as well, which wants a lower learning rate.
 
     Wrap the training step in `jax.jit`: each call traces the loss anew.
 

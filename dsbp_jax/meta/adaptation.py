@@ -135,8 +135,7 @@ class Adaptation:
             updates, state = task.update(constant(moving), state, index, capture, extra)
             updates = constant(updates)
             if rates is not None:
-                scale = lambda update, rate: update * rate.astype(update.dtype)
-                updates = jax.tree.map(scale, updates, rates)
+                updates = jax.tree.map(_scale, updates, rates)
             moving = optax.apply_updates(moving, updates)
             return (moving, state), after(merge(moving))
 
@@ -157,6 +156,11 @@ class Adaptation:
         pick = lambda a, b: b if a is None else a
         is_none = lambda leaf: leaf is None
         return moving, lambda moving: jax.tree.map(pick, moving, fixed, is_leaf=is_none)
+
+
+def _scale(update: jax.Array, rate: jax.Array) -> jax.Array:
+    with jax.numpy_dtype_promotion("standard"):  # in the wider of the two
+        return (update * rate).astype(update.dtype)
 
 
 def _hold(state: Any, bases: Mapping[str, EigenBasis], with_rates: bool) -> Any:
@@ -183,13 +187,9 @@ def _hold(state: Any, bases: Mapping[str, EigenBasis], with_rates: bool) -> Any:
             "bases must be None with an inner optimizer that tracks both sides of a "
             f"leaf, got those of {', '.join(bases) or 'no leaf'}"
         )
-    if with_rates:  # an outer optimizer may have named the leaves of `WithRates`
-        bases = {
-            path: bases[name]
-            for path in wanted
-            for name in (path, f"{START}/{path}")
-            if name in bases
-        }
+    named = {path: f"{START}/{path}" for path in wanted}
+    if with_rates and all(name in bases for name in named.values()):
+        bases = {path: bases[name] for path, name in named.items()}
     require_paths(sorted(wanted), bases, "bases")
     if not wanted:  # every layer is as small as its basis, or nothing is projected
         return state

@@ -21,12 +21,14 @@ class Maml(NamedTuple):
     to `EigenBasis`, as `dsbp_jax.bases` returns) replaces the bases that a spectral
     inner optimizer would track in the task by itself: it then projects on these and
     refreshes none. They must name every leaf that it tracks, as it is called in
-    `params`, on the one side on which it tracks them: which side bases are of is not in
-    them, and defaults differ (`"output"` of `spectral_projection` and `track_bases`,
-    `"input"` of `activation_bases`). A projection leaves gradients alone whose basis
-    was never solved; `spectral_subspace` works in its random start. With a PRNG `key`,
-    the loss is called as `loss_fn(params, batch, key=...)`, with a key of its own for
-    each task and step.
+    `params` or in its start without rates, on the one side on which it tracks them:
+    which side bases are of is not in them, and defaults differ (`"output"` of
+    `spectral_projection` and `track_bases`, `"input"` of `activation_bases`). A
+    projection leaves gradients alone whose basis was never solved; `spectral_subspace`
+    works in its random start. With a PRNG `key`, the loss is called as
+    `loss_fn(params, batch, key=...)`, with a key of its own for each task and step.
+    Under an Explicit mesh results are on each device, adapted params sharded like
+    `params`.
 
     Attributes:
       adapt: `adapt(params, support, *, bases=None, key=None)`: the params after the
@@ -99,7 +101,7 @@ def make_learner(
         params: Any, tasks: Any, *, bases: Any = None, key: Any = None
     ) -> jax.Array:
         mean = lambda *given: jnp.mean(each_task(task_loss or query_loss, *given))
-        return with_auto_axes(mean, params, tasks, bases, key, out_specs=jax.P)
+        return with_auto_axes(mean, params, tasks, bases, key, out_specs=_replicated)
 
     def curve(
         params: Any,
@@ -123,7 +125,7 @@ def make_learner(
             return jax.tree.map(join, first, noted)
 
         curves = lambda *given: each_task(task_curve, *given)
-        return with_auto_axes(curves, params, tasks, bases, key, out_specs=jax.P)
+        return with_auto_axes(curves, params, tasks, bases, key, out_specs=_replicated)
 
     def activations(
         params: Any, tasks: Any, *, key: Any = None
@@ -139,11 +141,15 @@ def make_learner(
             found = each_task(of_task, *given, axis="vmap")
             return {path: _pool(layer) for path, layer in found.items()}
 
-        found = with_auto_axes(pooled, params, tasks, None, key, out_specs=jax.P)
+        found = with_auto_axes(pooled, params, tasks, None, key, out_specs=_replicated)
         prefix = "" if plain_params(params) is params else f"{START}/"
         return {prefix + path: layer for path, layer in found.items()}
 
     return Maml(adapt, meta_loss, curve, activations)
+
+
+def _replicated() -> jax.P:
+    return jax.P()
 
 
 def _pool(layer: LayerActivations) -> LayerActivations:

@@ -44,7 +44,9 @@ def maml(
     Args:
       loss_fn: `loss_fn(params, batch)`, a floating-point scalar.
       inner: The optimizer that adapts, with its learning rate. It is also given
-        `value`, `grad`, `value_fn` and `grad_fn`, for line searches and SAM. The
+        `value`, `grad`, `value_fn` and `grad_fn`, for line searches and SAM, or those
+        of them that its `update` takes (optax's own `sam`, which takes one, must not
+        sit in an `optax.chain`, which hands it all). The
         second order differentiates through its updates: give Adam an `eps_root` (its
         root has no derivative where a gradient is zero), and line searches, which are
         loops, `first_order=True`.

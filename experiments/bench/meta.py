@@ -89,8 +89,9 @@ def make_learner(name: str, channels: int, tasks: int = 16) -> Learner:
 def make_problem(config: MetaConfig, name: str, tasks: int) -> tuple:
     """A learner, its start, and a batch of tasks."""
     learner = make_learner(name, config.channels, tasks)
-    batch = learner.episodes.build(learner.arrays, learner.draw(0, 0))
-    return learner, learner.init(0).params, batch
+    given = learner.arrays, learner.draw(0, 0), learner.init(0).params
+    arrays, drawn, params = jax.device_put(given, jax.devices()[0])
+    return learner, params, learner.episodes.build(arrays, drawn)
 
 
 def reference(learner: Learner, num_steps: int) -> Callable[..., Any]:

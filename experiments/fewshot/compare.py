@@ -76,6 +76,7 @@ class Compare(cli.Command):
         """Checks every value."""
         for method in self.methods:
             checks.one_of("methods", method, METHODS)
+            dataclasses.replace(self.config, method=method)  # which checks it
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(
                 f"methods={' '.join(self.methods)!r}; accepted are one or more "
@@ -160,18 +161,23 @@ def footnotes(command: Compare, cells: dict[str, list[Cell]]) -> str:
 def tuned(command: Compare, folder: Path, method: str) -> FewshotConfig:
     """The config of a method, at the best of the learning rates."""
     config = dataclasses.replace(command.config, method=method)
-    for name, rates in (("inner", command.inner_rates), ("outer", command.outer_rates)):
-        options = [
-            dataclasses.replace(getattr(config, name), learning_rate=rate)
-            for rate in rates or (getattr(config, name).learning_rate,)
-        ]
-        tried = [dataclasses.replace(config, **{name: option}) for option in options]
-        config = tried[0]
-        if len(tried) > 1:
+    grids = {"inner": command.inner_rates, "outer": command.outer_rates}
+    for name, grid in grids.items():
+        if len(grid) == 1:  # a given rate holds while the other is tuned
+            config = with_rate(config, name, *grid)
+    for name, grid in grids.items():
+        if len(grid) > 1:
+            tried = [with_rate(config, name, rate) for rate in grid]
             minutes = command.tune_minutes
             cells = [train_cell(folder, one, minutes, test=False) for one in tried]
             config = tried[int(np.argmax([cell.merit for cell in cells]))]
     return config
+
+
+def with_rate(config: FewshotConfig, name: str, rate: float) -> FewshotConfig:
+    """The config with another learning rate, `"inner"` or `"outer"`."""
+    option = dataclasses.replace(getattr(config, name), learning_rate=rate)
+    return dataclasses.replace(config, **{name: option})
 
 
 def common_steps(cells: dict[str, list[Cell]]) -> int:

@@ -216,6 +216,11 @@ class FewshotConfig:
             )
 
     @property
+    def tasks(self) -> int:
+        """Tasks in an outer step of the method."""
+        return (self.reptile if self.method == "reptile" else self.outer).tasks
+
+    @property
     def label(self) -> str:
         """What its runs are told apart by."""
         ways = "" if self.data.name == SINE else f"{self.ways}way-"

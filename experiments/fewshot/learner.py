@@ -1,5 +1,6 @@
 """A meta-learner by its config: compiled outer steps and evaluations."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -37,8 +38,8 @@ class MetaState(NamedTuple):
 class Learner:
     """The compiled functions of a few-shot experiment.
 
-    Tasks are split over all devices, where these divide their number; the state is on
-    each of them.
+    Under `vmap` the tasks of a step are split over as many of the process's devices as
+    divide their number; the state is on each of these.
 
     Args:
       config: The experiment.
@@ -73,9 +74,7 @@ class Learner:
                 side=config.spectral.side,
                 layout=self._layout,
             )
-        mesh = jax.make_mesh((jax.device_count(),), ("task",), (AxisType.Auto,))
-        self._by_task = jax.NamedSharding(mesh, jax.P("task"))
-        self._on_each = jax.NamedSharding(mesh, jax.P())
+        self._by_task, self._on_each = shardings(config)
         self.arrays = self._to_each("train")
         self._step = jax.jit(self._outer_step, static_argnums=3, donate_argnums=0)
         self._curves = jax.jit(self._adaptation_curves)
@@ -157,17 +156,9 @@ class Learner:
 
     def draw(self, seed: int, step: int) -> dict:
         """The tasks of an outer step."""
-        own = (
-            self.config.reptile
-            if self.config.method == "reptile"
-            else self.config.outer
-        )
-        drawn = self.training_episodes.draw("train", own.tasks, seed=seed, step=step)
-        return self._split(drawn, own.tasks)
-
-    def _split(self, drawn: dict, tasks: int) -> dict:
-        divides = tasks % jax.device_count() == 0
-        return jax.device_put(drawn, self._by_task if divides else self._on_each)
+        tasks = self.config.tasks
+        drawn = self.training_episodes.draw("train", tasks, seed=seed, step=step)
+        return jax.device_put(drawn, self._by_task)
 
     def _to_each(self, part: str) -> Any:
         return jax.device_put(self.episodes.arrays(part), self._on_each)
@@ -221,14 +212,15 @@ class Learner:
           By metric `mean` and `ci95`, half the width of a 95 % confidence interval,
           after the last inner step; and `curve`, the means after each, the start first.
         """
-        arrays, chunk = self._to_each(part), self.config.outer.tasks
+        arrays, devices = self._to_each(part), self._by_task.num_devices
+        chunk = math.ceil(self.config.outer.tasks / devices) * devices
         drawn = self.episodes.draw(part, episodes, seed=seed, step=0)
         found = []
         for first in range(0, episodes, chunk):
             # The last chunk is filled up, so that all have one shape.
             chosen = np.arange(first, first + chunk) % episodes
             some = jax.tree.map(lambda values, chosen=chosen: values[chosen], drawn)
-            some = self._split(some, chunk)
+            some = jax.device_put(some, self._by_task)
             found.append(self._curves(state.params, state.tracked, arrays, some))
         curves = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *found)
         return {name: summary(curve) for name, curve in curves.items()}
@@ -239,6 +231,17 @@ class Learner:
         tasks = self.episodes.build(arrays, drawn)
         given = {"bases": dsbp_jax.bases(tracked)} if self.carried else {}
         return self.testing.curve(params, tasks, self.metrics, **given)
+
+
+def shardings(config: FewshotConfig) -> tuple[jax.NamedSharding, jax.NamedSharding]:
+    """Of arrays with a task axis, and of what is the same for all tasks."""
+    splits = config.outer.task_axis in ("auto", "vmap")
+    devices = jax.local_devices() if splits else jax.local_devices()[:1]
+    counts = range(1, len(devices) + 1)
+    number = max(count for count in counts if config.tasks % count == 0)
+    axis_types = (AxisType.Auto,)
+    mesh = jax.make_mesh((number,), ("task",), axis_types, devices=devices[:number])
+    return jax.NamedSharding(mesh, jax.P("task")), jax.NamedSharding(mesh, jax.P())
 
 
 def summary(curves: np.ndarray) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def summary(run: Run) -> list[tuple[str, str]]:
         ("tasks", task_name(config)),
         ("method", config.method),
         ("model", config.model.name),
-        ("outer steps", f"{last['step']}, {config.outer.tasks} tasks each"),
+        ("outer steps", f"{last['step']}, {config.tasks} tasks each"),
         ("training time", f"{last['seconds']:.1f} s"),
         ("validation", score(last["validation"])),
     ]

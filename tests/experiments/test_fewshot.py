@@ -228,6 +228,9 @@ def test_rates_are_tuned_one_after_the_other(tmp_path, monkeypatch):
     # A grid of one rate is that rate, untried.
     assert chosen(inner_rates=(0.5,)).inner.learning_rate == 0.5
     assert len(seen) == 5
+    # And it holds while the other is tuned.
+    chosen(inner_rates=(0.1, 0.2), outer_rates=(0.07,))
+    assert seen[5:] == [(0.1, 0.07), (0.2, 0.07)]
 
 
 def test_a_cell_that_fails_on_its_test_tasks_diverged(tmp_path):
@@ -297,6 +300,10 @@ def test_a_diverged_cell_is_left_out():
         ),
         (["--methods", "mml"], "methods='mml'; accepted are maml"),
         (["--outer-rates", "0"], "outer_rates=0.0; accepted are positive numbers"),
+        (
+            ["--data.name", "omniglot", "--ways", "20"],
+            "reptile.batch_size=10; accepted are multiples of ways=20",
+        ),
     ],
 )
 def test_bad_comparisons(args, message, capsys):
@@ -331,7 +338,7 @@ def test_reptile_trains_on_tasks_of_its_own_and_is_tested_alike():
     args = [*SMALL, "--method", "reptile", "--reptile.train-shots", "25"]
     learner = training.make_learner(cli.parse(fewshot.Fewshot, args, "p").config)
     points = lambda episodes: episodes.draw("train", 2, seed=0, step=0)["x"].shape[1]
-    assert learner.draw(0, 0)["x"].shape[:2] == (5, 25)
+    assert learner.draw(0, 0)["x"].shape[:2] == (learner.config.tasks, 25) == (5, 25)
     assert points(learner.training_episodes) == 25
     assert points(learner.episodes) == 20
 
@@ -350,10 +357,9 @@ def test_tasks_are_split_over_the_devices(monkeypatch):
         return flops, state.params, learner.evaluate(state, "test", 16)
 
     part, *split = run()
-    replicate = lambda self, drawn, tasks: jax.device_put(drawn, self._on_each)
-    monkeypatch.setattr(training.Learner, "_split", replicate)
+    assert jax.local_device_count() == 8
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     whole, *expected = run()
-    assert jax.device_count() == 8
     assert part < 0.3 * whole  # refreshes are done by each
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     jax.tree.map(close, split, expected)

@@ -267,6 +267,10 @@ def test_rates_scale_updates_of_any_dtype(dtype):
     adapted = learner.adapt(meta.with_rates(w, 0.25), x)
     assert adapted == 0.5
     assert adapted.dtype == dtype
+    # A rate that is none of bfloat16's.
+    w, rate = jnp.full((), 0.77, dtype), jnp.float32(1.003)
+    adapted = meta.maml(double, optax.sgd(1.0), 1).adapt(meta.WithRates(w, rate), x * 3)
+    assert adapted == w - (rate * 3).astype(dtype)
 
 
 @pytest.mark.parametrize("make", [meta.maml, meta.reptile])

@@ -150,6 +150,11 @@ def test_given_bases_that_do_not_fit():
     plain = meta.maml(loss_fn, optax.sgd(0.1), 1)
     with pytest.raises(ValueError, match="bases must be None with an inner optimizer"):
         plain.meta_loss(params, tasks, bases=bases)
+    elsewhere = {f"model/{path}": basis for path, basis in bases.items()}
+    with pytest.raises(
+        ValueError, match=f"bases has no entry for '{LEAVES[0]}'.*model"
+    ):
+        adapt(meta.with_rates(params), support, bases=elsewhere)
     with pytest.raises(ValueError, match=r"bases must map paths .* got tuple"):
         adapt(params, support, bases=tuple(bases))
     both = meta.maml(loss_fn, dsbp_jax.spectral_projection(RANK, side="both"), 1)

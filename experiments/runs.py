@@ -244,7 +244,7 @@ def check_unchanged(
 
 
 def environment() -> dict[str, str]:
-    """The versions and the device that a result depends on."""
+    """The versions and the devices that a result and its time depend on."""
     packages = ("dsbp-jax", "jax", "jaxlib", "flax", "optax", "numpy")
     versions = {}
     for package in packages:
@@ -256,7 +256,15 @@ def environment() -> dict[str, str]:
     return versions | {
         "python": platform.python_version(),
         "device": f"{device.platform}: {device.device_kind}",
+        "devices": str(jax.device_count()),
+        "cores": str(usable_cores()),
     }
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class Checkpoints:

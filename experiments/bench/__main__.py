@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import json
-import os
 import pathlib
 import platform
 from typing import Annotated, Literal
@@ -13,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import process
+from experiments import process, runs
 from experiments.bench import accuracy, engine, meta, step, update
 from experiments.bench.accuracy import AccuracyConfig
 from experiments.bench.meta import MetaConfig
@@ -74,7 +73,7 @@ def main(options: Options) -> None:
         record = {
             "date": datetime.date.today().isoformat(),
             "device": f"{device.device_kind} ({device.platform})",
-            "cores": os.cpu_count(),
+            "cores": runs.usable_cores(),
             "python": platform.python_version(),
             "jax": jax.__version__,
             "tables": tables,

@@ -33,7 +33,7 @@ def test_a_run_writes_its_folder(finished):
     described = json.loads((finished / "config.json").read_text())
     assert described["preset"] == "digits"
     assert described["config"]["optimizer"]["rank"] == 8
-    assert {"jax", "optax", "device"} <= set(described["ran_on"])
+    assert {"jax", "optax", "device", "devices", "cores"} <= set(described["ran_on"])
 
 
 def test_metrics_have_a_line_for_each_epoch_and_one_test(finished):

@@ -268,12 +268,13 @@ class _Task:
     def wants_activations(self, moving: Any, state: Any) -> bool:
         """Whether the inner optimizer cannot do without the activations."""
         index = jnp.zeros((), jnp.int32)
-        value = jax.eval_shape(self.loss, moving, index)
-        probe = lambda value: self.inner_update(
-            moving, state, moving, index, value=value
-        )[0]
+
+        def probe() -> Any:
+            value = self.loss(moving, index)
+            return self.inner_update(moving, state, moving, index, value=value)[0]
+
         try:
-            jax.eval_shape(probe, value)
+            jax.eval_shape(probe)
         except MissingActivations:
             return True
         return False

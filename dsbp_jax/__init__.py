@@ -1,12 +1,13 @@
 """Spectral training for JAX: one fresh eigenbasis per layer, used everywhere.
 
-`linalg` keeps eigenbases of operators, `layers` finds what a model's kernels
-meet, `transforms` are Optax gradient transformations on both, `backprop` makes the
-gradient itself cheaper, and `meta` learns from where few steps suffice. Public names
-are re-exported here; those of `linalg` and `meta` stay behind their prefix.
+`linalg` keeps eigenbases of operators, `layers` finds what a model's kernels meet,
+`tracking` joins the two in one spectral state. On it stand `transforms`, the Optax
+gradient transformations, and `backprop`, which makes the gradient itself cheaper;
+`meta` learns from where few steps suffice. Public names are re-exported here; those of
+`linalg`, `tracking` and `meta` stay behind their prefix.
 """
 
-from dsbp_jax import linalg as linalg, meta as meta
+from dsbp_jax import linalg as linalg, meta as meta, tracking as tracking
 from dsbp_jax.backprop import (
     Frame as Frame,
     SpectralBackprop as SpectralBackprop,
@@ -14,23 +15,25 @@ from dsbp_jax.backprop import (
     spectral_backprop as spectral_backprop,
     spectral_coordinates as spectral_coordinates,
 )
+from dsbp_jax.explain import explain as explain
 from dsbp_jax.layers import (
     LayerActivations as LayerActivations,
     Layout as Layout,
     MatrixView as MatrixView,
     capture_activations as capture_activations,
-    explain as explain,
     layout as layout,
 )
-from dsbp_jax.transforms import (
+from dsbp_jax.tracking import (
     STATIC_ARGS as STATIC_ARGS,
     Diagnostics as Diagnostics,
     SpectralState as SpectralState,
     activation_bases as activation_bases,
-    add_spectral_decay as add_spectral_decay,
-    add_spectral_transfer as add_spectral_transfer,
     bases as bases,
     diagnostics as diagnostics,
+)
+from dsbp_jax.transforms import (
+    add_spectral_decay as add_spectral_decay,
+    add_spectral_transfer as add_spectral_transfer,
     dsbp as dsbp,
     lie_rotation as lie_rotation,
     project_away as project_away,

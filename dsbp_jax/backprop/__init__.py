@@ -11,6 +11,10 @@ from dsbp_jax.backprop.coordinates import (
     SpectralCoordinates as SpectralCoordinates,
     spectral_coordinates as spectral_coordinates,
 )
+from dsbp_jax.backprop.cost import (
+    sketch_flops as sketch_flops,
+    why_plain as why_plain,
+)
 from dsbp_jax.backprop.sketch import (
     SketchState as SketchState,
     SpectralBackprop as SpectralBackprop,

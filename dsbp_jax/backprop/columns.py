@@ -14,18 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks, linalg
+from dsbp_jax.backprop.cost import sketched_sites
 from dsbp_jax.layers import (
     LayerActivations,
     Layout,
     MatrixView,
     capture_activations,
     leaves_by_path,
-    primitives,
+    trace,
 )
-from dsbp_jax.layers.finder import trace
-from dsbp_jax.layers.sketching import sketched_sites
-from dsbp_jax.transforms.sharding import specs_of, with_auto_axes
-from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis, Tracker
+from dsbp_jax.meshes import specs_of, with_auto_axes
+from dsbp_jax.tracking import SpectralState, TrackedBasis, Tracker
 
 
 class ColumnsState(NamedTuple):
@@ -253,8 +252,7 @@ def find_layers(
       ValueError: The loss is no scalar, or no leaf of params is used as a layer.
     """
     traced = trace(loss_fn, params, args, {})
-    out = traced.unflatten(map(primitives.aval, traced.body.jaxpr.outvars))
-    checks.scalar_loss(out, has_aux)
+    checks.scalar_loss(traced.out, has_aux)
     if not traced.sites:
         raise ValueError(
             f"params must hold the weights of a layer in loss_fn, got "

@@ -15,12 +15,18 @@ from dsbp_jax.backprop.columns import (
     find_layers,
     vectors,
 )
-from dsbp_jax.layers import Layout, leaves_by_path, map_paths
-from dsbp_jax.layers.finder import Trace, array_leaves, trace
-from dsbp_jax.layers.rewrite import evaluate
-from dsbp_jax.layers.sites import Site
-from dsbp_jax.layers.thin import Product
-from dsbp_jax.transforms.transport import Coordinate, Rule, rotation, transport_moments
+from dsbp_jax.layers import (
+    Layout,
+    Product,
+    Site,
+    Trace,
+    array_leaves,
+    evaluate,
+    leaves_by_path,
+    map_paths,
+    trace,
+)
+from dsbp_jax.tracking import Coordinate, Rule, rotation, transport_moments
 
 # Forming W₀ + VS also writes and reads whole kernels: measured on a CPU, at widths of
 # 2048 and 4096, it pays from twice its own multiply-adds.

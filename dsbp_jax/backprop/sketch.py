@@ -14,12 +14,17 @@ from dsbp_jax.backprop.columns import (
     outside,
     vectors,
 )
-from dsbp_jax.layers import Layout, map_paths
-from dsbp_jax.layers.capture import collect_rows, gather_rows
-from dsbp_jax.layers.finder import array_leaves, trace
-from dsbp_jax.layers.rewrite import evaluate
-from dsbp_jax.layers.sketching import sketched_sites
-from dsbp_jax.layers.thin import Product
+from dsbp_jax.backprop.cost import sketched_sites
+from dsbp_jax.layers import (
+    Layout,
+    Product,
+    array_leaves,
+    collect_rows,
+    evaluate,
+    gather_rows,
+    map_paths,
+    trace,
+)
 from dsbp_jax.linalg import EigenBasis
 
 _MAX_ROWS = 1024  # of a layer's inputs, kept for the refresh

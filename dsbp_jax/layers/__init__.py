@@ -1,25 +1,36 @@
 """Layers, found by how a model uses its parameters.
 
 Here lives everything that knows jaxprs: the walker that finds which parameter
-meets which activations, the matrix view of a leaf that follows from it, the
-canonical parameter paths, and the capture of activations. Nothing here knows
-optimizers or eigenvalues.
+meets which activations (`trace`), the matrix view of a leaf that follows from it, the
+canonical parameter paths, the capture of activations, and the evaluation of a model
+with its layers in other hands (`evaluate`). Nothing here knows optimizers or
+eigenvalues.
 """
 
 from dsbp_jax.layers.activations import LayerActivations as LayerActivations
-from dsbp_jax.layers.capture import capture_activations as capture_activations
-from dsbp_jax.layers.explain import (
-    explain as explain,
-    layout as layout,
+from dsbp_jax.layers.capture import (
+    capture_activations as capture_activations,
+    capture_through as capture_through,
+    collect_rows as collect_rows,
+    gather_rows as gather_rows,
 )
+from dsbp_jax.layers.finder import (
+    Trace as Trace,
+    array_leaves as array_leaves,
+    trace as trace,
+)
+from dsbp_jax.layers.layout import Layout as Layout, layout as layout
+from dsbp_jax.layers.matrix_view import (
+    MatrixView as MatrixView,
+    guess_view as guess_view,
+)
+from dsbp_jax.layers.patches import convolve as convolve, is_product as is_product
 from dsbp_jax.layers.paths import (
     canonical_path as canonical_path,
     leaves_by_path as leaves_by_path,
     map_paths as map_paths,
     require_paths as require_paths,
 )
-from dsbp_jax.layers.views import (
-    Layout as Layout,
-    MatrixView as MatrixView,
-    guess_view as guess_view,
-)
+from dsbp_jax.layers.product import Product as Product
+from dsbp_jax.layers.rewrite import evaluate as evaluate
+from dsbp_jax.layers.sites import Site as Site

@@ -12,9 +12,9 @@ from dsbp_jax.checks import positive_int
 from dsbp_jax.layers import primitives
 from dsbp_jax.layers.activations import LayerActivations
 from dsbp_jax.layers.finder import array_leaves, trace
+from dsbp_jax.layers.product import Product
 from dsbp_jax.layers.rewrite import evaluate
 from dsbp_jax.layers.sites import Site
-from dsbp_jax.layers.thin import Product
 
 _SIDES = ("inputs", "outputs")
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dsbp_jax.layers import primitives, products
-from dsbp_jax.layers.following import LeafView, follow, whole
+from dsbp_jax.layers import axis_roles, primitives
+from dsbp_jax.layers.leaf_view import LeafView, follow, whole
+from dsbp_jax.layers.matrix_view import MatrixView
 from dsbp_jax.layers.paths import leaves_by_path
 from dsbp_jax.layers.sites import Site
-from dsbp_jax.layers.views import MatrixView
 
 
 class Use(NamedTuple):
@@ -45,6 +45,19 @@ class Trace:
     sites: tuple[Site, ...]
     uses: tuple[Use, ...]
     unflatten: Callable[[Iterable[Any]], Any]
+
+    @property
+    def out(self) -> Any:
+        """What the function returns, as shapes and dtypes."""
+        return self.unflatten(map(primitives.aval, self.body.jaxpr.outvars))
+
+    def convolutions(self) -> list[primitives.Equation]:
+        """The convolutions that the function runs, with a leaf or without."""
+        return [
+            equation
+            for equation in primitives.equations(self.body.jaxpr)
+            if equation.primitive.name == primitives.CONVOLUTION
+        ]
 
 
 def is_array(leaf: Any) -> bool:
@@ -226,11 +239,12 @@ class _Walk:
         shape = self.shapes[value.view.leaf]
         view: MatrixView | str
         if other is not None:
-            roles: products.Roles | str = "multiplied with parameters or constants only"
+            reason = "multiplied with parameters or constants only"
+            roles: axis_roles.Roles | str = reason
         elif dense:
-            roles = products.dense(equation, value.view, position)
+            roles = axis_roles.dense(equation, value.view, position)
         else:
-            roles = products.convolution(equation, value.view, position)
+            roles = axis_roles.convolution(equation, value.view, position)
         view = roles if isinstance(roles, str) else roles.view(shape, value.view)
         if isinstance(roles, str) or isinstance(view, str):
             self.use(value, str(view))

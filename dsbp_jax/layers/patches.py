@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax.layers import primitives
-from dsbp_jax.layers.thin import Product
+from dsbp_jax.layers.product import Product
 
 
 def convolve(product: Product, x: jax.Array, w: jax.Array) -> jax.Array:

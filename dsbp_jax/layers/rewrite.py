@@ -14,8 +14,8 @@ import jax
 
 from dsbp_jax.layers import primitives
 from dsbp_jax.layers.finder import Trace
+from dsbp_jax.layers.product import Product
 from dsbp_jax.layers.sites import Site
-from dsbp_jax.layers.thin import Product
 
 Visit = Callable[[Product, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 _Plan = dict[int, Any]  # equation or branch index -> Site or a nested plan

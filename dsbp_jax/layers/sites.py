@@ -12,8 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dsbp_jax.layers.following import Digit, LeafView, in_order
-from dsbp_jax.layers.views import MatrixView
+from dsbp_jax.layers.leaf_view import Digit, LeafView, in_order
+from dsbp_jax.layers.matrix_view import MatrixView
 
 Axes = tuple[tuple[int, tuple[Digit, ...]], ...]
 

@@ -15,7 +15,6 @@ from dsbp_jax.linalg.basis import (
     refresh_with_info as refresh_with_info,
     top_eigenpairs as top_eigenpairs,
 )
-from dsbp_jax.linalg.batching import unbatched_max as unbatched_max
 from dsbp_jax.linalg.lanczos import Lanczos as Lanczos, lanczos as lanczos
 from dsbp_jax.linalg.operators import (
     SymmetricOperator as SymmetricOperator,
@@ -23,11 +22,14 @@ from dsbp_jax.linalg.operators import (
     gradient_jacobian as gradient_jacobian,
     gram as gram,
     hessian as hessian,
+    left_product as left_product,
     matrix as matrix,
     skew_gram as skew_gram,
 )
 from dsbp_jax.linalg.orthogonal import extend_basis as extend_basis
 from dsbp_jax.linalg.rotation import (
+    RETRACTIONS as RETRACTIONS,
     cayley_lowrank_skew as cayley_lowrank_skew,
     expm_lowrank_skew as expm_lowrank_skew,
+    rotation_change as rotation_change,
 )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks
-from dsbp_jax.linalg.batching import one_by_one, unbatched_max
+from dsbp_jax.batching import one_by_one, unbatched_max
 from dsbp_jax.linalg.operators import SymmetricOperator
 from dsbp_jax.linalg.orthogonal import extend_basis, orthonormal, polish
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from dsbp_jax.linalg.batching import one_by_one, unbatched_max
+from dsbp_jax.batching import one_by_one, unbatched_max
 
 # The second Cholesky-QR round leaves an error of a few eps where the Gram matrix
 # of its input is within this distance of the identity.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import expm
 
 from dsbp_jax import checks
-from dsbp_jax.linalg.batching import one_by_one
+from dsbp_jax.batching import one_by_one
 
 RETRACTIONS = ("exp", "cayley")
 

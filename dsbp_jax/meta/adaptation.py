@@ -12,9 +12,9 @@ import optax
 from dsbp_jax import checks
 from dsbp_jax.layers import map_paths, require_paths
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.meta.forward import with_activations, with_patches
-from dsbp_jax.transforms import MissingActivations, with_bases
-from dsbp_jax.transforms.reading import tracked_by_side
+from dsbp_jax.meta.patched import with_activations, with_patches
+from dsbp_jax.tracking import MissingActivations, tracked_by_side
+from dsbp_jax.transforms import with_bases
 
 START = "params"  # what the paths of a start begin with in `WithRates`
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from dsbp_jax import checks
 from dsbp_jax.layers import LayerActivations, capture_activations
+from dsbp_jax.meshes import specs_of, with_auto_axes
 from dsbp_jax.meta.adaptation import START, Adaptation, key_argument, plain_params
-from dsbp_jax.meta.forward import keeps_convolutions, with_patches
+from dsbp_jax.meta.patched import keeps_convolutions, with_patches
 from dsbp_jax.meta.tasks import TaskAxis, check_task_axis, num_tasks, over_tasks
-from dsbp_jax.transforms.sharding import specs_of, with_auto_axes
 
 
 class Maml(NamedTuple):

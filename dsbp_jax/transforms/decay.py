@@ -20,10 +20,8 @@ from dsbp_jax.layers import (
     map_paths,
 )
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms.fixed import check_bases
-from dsbp_jax.transforms.sharding import keep_shardings
-from dsbp_jax.transforms.signals import SIDES
-from dsbp_jax.transforms.tracking import SpectralState, Tracker
+from dsbp_jax.meshes import keep_shardings
+from dsbp_jax.tracking import SIDES, SpectralState, Tracker, check_bases
 
 
 def add_spectral_decay(

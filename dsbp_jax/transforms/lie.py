@@ -25,11 +25,10 @@ import optax
 
 from dsbp_jax import checks, linalg
 from dsbp_jax.layers import Layout, MatrixView, leaves_by_path, map_paths
-from dsbp_jax.linalg.operators import left_product
-from dsbp_jax.linalg.rotation import RETRACTIONS, rotation_change
-from dsbp_jax.transforms.sharding import keep_shardings
-from dsbp_jax.transforms.signals import SIDES
-from dsbp_jax.transforms.tracking import (
+from dsbp_jax.linalg import RETRACTIONS, left_product, rotation_change
+from dsbp_jax.meshes import keep_shardings
+from dsbp_jax.tracking import (
+    SIDES,
     SOURCES,
     SpectralState,
     TrackedBasis,

@@ -19,22 +19,24 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from dsbp_jax import checks, linalg
+from dsbp_jax import batching, checks, linalg
 from dsbp_jax.layers import Layout
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms.fixed import check_bases, project_on, require_some
-from dsbp_jax.transforms.projection import project
-from dsbp_jax.transforms.reading import tracked_by_side
-from dsbp_jax.transforms.sharding import keep_shardings
-from dsbp_jax.transforms.signals import SIDES
-from dsbp_jax.transforms.tracking import (
+from dsbp_jax.meshes import keep_shardings
+from dsbp_jax.tracking import (
+    SIDES,
     SpectralState,
     TrackedBasis,
     Tracker,
+    check_bases,
     check_layout,
     is_placeholder,
     matrix_views,
+    project_on,
+    require_some,
+    tracked_by_side,
 )
+from dsbp_jax.transforms.projection import project
 
 MODES = ("full", "spectral", "eigen")
 
@@ -380,7 +382,7 @@ def _follow_hessian(
         operator = linalg.gradient_jacobian(lambda p: grad_fn(p, 0), params)
         return linalg.refresh_basis(operator, basis, num_blocks=_HESSIAN_BLOCKS)
 
-    wanted = linalg.unbatched_max(due) > 0
+    wanted = batching.unbatched_max(due) > 0
     return jax.lax.cond(wanted, solve, lambda basis: basis, basis)
 
 

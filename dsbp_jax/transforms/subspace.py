@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dsbp_jax import checks, linalg
+from dsbp_jax import batching, checks
 from dsbp_jax.layers import Layout, MatrixView, leaves_by_path, map_paths
-from dsbp_jax.transforms.sharding import keep_shardings
-from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis, Tracker
-from dsbp_jax.transforms.transport import (
+from dsbp_jax.meshes import keep_shardings
+from dsbp_jax.tracking import (
     Coordinate,
     Rule,
+    SpectralState,
+    TrackedBasis,
+    Tracker,
     rotation,
     transport_moments,
 )
@@ -316,7 +318,7 @@ def _follow(
     if not refreshed:
         return state.inner
     return jax.lax.cond(
-        linalg.unbatched_max(jnp.any(jnp.stack(refreshed))) > 0,
+        batching.unbatched_max(jnp.any(jnp.stack(refreshed))) > 0,
         lambda inner: transport_moments(inner, moves, betas=betas, rules=rules),
         lambda inner: inner,
         state.inner,

@@ -19,10 +19,16 @@ import optax
 from dsbp_jax import checks
 from dsbp_jax.layers import Layout, leaves_by_path, map_paths, require_paths
 from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.meshes import keep_shardings
+from dsbp_jax.tracking import (
+    check_bases,
+    check_layout,
+    is_placeholder,
+    matrix_views,
+    project_on,
+    require_some,
+)
 from dsbp_jax.transforms.decay import add_decay
-from dsbp_jax.transforms.fixed import check_bases, project_on, require_some
-from dsbp_jax.transforms.sharding import keep_shardings
-from dsbp_jax.transforms.tracking import check_layout, is_placeholder, matrix_views
 
 
 class SourceState(NamedTuple):

@@ -4,7 +4,7 @@ import pytest
 from jax import lax
 
 from dsbp_jax.layers.finder import trace
-from dsbp_jax.layers.views import MatrixView
+from dsbp_jax.layers.matrix_view import MatrixView
 from tests.layers.models import CLOSED_OVER, CLOSURES, meets_data, normal
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")

@@ -7,7 +7,7 @@ import pytest
 import dsbp_jax
 from dsbp_jax.layers import LayerActivations
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms.projection import energy_mask
+from dsbp_jax.tracking.eigenspace import energy_mask
 from tests.transforms import models
 
 # Enough Krylov blocks for the small leaves to be solved densely: an exact oracle.

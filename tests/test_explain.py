@@ -5,7 +5,7 @@ import pytest
 from jax import lax
 
 import dsbp_jax
-from dsbp_jax.layers import Layout, MatrixView, explain, layout
+from dsbp_jax import Layout, MatrixView, explain, layout
 from tests.layers.models import doubled, normal
 
 struct = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dsbp_jax.layers import primitives
-from dsbp_jax.layers.following import LeafView
+from dsbp_jax.layers.leaf_view import LeafView
+from dsbp_jax.layers.matrix_view import MatrixView
 from dsbp_jax.layers.sites import Axes, Operand
-from dsbp_jax.layers.views import MatrixView
 
 
 class Roles(NamedTuple):

@@ -8,11 +8,10 @@ import optax
 
 from dsbp_jax import checks
 from dsbp_jax.layers import Layout
+from dsbp_jax.meshes import keep_shardings
+from dsbp_jax.tracking import SIDES, SpectralState, Tracker
 from dsbp_jax.transforms.decay import add_decay
 from dsbp_jax.transforms.projection import project
-from dsbp_jax.transforms.sharding import keep_shardings
-from dsbp_jax.transforms.signals import SIDES
-from dsbp_jax.transforms.tracking import SpectralState, Tracker
 
 
 class DsbpState(NamedTuple):

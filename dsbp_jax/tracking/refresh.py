@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from dsbp_jax import checks, linalg
+from dsbp_jax import batching, checks, linalg
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms.signals import Signal
+from dsbp_jax.tracking.signals import Signal
 
 # A cold solve repeats refreshes until the basis is this close to invariant: a
 # minibatch's gradient or covariance is itself no better known.
@@ -105,7 +105,7 @@ def _form(signal: Callable[[], Signal]) -> tuple[Any, tuple[Any, ...]]:
 def _wanted(one: Refresh) -> jax.Array:
     """Whether a leaf is to be solved; one answer for a whole batch under `vmap`."""
     wanted = one.due | jnp.any(one.entry.refreshes == 0)
-    return linalg.unbatched_max(wanted) > 0
+    return batching.unbatched_max(wanted) > 0
 
 
 def _refresh_one(
@@ -196,7 +196,7 @@ def _solve(
         return basis, residual, ok & (info.ok | ~take), step + 1
 
     def unfinished(carry: tuple) -> jax.Array:
-        return linalg.unbatched_max(wanted(*carry[1:])) > 0
+        return batching.unbatched_max(wanted(*carry[1:])) > 0
 
     start = (entry.basis, jnp.float32(0), finite, jnp.int32(0))
     basis, _, ok, _ = jax.lax.while_loop(unfinished, refine, start)

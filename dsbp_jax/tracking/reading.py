@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from dsbp_jax import checks
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms.signals import SIDES
-from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis
+from dsbp_jax.tracking.signals import SIDES
+from dsbp_jax.tracking.tracker import SpectralState, TrackedBasis
 
 
 def bases(opt_state: Any, *, side: str | None = None) -> dict[str, EigenBasis]:

@@ -11,7 +11,6 @@ alike (the channel view).
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -107,38 +106,6 @@ class MatrixView:
 def _is_axis(axis: object) -> bool:
     integral = isinstance(axis, numbers.Integral) and not isinstance(axis, bool)
     return integral and axis >= 0  # type: ignore[operator]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout(Mapping[str, MatrixView]):
-    """The matrix view of every matched leaf; hashable, so it can be static.
-
-    Attributes:
-      views: Pairs of canonical path and view. A second use of a leaf has its
-        own entry `path#1`, a third `path#2`, and so on.
-
-    Example:
-      >>> layout = Layout((("kernel", MatrixView((0,), (1,))),))
-      >>> layout["kernel"].output_axes
-      (1,)
-    """
-
-    views: tuple[tuple[str, MatrixView], ...] = ()
-
-    def __getitem__(self, path: str) -> MatrixView:
-        """The view of the use `path`."""
-        for name, view in self.views:
-            if name == path:
-                return view
-        raise KeyError(path)
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterates over the paths, in the order in which the model uses them."""
-        return (name for name, _ in self.views)
-
-    def __len__(self) -> int:
-        """The number of uses."""
-        return len(self.views)
 
 
 def guess_view(shape: tuple[int, ...]) -> MatrixView | None:

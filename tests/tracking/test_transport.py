@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from dsbp_jax.transforms.transport import Coordinate, transport_moments
+from dsbp_jax.tracking.transport import Coordinate, transport_moments
 from tests.layers.models import normal
 
 COORDS = {"block": {"s": normal(4, 6)}, "bias": normal(4, 6, seed=1)}

@@ -1,4 +1,4 @@
-"""Which leaf got what and why: the layout of a model, and a table of it."""
+"""Which leaf got what and why: a table of a model, before anything is trained."""
 
 import dataclasses
 import math
@@ -8,59 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dsbp_jax.backprop import sketch_flops, why_plain
 from dsbp_jax.checks import positive_int
-from dsbp_jax.layers.finder import trace
-from dsbp_jax.layers.sites import Site
-from dsbp_jax.layers.sketching import sketch_flops, why_plain
-from dsbp_jax.layers.views import Layout, MatrixView, guess_view
+from dsbp_jax.layers import MatrixView, Site, guess_view, trace
 
 # Per matrix and side a transform holds vectors (d, k), values (k), a trace, and
 # three numbers on how the tracking goes, four bytes each.
 _NUMBER_BYTES = 4
 _NUMBERS_BESIDE = 4
-
-
-def layout(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Layout:
-    """Reads off a model how each of its parameter leaves is a matrix.
-
-    An axis that `jax.vmap` made over several members of an ensemble looks like an
-    axis of attention heads where the members share their input: in
-    `jax.vmap(lambda w: x @ w)(stack)` the stack of shape `(members, d_in, d_out)`
-    is the one matrix from d_in to members times d_out, `MatrixView((1,), (0, 2))`,
-    and one basis mixes the members' outputs. Where each member is to have its own,
-    say so with a `Layout` (below); activations that fit it come from
-    `jax.vmap(capture_activations(member))`.
-
-    Args:
-      fn: A function `fn(params, *args, **kwargs)` that returns any pytree.
-      params: Its parameters; arrays or `jax.ShapeDtypeStruct`s, since nothing
-        is computed.
-      *args: Its other arguments, likewise.
-      **kwargs: Likewise.
-
-    Returns:
-      The matrix view of every use of a leaf as a layer, in the order of use.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> model = lambda params, x: x @ params["kernel"].T + params["bias"]
-      >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(2)}
-      >>> layout(model, params, jnp.ones((5, 3)))["kernel"]
-      MatrixView(input_axes=(1,), output_axes=(0,), batch_axes=())
-
-      The members of an ensemble, each with spaces of its own:
-
-      >>> members = lambda params, x: jax.vmap(lambda w: x @ w)(params["stack"])
-      >>> params, x = {"stack": jnp.ones((4, 3, 2))}, jnp.ones((5, 3))
-      >>> found = layout(members, params, x)
-      >>> found["stack"]
-      MatrixView(input_axes=(1,), output_axes=(0, 2), batch_axes=())
-      >>> own = MatrixView(input_axes=(1,), output_axes=(2,), batch_axes=(0,))
-      >>> Layout(tuple({**found, "stack": own}.items()))["stack"].batch_axes
-      (0,)
-    """
-    sites = trace(fn, params, args, kwargs).sites
-    return Layout(tuple((site.name, site.view) for site in sites))
 
 
 _LEGEND = (

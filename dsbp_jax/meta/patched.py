@@ -5,12 +5,17 @@ from typing import Any
 
 import jax
 
-from dsbp_jax.layers import LayerActivations, patches, primitives
-from dsbp_jax.layers.capture import capture_through
-from dsbp_jax.layers.finder import array_leaves, trace
-from dsbp_jax.layers.rewrite import evaluate
-from dsbp_jax.layers.sites import Site
-from dsbp_jax.layers.thin import Product
+from dsbp_jax.layers import (
+    LayerActivations,
+    Product,
+    Site,
+    array_leaves,
+    capture_through,
+    convolve,
+    evaluate,
+    is_product,
+    trace,
+)
 
 
 def with_patches(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,12 +67,8 @@ def keeps_convolutions(
         return False
     traced = trace(fn, params, args, kwargs)
     replaced = sum(map(_is_replaced, traced.sites))
-    found = [
-        equation
-        for equation in primitives.equations(traced.body.jaxpr)
-        if equation.primitive.name == primitives.CONVOLUTION
-    ]
-    return len(found) > replaced or not all(map(patches.is_product, found))
+    found = traced.convolutions()
+    return len(found) > replaced or not all(map(is_product, found))
 
 
 def _on_cpu() -> bool:
@@ -80,5 +81,5 @@ def _is_replaced(site: Site) -> bool:
 
 def _respond(product: Product, x: jax.Array, w: jax.Array) -> jax.Array:
     if _is_replaced(product.site):
-        return patches.convolve(product, x, w)
+        return convolve(product, x, w)
     return product(x, w)

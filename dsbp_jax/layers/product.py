@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax.layers import primitives
-from dsbp_jax.layers.following import Digit, in_order
+from dsbp_jax.layers.leaf_view import Digit, in_order
 from dsbp_jax.layers.sites import Site
 
 _COLUMNS = Digit(-1, 1, 0)  # stands for the columns of the basis; its size is open

@@ -32,8 +32,8 @@ from dsbp_jax.layers import (
     require_paths,
 )
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms.refreshing import Refresh, TrackedBasis, refresh_due
-from dsbp_jax.transforms.signals import (
+from dsbp_jax.tracking.refresh import Refresh, TrackedBasis, refresh_due
+from dsbp_jax.tracking.signals import (
     SIDES,
     Signal,
     activation_signal,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsbp_jax import linalg
-from dsbp_jax.linalg.batching import one_by_one
+from dsbp_jax.batching import one_by_one
 from tests.layers.models import normal
 
 # Independent stacks in one program: as one batched call each, their factorisations wait

@@ -10,10 +10,14 @@ import optax
 from dsbp_jax import checks
 from dsbp_jax.layers import Layout
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms.reading import tracked_by_side
-from dsbp_jax.transforms.sharding import keep_shardings
-from dsbp_jax.transforms.signals import SIDES
-from dsbp_jax.transforms.tracking import SpectralState, TrackedBasis, Tracker
+from dsbp_jax.meshes import keep_shardings
+from dsbp_jax.tracking import (
+    SIDES,
+    SpectralState,
+    TrackedBasis,
+    Tracker,
+    tracked_by_side,
+)
 
 
 def track_bases(

@@ -7,8 +7,7 @@ through a basis of q columns on the input side, `B((XB)ᵀΔ)`, it takes
 
 import math
 
-from dsbp_jax.layers.finder import Trace
-from dsbp_jax.layers.sites import Site
+from dsbp_jax.layers import Site, Trace
 
 
 def sketch_flops(site: Site, rank: int) -> tuple[int, int]:

@@ -15,9 +15,9 @@ from dsbp_jax.layers import (
     require_paths,
 )
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.transforms.projection import project_matrix
-from dsbp_jax.transforms.sharding import with_auto_axes
-from dsbp_jax.transforms.signals import SIDES, activation_signal
+from dsbp_jax.meshes import with_auto_axes
+from dsbp_jax.tracking.eigenspace import project_matrix
+from dsbp_jax.tracking.signals import SIDES, activation_signal
 
 
 def activation_bases(

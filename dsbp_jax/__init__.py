@@ -30,6 +30,7 @@ from dsbp_jax.tracking import (
     activation_bases as activation_bases,
     bases as bases,
     diagnostics as diagnostics,
+    eigenspaces as eigenspaces,
 )
 from dsbp_jax.transforms import (
     add_spectral_decay as add_spectral_decay,

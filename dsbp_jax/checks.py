@@ -46,8 +46,11 @@ def _number(name: str, value: Any, accepted: str, is_accepted: Any) -> Any:
     if isinstance(value, jax.core.Tracer):
         return value
     scalar = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if isinstance(value, jax.Array | np.ndarray):
-        scalar = value.ndim == 0 and np.issubdtype(value.dtype, np.number)
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        # Not by numpy: for it bfloat16 is no number.
+        kinds = (jnp.floating, jnp.integer)
+        number = any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+        scalar = value.ndim == 0 and number
     if not scalar or not is_accepted(float(value)):
         raise ValueError(f"{name} must be {accepted}, got {value!r}")
     return value

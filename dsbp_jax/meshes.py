@@ -1,16 +1,18 @@
-"""Running a transform on arrays that are sharded over an explicit mesh.
+"""Arrays that are spread over devices: Explicit meshes, and the inside of `shard_map`.
 
 Under an Auto mesh the compiler places every product. Under an Explicit one a
 contraction over a sharded axis must say how its result is sharded, which depends
 on the user's mesh. The transforms leave that to the compiler as well, and give
-updates and state back sharded as they came.
+updates and state back sharded as they came. Inside `shard_map` the type of an array
+says over which axes it varies, and loops must start with the type that they end with.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def with_auto_axes(
@@ -70,3 +72,38 @@ def keep_shardings(update_fn: Callable[..., Any]) -> Callable[..., Any]:
         return with_auto_axes(run, updates, state, params, extra_args, out_specs=specs)
 
     return update
+
+
+def varying_axes(*trees: Any) -> frozenset[str]:
+    """The mesh axes over which some array of the trees varies, inside `shard_map`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> varying_axes(jnp.ones(2))
+      frozenset()
+    """
+    types = [jax.typeof(leaf) for leaf in jax.tree.leaves(trees) if _is_array(leaf)]
+    kinds = [getattr(type_, "manual_axis_type", None) for type_ in types]
+    return frozenset[str]().union(*(kind.varying for kind in kinds if kind is not None))
+
+
+def vary(tree: Any, axes: Iterable[str]) -> Any:
+    """The same values, in a type that varies over these axes at least.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> vary({"count": jnp.zeros(())}, frozenset())
+      {'count': Array(0., dtype=float32)}
+    """
+
+    def cast(leaf: Any) -> Any:
+        missing = tuple(set(axes) - varying_axes(leaf))
+        if not missing or not _is_array(leaf):
+            return leaf
+        return jax.lax.pcast(leaf, missing, to="varying")
+
+    return jax.tree.map(cast, tree)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)

@@ -23,8 +23,16 @@ from dsbp_jax.layers import (
     leaves_by_path,
     trace,
 )
+from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import specs_of, with_auto_axes
-from dsbp_jax.tracking import SpectralState, TrackedBasis, Tracker
+from dsbp_jax.tracking import (
+    Eigenspace,
+    SpectralState,
+    TrackedBasis,
+    Tracker,
+    untracked,
+    wide,
+)
 
 
 class ColumnsState(NamedTuple):
@@ -91,9 +99,7 @@ class Columns:
         ):
             tracker = self._tracker(name, layout)
             states[name] = (
-                SpectralState(jnp.zeros((), jnp.int32), {})
-                if tracker is None
-                else tracker.init(params, key=source_key)
+                untracked() if tracker is None else tracker.init(params, key=source_key)
             )
         return ColumnsState(**states)
 
@@ -148,19 +154,18 @@ class Columns:
         present = {path: leaves[path] for path in layout}
         tracker = self._tracker("activation", layout)
         if tracker is not None:
-            views = tracker.views(present)
             activation = tracker.update(
-                activation, present, views, activations=activations, refresh=refresh
+                activation, present, activations=activations, refresh=refresh
             )
         tracker = self._tracker("gradient", layout)
         if tracker is not None:
-            views, bases = tracker.views(present), vectors(activation)
+            bases = vectors(activation)
             exact = leaves_by_path(gradients)
             rest = {
                 path: outside(exact[path], layout[path], bases.get(path))
                 for path in layout
             }
-            gradient = tracker.update(gradient, rest, views, refresh=refresh)
+            gradient = tracker.update(gradient, rest, refresh=refresh)
             gradient = _orthogonal(gradient, bases)
         return ColumnsState(activation, gradient)
 
@@ -276,12 +281,13 @@ def outside(
     Returns:
       `(I − VVᵀ)G`, shaped like the leaf, float32.
     """
-    matrix = view.to_matrix(gradient).astype(jnp.float32)
-    if basis is not None:
-        basis = basis[..., None, :, :]
-        with jax.default_matmul_precision("highest"):
-            matrix = matrix - basis @ (basis.mT @ matrix)
-    return view.from_matrix(matrix, gradient.shape)
+    wider = gradient.astype(wide(gradient.dtype))
+    if basis is None:
+        return wider
+    *batch, _, rank = basis.shape
+    known = EigenBasis(basis, jnp.zeros((*batch, rank)), jnp.zeros(batch))
+    solved = jnp.ones(batch, bool)
+    return Eigenspace(known, solved, view, "input", "columns").outside(wider)
 
 
 def _orthogonal(state: SpectralState, bases: Mapping[str, jax.Array]) -> SpectralState:

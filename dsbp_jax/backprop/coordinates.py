@@ -221,12 +221,14 @@ def spectral_coordinates(
             loss_fn, frame.columns, params, frame.layout, args, has_aux=has_aux
         )
         new = vectors(*state)
-        moved = {
-            path: Coordinate(leaf.shape, rotation(new[path], old[path]))
-            if path in new
-            else None
-            for path, leaf in leaves_by_path(coords).items()
-        }
+        moved = map_paths(
+            lambda path, leaf: (
+                Coordinate(leaf.shape, rotation(new[path], old[path]))
+                if path in new
+                else None
+            ),
+            coords,
+        )
         opt_state = transport_moments(opt_state, moved, betas=betas, rules=transport)
         coords, frame = _split(params, state, frame.layout)
         return coords, frame, opt_state

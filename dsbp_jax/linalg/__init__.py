@@ -33,3 +33,4 @@ from dsbp_jax.linalg.rotation import (
     expm_lowrank_skew as expm_lowrank_skew,
     rotation_change as rotation_change,
 )
+from dsbp_jax.linalg.turn import Turn as Turn

@@ -11,9 +11,8 @@ import optax
 
 from dsbp_jax import checks
 from dsbp_jax.layers import map_paths, require_paths
-from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meta.patched import with_activations, with_patches
-from dsbp_jax.tracking import MissingActivations, tracked_by_side
+from dsbp_jax.tracking import MissingActivations, Spaces, spectral_states
 from dsbp_jax.transforms import with_bases
 
 START = "params"  # what the paths of a start begin with in `WithRates`
@@ -96,7 +95,7 @@ class Adaptation:
         params: Any,
         support: Any,
         *,
-        bases: Mapping[str, EigenBasis] | None = None,
+        bases: Spaces | None = None,
         key: jax.Array | None = None,
         after: Callable[[Any], Any] = lambda params: None,
     ) -> tuple[Any, Any]:
@@ -127,7 +126,7 @@ class Adaptation:
         if bases is not None:
             state = _hold(state, bases, isinstance(params, WithRates))
             extra["refresh"] = False
-        elif tracked_by_side(state):
+        elif any(one.entries() for one in spectral_states(state)):
             capture = task.wants_activations(moving, state)
 
         def step(carry: tuple, index: jax.Array) -> tuple:
@@ -163,30 +162,25 @@ def _scale(update: jax.Array, rate: jax.Array) -> jax.Array:
         return (update * rate).astype(update.dtype)
 
 
-def _hold(state: Any, bases: Mapping[str, EigenBasis], with_rates: bool) -> Any:
+def _hold(state: Any, bases: Spaces, with_rates: bool) -> Any:
     """The state of an inner optimizer on given bases, constants to every derivative.
 
     Raises:
-      ValueError: It tracks leaves that `bases` lacks, both sides of one, or has no
-        bases to replace.
+      ValueError: It tracks leaves that `bases` lacks, on some side, or has no bases to
+        replace.
     """
     if not isinstance(bases, Mapping):
         raise ValueError(
-            "bases must map paths to EigenBasis, as dsbp_jax.bases(opt_state) does, "
-            f"got {type(bases).__name__}"
+            "bases must map paths to eigenspaces, as dsbp_jax.eigenspaces(opt_state) "
+            f"does, got {type(bases).__name__}"
         )
-    tracked = tracked_by_side(state)
-    if tracked is None:
+    states = spectral_states(state)
+    if not states:
         raise ValueError(
             "bases must be None with an inner optimizer that tracks none, got those of "
             f"{', '.join(bases) or 'no leaf'}"
         )
-    wanted = [path for entries in tracked.values() for path in entries]
-    if len(set(wanted)) < len(wanted):
-        raise ValueError(
-            "bases must be None with an inner optimizer that tracks both sides of a "
-            f"leaf, got those of {', '.join(bases) or 'no leaf'}"
-        )
+    wanted = {path for one in states for _, path in one.entries()}
     named = {path: f"{START}/{path}" for path in wanted}
     if with_rates and all(name in bases for name in named.values()):
         bases = {path: bases[name] for path, name in named.items()}

@@ -1,36 +1,61 @@
-"""The spectral state: eigenbases of layers, kept fresh."""
+"""The spectral state: an eigenspace per layer, kept fresh, and its label.
+
+`tracker` says what is followed and when, `refresh` does one solve, `signals` are what
+bases follow. `eigenspace` is what everything else in the package consumes: a basis that
+knows its leaf's axes and its side, and the only place that multiplies by it.
+`transform` builds Optax transformations on it, `transport` moves an optimizer's moments
+from one basis to the next, `reading` finds eigenspaces in any optimizer state, `solved`
+makes them without tracking. Methods that use them live in `transforms` and `backprop`.
+"""
 
 from dsbp_jax.tracking.eigenspace import (
-    energy_mask as energy_mask,
-    project_matrix as project_matrix,
+    SIDES as SIDES,
+    Eigenspace as Eigenspace,
+    Number as Number,
+    coordinates as coordinates,
+    in_dtype as in_dtype,
+    lift as lift,
+    project as project,
+    rotation as rotation,
+    wide as wide,
+)
+from dsbp_jax.tracking.labels import (
+    Spaces as Spaces,
+    labelled as labelled,
+    require_some as require_some,
+)
+from dsbp_jax.tracking.leaves import (
+    LayoutLike as LayoutLike,
+    array_leaves as array_leaves,
+    check_layout as check_layout,
+    is_placeholder as is_placeholder,
+    matrix_views as matrix_views,
 )
 from dsbp_jax.tracking.reading import (
     Diagnostics as Diagnostics,
     bases as bases,
     diagnostics as diagnostics,
-    tracked_by_side as tracked_by_side,
+    eigenspaces as eigenspaces,
+    map_spectral_states as map_spectral_states,
+    spectral_states as spectral_states,
 )
 from dsbp_jax.tracking.refresh import TrackedBasis as TrackedBasis
-from dsbp_jax.tracking.signals import SIDES as SIDES
-from dsbp_jax.tracking.solved import (
-    activation_bases as activation_bases,
-    check_bases as check_bases,
-    project_on as project_on,
-    require_some as require_some,
-)
+from dsbp_jax.tracking.solved import activation_bases as activation_bases
 from dsbp_jax.tracking.tracker import (
     SOURCES as SOURCES,
     STATIC_ARGS as STATIC_ARGS,
     MissingActivations as MissingActivations,
     SpectralState as SpectralState,
     Tracker as Tracker,
-    check_layout as check_layout,
-    is_placeholder as is_placeholder,
-    matrix_views as matrix_views,
+    untracked as untracked,
+)
+from dsbp_jax.tracking.transform import (
+    Step as Step,
+    require_params as require_params,
+    tracked as tracked,
 )
 from dsbp_jax.tracking.transport import (
     Coordinate as Coordinate,
     Rule as Rule,
-    rotation as rotation,
     transport_moments as transport_moments,
 )

@@ -11,16 +11,50 @@ import jax.numpy as jnp
 
 from dsbp_jax import checks
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.tracking.signals import SIDES
-from dsbp_jax.tracking.tracker import SpectralState, TrackedBasis
+from dsbp_jax.tracking.eigenspace import SIDES, Eigenspace
+from dsbp_jax.tracking.refresh import TrackedBasis
+from dsbp_jax.tracking.tracker import SpectralState
 
 
-def bases(opt_state: Any, *, side: str | None = None) -> dict[str, EigenBasis]:
-    """The eigenbases held anywhere in an optimizer state.
+def eigenspaces(opt_state: Any) -> dict[str, tuple[Eigenspace, ...]]:
+    """The labelled eigenspaces held anywhere in an optimizer state.
+
+    Whatever takes bases takes these, and neither a side nor a layout beside them.
 
     Args:
       opt_state: The state of any optimizer that contains a spectral transform:
         chained, masked, injected, or that of a Flax `nnx.Optimizer`.
+
+    Returns:
+      A dict from canonical path to the eigenspaces of that leaf: one for each side and
+      each transform that tracks it, in the order of the chain, the input side first.
+
+    Raises:
+      ValueError: The state holds no spectral state.
+
+    Example:
+      >>> import dsbp_jax
+      >>> params = {"kernel": jnp.ones((8, 6))}
+      >>> state = dsbp_jax.spectral_projection(2).init(params)
+      >>> (space,) = dsbp_jax.eigenspaces(state)["kernel"]
+      >>> space.side, space.source, space.vectors.shape, space.solved.item()
+      ('output', 'gradient', (6, 2), False)
+    """
+    found: dict[str, tuple[Eigenspace, ...]] = {}
+    for state in _required_states(opt_state):
+        for path, spaces in state.spaces().items():
+            found[path] = (*found.get(path, ()), *spaces)
+    return found
+
+
+def bases(opt_state: Any, *, side: str | None = None) -> dict[str, EigenBasis]:
+    """The eigenbases held anywhere in an optimizer state, without their labels.
+
+    To hand them to another use, take `eigenspaces`: of a square kernel nobody can tell
+    which side a plain basis is of.
+
+    Args:
+      opt_state: As `eigenspaces`.
       side: `"input"` or `"output"`; may be None where no leaf has both.
 
     Returns:
@@ -38,7 +72,7 @@ def bases(opt_state: Any, *, side: str | None = None) -> dict[str, EigenBasis]:
       >>> dsbp_jax.bases(state)["kernel"].vectors.shape
       (6, 2)
     """
-    entries = _tracked(opt_state, side)
+    entries = _of_one_side(opt_state, side)
     return {path: entry.basis for path, entry in entries.items()}
 
 
@@ -83,7 +117,7 @@ def diagnostics(opt_state: Any, *, side: str | None = None) -> dict[str, Diagnos
       0.900
     """
     result = {}
-    for path, entry in _tracked(opt_state, side).items():
+    for path, entry in _of_one_side(opt_state, side).items():
         held = jnp.sum(entry.basis.values, axis=-1)
         trace = entry.basis.trace
         result[path] = Diagnostics(
@@ -96,43 +130,54 @@ def diagnostics(opt_state: Any, *, side: str | None = None) -> dict[str, Diagnos
     return result
 
 
-def tracked_by_side(opt_state: Any) -> dict[str, dict[str, TrackedBasis]] | None:
-    """Side to path to tracked basis, from anywhere in an optimizer state.
-
-    Where two transforms track one side of a leaf, the first in the chain counts.
-    None where there is no spectral transform.
-    """
-    is_state = lambda node: isinstance(node, SpectralState)
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
-    states = [node for node in nodes if is_state(node)]
-    merged: dict[str, dict[str, TrackedBasis]] = {}
-    for state in states:
-        for side, entries in state.tracked.items():
-            held = merged.setdefault(side, {})
-            for path, entry in entries.items():
-                held.setdefault(path, entry)
-    return merged if states else None
+def spectral_states(opt_state: Any) -> list[SpectralState]:
+    """The spectral states in an optimizer state, in the order of the chain."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=_is_state)
+    return [_unwrapped(node) for node in nodes if _is_state(node)]
 
 
-def _tracked(opt_state: Any, side: str | None) -> dict[str, TrackedBasis]:
-    if side is not None:
-        checks.one_of("side", side, SIDES)
-    tracked = tracked_by_side(opt_state)
-    if tracked is None:
+def map_spectral_states(function: Any, opt_state: Any) -> Any:
+    """An optimizer state with a function of each of its spectral states in place."""
+    change = lambda node: function(node) if _is_state(node) else node
+    return jax.tree.map(change, opt_state, is_leaf=_is_state)
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, SpectralState)
+
+
+def _unwrapped(state: SpectralState) -> SpectralState:
+    # Flax nnx wraps every array of an optimizer state in a variable.
+    is_variable = lambda node: hasattr(node, "get_value")
+    unwrap = lambda node: node.get_value() if is_variable(node) else node
+    return jax.tree.map(unwrap, state, is_leaf=is_variable)
+
+
+def _required_states(opt_state: Any) -> list[SpectralState]:
+    states = spectral_states(opt_state)
+    if not states:
         raise ValueError(
             f"opt_state must hold the state of a spectral transform, "
             f"got {type(opt_state).__name__} without one"
         )
-    # Flax nnx wraps every array of an optimizer state in a variable.
-    is_variable = lambda node: hasattr(node, "get_value")
-    unwrap = lambda node: node.get_value() if is_variable(node) else node
+    return states
+
+
+def _of_one_side(opt_state: Any, side: str | None) -> dict[str, TrackedBasis]:
+    """The first tracked basis of each leaf."""
+    if side is not None:
+        checks.one_of("side", side, SIDES)
+    first: dict[tuple[str, str], TrackedBasis] = {}
+    for state in _required_states(opt_state):
+        first = state.entries() | first
     found: dict[str, TrackedBasis] = {}
-    for name in tracked if side is None else [side]:
-        for path, entry in tracked.get(name, {}).items():
-            if path in found:
-                raise ValueError(
-                    "side must be 'input' or 'output' where both sides are tracked, "
-                    f"as of {path!r}, got None"
-                )
-            found[path] = jax.tree.map(unwrap, entry, is_leaf=is_variable)
+    for name, path in first:
+        if side not in (None, name):
+            continue
+        if path in found:
+            raise ValueError(
+                "side must be 'input' or 'output' where both sides are tracked, "
+                f"as of {path!r}, got None"
+            )
+        found[path] = first[name, path]
     return found

@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import batching, checks, linalg
+from dsbp_jax.layers import MatrixView
 from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.meshes import vary, varying_axes
+from dsbp_jax.tracking.eigenspace import SIDES, Eigenspace, rotation
 from dsbp_jax.tracking.signals import Signal
 
 # A cold solve repeats refreshes until the basis is this close to invariant: a
@@ -24,8 +27,41 @@ _COLD_REFRESHES = 16
 K = TypeVar("K")
 
 
+class Label(NamedTuple):
+    """What a basis is of, in numbers and strings; static.
+
+    Attributes:
+      side: `"input"` or `"output"`.
+      source: What it follows.
+      shape: That of the leaf.
+      input_axes: Those of the leaf's `MatrixView`.
+      output_axes: Likewise.
+      batch_axes: Likewise.
+    """
+
+    side: str
+    source: str
+    shape: tuple[int, ...]
+    input_axes: tuple[int, ...]
+    output_axes: tuple[int, ...]
+    batch_axes: tuple[int, ...]
+
+    @property
+    def view(self) -> MatrixView:
+        """How the leaf is a matrix."""
+        return MatrixView(self.input_axes, self.output_axes, self.batch_axes)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The dimensions of both sides."""
+        return dict(zip(SIDES, self.view.matrix_shape(self.shape)[-2:], strict=True))
+
+
 class TrackedBasis(NamedTuple):
     """An eigenbasis and how its tracking goes; one per leaf and side.
+
+    A named tuple, so that every library that writes optimizer states to disk takes it;
+    its label is part of its type, and no array.
 
     Attributes:
       basis: The basis carried since the last refresh.
@@ -34,12 +70,32 @@ class TrackedBasis(NamedTuple):
       refreshes: Successful refreshes so far, shape `(*batch)`, int32.
       failures: Refreshes refused because their result was not finite or not
         orthonormal, shape `(*batch)`, int32.
+      label: Of which leaf's axes and which side it is; static.
     """
 
     basis: EigenBasis
     drift: jax.Array
     refreshes: jax.Array
     failures: jax.Array
+    label: Label | None = None
+
+    @property
+    def space(self) -> Eigenspace:
+        """The basis with its label."""
+        assert self.label is not None
+        label, solved = self.label, self.refreshes > 0
+        return Eigenspace(self.basis, solved, label.view, label.side, label.source)
+
+
+_ARRAYS = TrackedBasis._fields[:-1]
+jax.tree_util.register_pytree_with_keys(
+    TrackedBasis,
+    lambda entry: (
+        [(jax.tree_util.GetAttrKey(name), getattr(entry, name)) for name in _ARRAYS],
+        entry.label,
+    ),
+    lambda label, arrays: TrackedBasis(*arrays)._replace(label=label),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +118,7 @@ class Refresh:
 def refresh_due(
     refreshes: Mapping[K, Refresh], *, num_blocks: int, tolerance: float
 ) -> dict[K, TrackedBasis]:
-    """Refreshes the leaves that are due or have never been solved.
+    """Refreshes the leaves that are due, or see their first signal.
 
     Args:
       refreshes: The leaves, by any key.
@@ -72,8 +128,15 @@ def refresh_due(
     Returns:
       Their new entries.
     """
+    labels = {key: one.entry.label for key, one in refreshes.items()}
+    # Leaves of one shape are stacked, whatever their axes are called.
+    bare = {
+        key: dataclasses.replace(one, entry=one.entry._replace(label=None))
+        for key, one in refreshes.items()
+    }
+    wanted = dict(zip(bare, _wanted(list(bare.values())), strict=True))
     groups: dict[Any, list[K]] = {}
-    for key, one in refreshes.items():
+    for key, one in bare.items():
         form = (*_form(one.signal), one.entry.basis.vectors.shape)
         groups.setdefault(form, []).append(key)
     result: dict[K, TrackedBasis] = {}
@@ -83,10 +146,10 @@ def refresh_due(
         )
         for _ in batch:
             solve = jax.vmap(solve, in_axes=(0, 0, 0, None, None))
-        group = [refreshes[key] for key in keys]
-        run = _refresh_one if len(group) == 1 else _refresh_group
-        result.update(zip(keys, run(group, solve), strict=True))
-    return result
+        run = _refresh_one if len(keys) == 1 else _refresh_group
+        found = run([bare[key] for key in keys], [wanted[key] for key in keys], solve)
+        result.update(zip(keys, found, strict=True))
+    return {key: result[key]._replace(label=labels[key]) for key in refreshes}
 
 
 def _form(signal: Callable[[], Signal]) -> tuple[Any, tuple[Any, ...]]:
@@ -102,14 +165,37 @@ def _form(signal: Callable[[], Signal]) -> tuple[Any, tuple[Any, ...]]:
     return operator[0], shapes
 
 
-def _wanted(one: Refresh) -> jax.Array:
-    """Whether a leaf is to be solved; one answer for a whole batch under `vmap`."""
-    wanted = one.due | jnp.any(one.entry.refreshes == 0)
-    return batching.unbatched_max(wanted) > 0
+def _wanted(refreshes: Sequence[Refresh]) -> list[jax.Array]:
+    """Whether each leaf is to be solved; one answer for a whole batch under `vmap`.
+
+    A leaf that was never solved is, at its first signal. Whether there is one is looked
+    at only while some leaf is cold, which may be for ever (frozen, never routed).
+    """
+    no = vary(jnp.array(False), varying_axes(*(one.entry for one in refreshes)))
+    cold = [one.entry.refreshes == 0 for one in refreshes]
+    some = [batching.unbatched_max(jnp.any(flag)) > 0 for flag in cold]
+
+    def look(one: Refresh, flag: jax.Array) -> jax.Array:
+        return jnp.any(one.signal().present() & flag)
+
+    def first_signals() -> list[jax.Array]:
+        return [
+            jax.lax.cond(any_cold, functools.partial(look, one, flag), lambda: no)
+            for one, any_cold, flag in zip(refreshes, some, cold, strict=True)
+        ]
+
+    any_cold = functools.reduce(jnp.logical_or, some)
+    first = jax.lax.cond(any_cold, first_signals, lambda: [no] * len(refreshes))
+    return [
+        batching.unbatched_max(one.due | flag) > 0
+        for one, flag in zip(refreshes, first, strict=True)
+    ]
 
 
 def _refresh_one(
-    group: Sequence[Refresh], solve: Callable[..., TrackedBasis]
+    group: Sequence[Refresh],
+    wanted: Sequence[jax.Array],
+    solve: Callable[..., TrackedBasis],
 ) -> list[TrackedBasis]:
     (one,) = group
 
@@ -117,11 +203,13 @@ def _refresh_one(
         signal = one.signal()
         return solve(entry, signal.arrays, signal.count, one.due, jnp.array(True))
 
-    return [jax.lax.cond(_wanted(one), run, lambda entry: entry, one.entry)]
+    return [jax.lax.cond(wanted[0], run, lambda entry: entry, one.entry)]
 
 
 def _refresh_group(
-    group: Sequence[Refresh], solve: Callable[..., TrackedBasis]
+    group: Sequence[Refresh],
+    flags: Sequence[jax.Array],
+    solve: Callable[..., TrackedBasis],
 ) -> list[TrackedBasis]:
     """Leaves of one shape: gathered, solved together, put back, until all are done."""
     turns = [one.turn for one in group]
@@ -129,7 +217,7 @@ def _refresh_group(
     arrays = [lambda one=one: one.signal()[:2] for one in group]
     if slots > 1:
         solve = jax.vmap(solve)
-    wanted = jnp.stack([_wanted(one) for one in group])
+    wanted = jnp.stack(flags)
     due = jnp.stack([one.due for one in group])
     stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
@@ -199,9 +287,10 @@ def _solve(
         return batching.unbatched_max(wanted(*carry[1:])) > 0
 
     start = (entry.basis, jnp.float32(0), finite, jnp.int32(0))
+    start = vary(start, varying_axes(entry, c))
     basis, _, ok, _ = jax.lax.while_loop(unfinished, refine, start)
     done = ok & (limit > 0)
-    overlap = basis.vectors.T @ entry.basis.vectors
+    overlap = rotation(basis.vectors, entry.basis.vectors)
     moved = 1 - jnp.sum(overlap**2) / overlap.shape[0]
     return TrackedBasis(
         basis=basis,

@@ -9,15 +9,14 @@ import jax.numpy as jnp
 from dsbp_jax import linalg
 from dsbp_jax.layers import LayerActivations, MatrixView
 from dsbp_jax.linalg import EigenBasis
-
-SIDES = ("input", "output")
+from dsbp_jax.tracking.eigenspace import Eigenspace
 
 
 class Signal(NamedTuple):
     """A stack of operators, without their callables.
 
     Attributes:
-      arrays: Of shape `(*batch, ·, ·)`.
+      arrays: Of shape `(*batch, ·, ·)`, float32.
       count: What to divide by, shape `(*batch)`, float32.
       operator: Builds the operator of one matrix each and its count; static.
     """
@@ -25,6 +24,11 @@ class Signal(NamedTuple):
     arrays: tuple[jax.Array, ...]
     count: jax.Array  # type: ignore[assignment]
     operator: Callable[..., linalg.SymmetricOperator]
+
+    def present(self) -> jax.Array:
+        """Whether there is anything to follow, shape `(*batch)`, bool; NaN is."""
+        some = [jnp.any(x != 0, axis=(-2, -1)) for x in self.arrays]
+        return jnp.all(jnp.stack(some), axis=0) & (self.count != 0)
 
 
 def _of_rows(x: jax.Array, count: jax.Array) -> linalg.SymmetricOperator:
@@ -47,9 +51,23 @@ def as_rows(matrix: jax.Array, side: str) -> jax.Array:
     return rows.reshape(*rows.shape[:-2], -1)
 
 
+def _float32(matrix: jax.Array) -> jax.Array:
+    """Matrices in float32, scaled where float64 holds what float32 cannot.
+
+    Bases are of directions: the scale of a whole stack does not change them. Values and
+    traces then are those of the scaled leaf.
+    """
+    if matrix.dtype.itemsize > 4:
+        largest = jnp.max(jnp.abs(matrix), initial=0)
+        known = (largest < 1e-15) | (largest > 1e15)
+        safe = jnp.where(known & (largest > 0), largest, 1)
+        matrix = matrix / safe
+    return matrix.astype(jnp.float32)
+
+
 def gradient_signal(view: MatrixView, gradient: jax.Array, side: str) -> Signal:
     """GᵀG on the output side, GGᵀ on the input side, summed over window taps."""
-    matrix = view.to_matrix(gradient)
+    matrix = _float32(view.to_matrix(gradient))
     count = jnp.ones(matrix.shape[:-3], jnp.float32)
     if side == "output":
         rows = matrix.reshape(*matrix.shape[:-3], -1, matrix.shape[-1])
@@ -61,7 +79,9 @@ def rotation_signal(
     view: MatrixView, gradient: jax.Array, kernel: jax.Array, side: str
 ) -> Signal:
     """AᵀA of the rotation that descends: `A = skew(GWᵀ)`, or `skew(GᵀW)` on outputs."""
-    g, w = (as_rows(view.to_matrix(leaf), side) for leaf in (gradient, kernel))
+    g, w = (
+        as_rows(_float32(view.to_matrix(leaf)), side) for leaf in (gradient, kernel)
+    )
     return Signal((g, w), jnp.ones(g.shape[:-2], jnp.float32), _of_skew)
 
 
@@ -74,8 +94,7 @@ def activation_signal(
     """The covariance of a layer's inputs or outputs, pooled over the kernel's uses.
 
     A kernel used again (`path#1`, …) adds its rows. A use in the other orientation,
-    as of tied weights, has no rows in this space unless the widths happen to agree,
-    and is left out.
+    as of tied weights, is of other spaces and is left out.
 
     Args:
       activations: As captured, by path.
@@ -91,10 +110,13 @@ def activation_signal(
     """
     *batch, dim, _ = basis.vectors.shape
     pooled, counts = [], []
+    view = getattr(activations[path], "view", None)
     for use in range(len(activations)):
         name = f"{path}#{use}" if use else path
         if name not in activations:
             break
+        if use and getattr(activations[name], "view", None) != view:
+            continue
         rows, count = activations[name].rows(side)
         if rows.shape[:-2] == tuple(batch) and rows.shape[-1] == dim:
             pooled.append(rows)
@@ -106,4 +128,23 @@ def activation_signal(
                 f"fit the params, got {rows.shape}"
             )
     x = pooled[0] if len(pooled) == 1 else jnp.concatenate(pooled, axis=-2)
+    x = x.astype(jnp.float32)
     return Signal((x,), sum(counts[1:], start=counts[0]), _of_rows)
+
+
+def fits(
+    activations: Mapping[str, LayerActivations], space: Eigenspace, path: str
+) -> bool:
+    """Whether a leaf is used as its shape alone suggests.
+
+    Where activations do not say how it is used, a wrong shape of a plain matrix is
+    somebody's mistake, and that of a stack one of the guess.
+    """
+    assert space.view is not None
+    used = getattr(activations[path], "view", None)
+    if used is not None:
+        return used == space.view
+    *batch, dim, _ = space.vectors.shape
+    rows, _ = activations[path].rows(space.side)
+    fitting = (*rows.shape[:-2], rows.shape[-1]) == (*batch, dim)
+    return fitting or not space.view.batch_axes

@@ -1,4 +1,4 @@
-"""Bases that are given, not tracked: of another task's layers, or kept elsewhere."""
+"""Eigenspaces that are solved for at once, not tracked: of another task's layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks, linalg
-from dsbp_jax.layers import (
-    LayerActivations,
-    MatrixView,
-    leaves_by_path,
-    map_paths,
-    require_paths,
-)
+from dsbp_jax.layers import LayerActivations, MatrixView
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import with_auto_axes
-from dsbp_jax.tracking.eigenspace import project_matrix
-from dsbp_jax.tracking.signals import SIDES, activation_signal
+from dsbp_jax.tracking.eigenspace import SIDES, Eigenspace
+from dsbp_jax.tracking.signals import activation_signal
 
 
 def activation_bases(
@@ -26,8 +20,8 @@ def activation_bases(
     *,
     side: str = "input",
     key: jax.Array | None = None,
-) -> dict[str, EigenBasis]:
-    """The leading eigenpairs of every layer's covariance, solved to convergence.
+) -> dict[str, Eigenspace]:
+    """The leading eigenspace of every layer's covariance, solved to convergence.
 
     Args:
       activations: As `dsbp_jax.capture_activations` returns them. Further uses of a
@@ -37,7 +31,8 @@ def activation_bases(
       key: A PRNG key for the random starts; by default a fixed one.
 
     Returns:
-      A dict from canonical path to basis, vectors of shape `(*batch, d, k)`, float32.
+      A dict from canonical path to eigenspace, vectors of shape `(*batch, d, k)`,
+      float32; its view is that of the model that the activations were captured from.
 
     Raises:
       ValueError: An argument is out of its range.
@@ -58,9 +53,20 @@ def activation_bases(
         path: _basis(activations, path, rank, side, key) for path in paths
     }
     replicated = EigenBasis(jax.P(), jax.P(), jax.P())  # type: ignore[arg-type]
-    return with_auto_axes(
+    found = with_auto_axes(
         run, activations, key, out_specs=lambda: dict.fromkeys(paths, replicated)
     )
+    return {
+        path: _space(basis, getattr(activations[path], "view", None), side)
+        for path, basis in found.items()
+    }
+
+
+def _space(basis: EigenBasis, view: MatrixView | None, side: str) -> Eigenspace:
+    batch = basis.trace.shape
+    if view is not None and len(view.batch_axes) != len(batch):
+        view = None  # captured under vmap, which adds an axis to the leaf
+    return Eigenspace(basis, jnp.ones(batch, bool), view, side, "activation")
 
 
 def _basis(
@@ -83,105 +89,3 @@ def _basis(
     for _ in batch:
         solve = jax.vmap(solve)
     return solve(*arrays, count)
-
-
-def require_some(name: str, bases: Mapping[str, EigenBasis]) -> None:
-    """Raises where there is no basis at all, as of a side that nothing tracks.
-
-    Example:
-      >>> require_some("source_bases", {})
-      Traceback (most recent call last):
-      ...
-      ValueError: source_bases must hold the basis of at least one leaf, got none
-    """
-    if not bases:
-        raise ValueError(f"{name} must hold the basis of at least one leaf, got none")
-
-
-def check_bases(
-    name: str,
-    bases: Mapping[str, EigenBasis],
-    params: Any,
-    views: Mapping[str, MatrixView],
-    side: str,
-    rank: int = 1,
-) -> None:
-    """Raises unless the bases of the params' leaves have the shape that they need.
-
-    Bases of other leaves are ignored, as under a mask; of none, an error.
-
-    Args:
-      name: What the bases were passed as, for the message.
-      bases: By canonical path.
-      params: The params.
-      views: The matrix views of their leaves.
-      side: The side that the bases are of.
-      rank: The columns that each must have at least.
-
-    Raises:
-      ValueError: A basis has another shape, or none belongs to the params.
-
-    Example:
-      >>> from dsbp_jax.layers import guess_view
-      >>> basis = EigenBasis(jnp.eye(3, 1), jnp.ones(1), jnp.ones(()))
-      >>> kernel = jnp.ones((4, 2))
-      >>> views = {"w": guess_view((4, 2))}
-      >>> check_bases("bases", {"w": basis}, {"w": kernel}, views, "input")
-      Traceback (most recent call last):
-      ...
-      ValueError: bases of 'w' must have vectors of shape (4, k) with k of at least 1...
-    """
-    if bases and not any(path in views for path in bases):
-        require_paths(list(bases)[:1], views, "the layout of the params")
-    for path, leaf in leaves_by_path(params).items():
-        if path not in bases or path not in views:
-            continue
-        shape = views[path].matrix_shape(leaf.shape)
-        expected = (*shape[:-3], shape[-2 + SIDES.index(side)])
-        actual = bases[path].vectors.shape
-        if actual[:-1] != expected or actual[-1] < rank:
-            raise ValueError(
-                f"{name} of {path!r} must have vectors of shape "
-                f"({', '.join(map(str, expected))}, k) with k of at least {rank}, got "
-                f"{actual}"
-            )
-
-
-def project_on(
-    tree: Any,
-    bases: Mapping[str, EigenBasis],
-    views: Mapping[str, MatrixView],
-    side: str,
-    *,
-    energy: float | jax.Array | None = None,
-    away: bool = False,
-) -> Any:
-    """Projects the leaves that have a basis on it, or on what is orthogonal to it.
-
-    Args:
-      tree: Gradients; leaves without a basis, or with one that has seen no signal
-        yet, pass through.
-      bases: By canonical path.
-      views: The matrix views of the leaves.
-      side: The side that the bases are of.
-      energy: Use the leading columns with this share of the trace only.
-      away: Whether what is inside is left out, and not what is outside.
-
-    Returns:
-      The projected tree, dtypes kept.
-    """
-
-    def change(path: str, leaf: jax.Array) -> jax.Array:
-        if path not in bases or path not in views:
-            return leaf
-        view = views[path]
-        matrix = view.to_matrix(leaf).astype(jnp.float32)
-        with jax.default_matmul_precision("highest"):
-            inside = project_matrix(matrix, bases[path], side, energy)
-        result = matrix - inside if away else inside
-        # Without a trace nothing was solved yet: a random start says nothing.
-        cold = (bases[path].trace <= 0)[..., None, None, None]
-        result = jnp.where(cold, matrix, result)
-        return view.from_matrix(result, leaf.shape).astype(leaf.dtype)
-
-    return map_paths(change, tree)

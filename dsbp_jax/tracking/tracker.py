@@ -3,7 +3,7 @@
 A `Tracker` says which leaves are followed and how; `Tracker.init` builds a
 `SpectralState`, `Tracker.update` refreshes what is due. Every transform that
 needs eigenbases carries one such state, and every other use reads it through
-`bases`.
+`eigenspaces`.
 
 The schedule: a leaf is solved from cold the first time that it sees a gradient
 (or activations) that is not zero; from then on it is refreshed warm, once every
@@ -13,8 +13,9 @@ The schedule: a leaf is solved from cold the first time that it sees a gradient
 import dataclasses
 import functools
 import math
+import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,20 +24,21 @@ import numpy as np
 import optax
 
 from dsbp_jax import checks, linalg
-from dsbp_jax.layers import (
-    LayerActivations,
-    Layout,
-    MatrixView,
-    guess_view,
-    leaves_by_path,
-    require_paths,
+from dsbp_jax.layers import LayerActivations, MatrixView, require_paths
+from dsbp_jax.meshes import vary, varying_axes
+from dsbp_jax.tracking.eigenspace import SIDES, Eigenspace
+from dsbp_jax.tracking.leaves import (
+    LayoutLike,
+    array_leaves,
+    check_layout,
+    is_placeholder,
+    matrix_views,
 )
-from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.tracking.refresh import Refresh, TrackedBasis, refresh_due
+from dsbp_jax.tracking.refresh import Label, Refresh, TrackedBasis, refresh_due
 from dsbp_jax.tracking.signals import (
-    SIDES,
     Signal,
     activation_signal,
+    fits,
     gradient_signal,
     rotation_signal,
 )
@@ -66,6 +68,27 @@ class SpectralState(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # optax's name for it
     tracked: dict[str, dict[str, TrackedBasis]]
 
+    def entries(self) -> dict[tuple[str, str], TrackedBasis]:
+        """The tracked bases by side and path."""
+        return {
+            (side, path): entry
+            for side, entries in self.tracked.items()
+            for path, entry in entries.items()
+        }
+
+    def spaces(self) -> dict[str, tuple[Eigenspace, ...]]:
+        """The eigenspaces of each leaf, the input side first, by path."""
+        found: dict[str, tuple[Eigenspace, ...]] = {}
+        entries = self.entries()
+        for side, path in sorted(entries, key=lambda key: SIDES.index(key[0])):
+            found[path] = (*found.get(path, ()), entries[side, path].space)
+        return found
+
+
+def untracked() -> SpectralState:
+    """A state without any basis."""
+    return SpectralState(jnp.zeros((), jnp.int32), {})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tracker:
@@ -85,6 +108,7 @@ class Tracker:
       seed: Of the random start.
       cap_rank: Whether a leaf of dimension d ≤ k is tracked with d columns;
         otherwise it is not tracked.
+      inert: Whether nothing is tracked at all, since nothing will be used.
       sources: What `source` may be.
     """
 
@@ -94,9 +118,10 @@ class Tracker:
     refresh_every: int = 10
     num_blocks: int = 2
     tolerance: float = 0.0
-    layout: Layout | Callable[[Any], Layout] | None = None
+    layout: LayoutLike = None
     seed: int = 0
     cap_rank: bool = False
+    inert: bool = False
     sources: tuple[str, ...] = SOURCES[:2]
 
     def __post_init__(self) -> None:
@@ -110,18 +135,8 @@ class Tracker:
         checks.one_of("source", self.source, self.sources)
         checks.one_of("side", self.side, (*SIDES, "both", "smaller"))
 
-    def views(self, params: Any) -> dict[str, MatrixView]:
-        """The matrix view of every leaf that is a floating-point matrix.
-
-        Args:
-          params: The params, or updates of their shape.
-
-        Returns:
-          A dict from canonical path to view.
-
-        Raises:
-          ValueError: The layout names no leaf of the params.
-        """
+    def views(self, params: optax.Params) -> dict[str, MatrixView]:
+        """The matrix view of every leaf that is a matrix, by path."""
         return matrix_views(params, self.layout)
 
     def sides(self, shape: tuple[int, ...]) -> dict[str, int]:
@@ -134,7 +149,9 @@ class Tracker:
                 ranks[side] = min(self.rank, dim)
         return ranks
 
-    def init(self, params: Any, *, key: jax.Array | None = None) -> SpectralState:
+    def init(
+        self, params: optax.Params, *, key: jax.Array | None = None
+    ) -> SpectralState:
         """Random orthonormal bases for every leaf to be tracked.
 
         Args:
@@ -144,12 +161,12 @@ class Tracker:
         Returns:
           A state.
         """
-        count = jnp.zeros((), jnp.int32)
+        state = untracked()
         if is_placeholder(params):
-            return SpectralState(count, jnp.zeros(()))  # type: ignore[arg-type]
-        leaves = _array_leaves(params)
-        tracked: dict[str, dict[str, TrackedBasis]] = {}
-        for path, view in self.views(params).items():
+            leaf: Any = jnp.zeros(())
+            return SpectralState(state.count, leaf)
+        leaves = array_leaves(params)
+        for path, view in {} if self.inert else self.views(params).items():
             shape = view.matrix_shape(leaves[path].shape)
             for side, rank in self.sides(shape).items():
                 name = zlib.crc32(f"{side}/{path}".encode())
@@ -158,17 +175,22 @@ class Tracker:
                     if key is None
                     else jax.random.fold_in(key, name)
                 )
-                tracked.setdefault(side, {})[path] = _start(shape, side, rank, own)
-        return SpectralState(count, tracked)
+                label = Label(
+                    side, self.source, leaves[path].shape, *dataclasses.astuple(view)
+                )
+                entry = _start(shape, rank, label, own)
+                # Inside shard_map the leaves may differ from device to device.
+                entry = vary(entry, varying_axes(leaves[path]))
+                state.tracked.setdefault(side, {})[path] = entry
+        return state
 
     def update(
         self,
         state: SpectralState,
-        updates: Any,
-        views: Mapping[str, MatrixView],
+        updates: optax.Updates,
         *,
         activations: Mapping[str, LayerActivations] | None = None,
-        params: Any = None,
+        params: optax.Params | None = None,
         refresh: bool | None = None,
     ) -> SpectralState:
         """Refreshes what is due.
@@ -177,9 +199,9 @@ class Tracker:
           state: The state of the last step.
           updates: Gradients, shaped like the params; a leaf may be missing (None),
             and then keeps its basis.
-          views: The matrix views of the leaves, from `Tracker.views`.
           activations: As `dsbp_jax.capture_activations` returns them; needed with
-            `source="activation"`.
+            `source="activation"`. A leaf that they do not name is no layer, and stays
+            as it is.
           params: The params; needed with `source="rotation"`.
           refresh: None to follow the schedule; True to refresh every leaf now,
             False to refresh none (two compiled steps instead of one with
@@ -190,52 +212,57 @@ class Tracker:
 
         Raises:
           MissingActivations: There are none.
-          ValueError: They are of another path or shape.
+          ValueError: They are of other paths or another shape, or a leaf has another
+            shape than in `init`.
         """
         count = optax.safe_increment(state.count)
         if not (refresh is None or isinstance(refresh, bool | np.bool_)):
             raise ValueError(
                 f"refresh must be a static True, False or None, got {refresh!r}"
             )
-        leaves = _array_leaves(updates)
-        present = {
-            (side, path): entry
-            for side, entries in state.tracked.items()
-            for path, entry in entries.items()
-            if path in leaves
-        }
+        leaves = array_leaves(updates)
+        present = {key: e for key, e in state.entries().items() if key[1] in leaves}
+        for (_, path), entry in present.items():
+            assert entry.label is not None
+            if leaves[path].shape != entry.label.shape:
+                raise ValueError(
+                    "updates must have the leaves that the state was made for: "
+                    f"{path!r} had shape {entry.label.shape}, got {leaves[path].shape}"
+                )
         if (refresh is not None and not refresh) or not present:
             return SpectralState(count, state.tracked)
         if self.source == "activation":
-            if activations is None:
-                raise MissingActivations(
-                    "update needs activations=..., the second output of "
-                    "dsbp_jax.capture_activations, because source='activation'"
-                )
-            require_paths([path for _, path in present], activations, "activations")
+            present = self._layers(present, activations)
 
         offsets = self._offsets(state)
         count_in_period = state.count % self.refresh_every
         tracked = {side: dict(entries) for side, entries in state.tracked.items()}
         # A constant to every derivative; and reverse mode has no while_loop.
-        leaves, activations, kernels = jax.lax.stop_gradient(
-            (leaves, activations, _array_leaves(params))
+        leaves, activations, kernels, present = jax.lax.stop_gradient(
+            (leaves, activations, array_leaves(params), present)
+        )
+        axes = varying_axes(leaves, activations, kernels, present)
+        leaves, activations, kernels, present = vary(
+            (leaves, activations, kernels, present), axes
         )
 
-        def signal(side: str, path: str, basis: EigenBasis) -> Signal:
-            if activations is not None and self.source == "activation":
-                return activation_signal(activations, basis, side, path)
+        def signal(side: str, path: str) -> Signal:
+            entry = present[side, path]
+            if self.source == "activation":
+                assert activations is not None
+                return activation_signal(activations, entry.basis, side, path)
+            view = entry.space.view
+            assert view is not None
             if self.source == "rotation":
-                return rotation_signal(views[path], leaves[path], kernels[path], side)
-            return gradient_signal(views[path], leaves[path], side)
+                return rotation_signal(view, leaves[path], kernels[path], side)
+            return gradient_signal(view, leaves[path], side)
 
         refreshes = {}
-        for (side, path), entry in present.items():
-            entry = jax.lax.stop_gradient(entry)
-            turn = offsets[side, path]
-            refreshes[side, path] = Refresh(
+        for key, entry in present.items():
+            turn = offsets[key]
+            refreshes[key] = Refresh(
                 entry=entry,
-                signal=functools.partial(signal, side, path, entry.basis),
+                signal=functools.partial(signal, *key),
                 due=jnp.array(True) if refresh else count_in_period == turn,
                 turn=turn,
             )
@@ -246,84 +273,58 @@ class Tracker:
             tracked[side][path] = entry
         return SpectralState(count, tracked)
 
+    def _layers(
+        self,
+        entries: Mapping[tuple[str, str], TrackedBasis],
+        activations: Mapping[str, LayerActivations] | None,
+    ) -> dict[tuple[str, str], TrackedBasis]:
+        """The entries whose leaves the activations show to be layers."""
+        if activations is None:
+            raise MissingActivations(
+                "update needs activations=..., the second output of "
+                "dsbp_jax.capture_activations, because source='activation'"
+            )
+        paths = [path for _, path in entries]
+        if not any(path in activations for path in paths):
+            require_paths(paths[:1], activations, "activations")
+        layers = {}
+        for (side, path), entry in entries.items():
+            if path not in activations:
+                continue
+            if self.layout is None and not fits(activations, entry.space, path):
+                warnings.warn(
+                    f"{path!r} keeps its plain gradient: by its shape alone it is seen "
+                    f"as {entry.space.view}, which its activations contradict; pass "
+                    "layout=dsbp_jax.layout(fn, params, *args)",
+                    stacklevel=2,
+                )
+                continue
+            layers[side, path] = entry
+        return layers
+
     def _offsets(self, state: SpectralState) -> dict[tuple[str, str], int]:
         """The step of the period at which each leaf is due, balanced by cost."""
         cost = {
-            (side, path): math.prod(entry.basis.vectors.shape)
-            for side, entries in state.tracked.items()
-            for path, entry in entries.items()
+            key: math.prod(entry.basis.vectors.shape)
+            for key, entry in state.entries().items()
         }
-        # The longest first, each to the step with the least to do so far; steps
-        # are tried far from each other first.
-        load = [0] * self.refresh_every
-        stride = max(1, self.refresh_every // max(1, len(cost)))
-        order = sorted(range(self.refresh_every), key=lambda step: step % stride)
+        # The longest first, each to the slot with the least to do so far; slots are
+        # as far from each other as the period allows.
+        slots = max(1, min(self.refresh_every, len(cost)))
+        load = [0] * slots
         offsets = {}
         for key in sorted(cost, key=lambda key: -cost[key]):
-            offsets[key] = min(order, key=lambda step: load[step])
-            load[offsets[key]] += cost[key]
+            slot = min(range(slots), key=lambda slot: load[slot])
+            load[slot] += cost[key]
+            offsets[key] = slot * (self.refresh_every // slots)
         return offsets
 
 
-def check_layout(layout: Any) -> None:
-    """Raises unless this is a layout, a function to one, or None."""
-    if not (layout is None or callable(layout) or isinstance(layout, Layout)):
-        raise ValueError(
-            "layout must be a dsbp_jax.Layout, a function from params to one, or "
-            f"None, got {layout!r}"
-        )
-
-
-def matrix_views(
-    params: Any, layout: Layout | Callable[[Any], Layout] | None
-) -> dict[str, MatrixView]:
-    """The matrix view of every leaf that is a floating-point matrix.
-
-    Args:
-      params: The params, or updates of their shape.
-      layout: The views, a function from params to them, or None to go by the shapes.
-
-    Returns:
-      A dict from canonical path to view.
-
-    Raises:
-      ValueError: The layout names no leaf of the params.
-    """
-    layout = layout(params) if callable(layout) else layout
-    leaves = _array_leaves(params)
-    if layout and leaves and not any(path in leaves for path in layout):
-        # A masked tree may lack some leaves; the wrong tree lacks all.
-        require_paths(list(layout)[:1], leaves, "params")
-    views = {}
-    for path, leaf in leaves.items():
-        view = guess_view(leaf.shape) if layout is None else layout.get(path)
-        if view is not None and jnp.issubdtype(leaf.dtype, jnp.floating):
-            views[path] = view
-    return views
-
-
-def _array_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by path; what has no shape and dtype (functions) is no parameter."""
-    leaves = leaves_by_path(tree)
-    return {path: leaf for path, leaf in leaves.items() if hasattr(leaf, "dtype")}
-
-
-def is_placeholder(params: Any) -> bool:
-    """Whether these are the params with which optax.tree.map_params calls `init`.
-
-    It passes one node of its own without children, and wants a state in which
-    whatever holds no copy of the params is a leaf.
-    """
-    structure: Any = jax.tree.structure(params)
-    empty = structure.num_nodes == 1 and structure.num_leaves == 0
-    return empty and not isinstance(params, dict | tuple | list | None | Mapping)
-
-
 def _start(
-    shape: tuple[int, ...], side: str, rank: int, key: jax.Array
+    shape: tuple[int, ...], rank: int, label: Label, key: jax.Array
 ) -> TrackedBasis:
     """The entry of a leaf whose matrices have shape `(*batch, window, in, out)`."""
-    batch, dim = shape[:-3], shape[-2 + SIDES.index(side)]
+    batch, dim = shape[:-3], shape[-2 + SIDES.index(label.side)]
     basis = linalg.init_basis(dim, rank, key=key)
     basis = jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, *x.shape)), basis)
     # Three arrays of their own: one buffer cannot be donated twice.
@@ -332,4 +333,5 @@ def _start(
         drift=jnp.zeros(batch, jnp.float32),
         refreshes=jnp.zeros(batch, jnp.int32),
         failures=jnp.zeros(batch, jnp.int32),
+        label=label,
     )

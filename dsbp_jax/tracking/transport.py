@@ -11,13 +11,15 @@ the square of the rotated mean is put back,
 What holds a variance already (AdaBelief) moves by the squares of R alone.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.tree_util import GetAttrKey, KeyPath
 
-from dsbp_jax.layers import canonical_path
+from dsbp_jax.tracking.eigenspace import wide
 
 #: How a field of an optimizer's state moves, by its name.
 MOMENTS = {
@@ -47,8 +49,8 @@ class Coordinate(NamedTuple):
 
     def rotate(self, x: jax.Array, power: int = 1) -> jax.Array:
         """`L x Rᵀ`, of the entries' powers, the same for all window taps."""
-        y = x.astype(jnp.float32)
-        taps = lambda r: r[..., None, :, :] if x.ndim > r.ndim else r
+        y = x.astype(wide(x.dtype))
+        taps = lambda r: (r[..., None, :, :] if x.ndim > r.ndim else r).astype(y.dtype)
         with jax.default_matmul_precision("highest"):
             if self.left is not None:
                 y = taps(self.left**power) @ y
@@ -57,31 +59,26 @@ class Coordinate(NamedTuple):
         return y.astype(x.dtype)
 
 
-def rotation(new: jax.Array, old: jax.Array) -> jax.Array:
-    """`V'ᵀV`, from coordinates in `old` to those in `new`, both `(*batch, d, k)`."""
-    with jax.default_matmul_precision("highest"):
-        return new.mT @ old
-
-
 def transport_moments(
-    opt_state: Any,
-    coordinates: Mapping[str, Coordinate | None],
+    opt_state: optax.OptState,
+    coordinates: Any,
     *,
     betas: tuple[float, float] = (0.9, 0.999),
     rules: Mapping[str, Rule] | None = None,
-) -> Any:
+) -> optax.OptState:
     """Moves an optimizer's state from one basis to the next.
 
-    A leaf of the state belongs to the parameter whose path its own ends in, the
-    longest where there are several. The field that holds it decides how it moves:
+    Inside the state are trees like that of the parameters: a leaf belongs to the
+    parameter at whose place it is, in the tree that holds the most of them (names do
+    not count). The field that holds it decides how it moves:
     `mu`, `trace`, `ema` and `acc_grads` as first moments, `nu` as second. (That `nu`
     is the variance in AdaBelief, and a largest value in Adamax, its name does not
     tell: the first wants `rules={"nu": "variance"}`, the second cannot follow.)
 
     Args:
       opt_state: The state of any optimizer on the coordinates.
-      coordinates: Canonical path to coordinate, or None for a leaf that stays as it is;
-        every leaf that the optimizer sees.
+      coordinates: A tree like the params that the optimizer sees, with a `Coordinate`
+        for each leaf, or None for one that stays as it is.
       betas: Decay rates of the first and second moment of Adam and its kin, for
         their bias correction.
       rules: Field name to `"first"`, `"second"`, `"variance"`, `"keep"` or a function
@@ -114,12 +111,15 @@ def transport_moments(
             )
     flat, treedef = jax.tree.flatten_with_path(opt_state)
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in flat}
+    is_leaf = lambda node: node is None or isinstance(node, Coordinate)
+    known_leaves = jax.tree.leaves_with_path(coordinates, is_leaf=is_leaf)
+    found = {_bare(path): coordinate for path, coordinate in known_leaves}
+    starts = _starts([path for path, _ in flat], list(found))
     moved = []
-    for path, leaf in flat:
-        at = _parameter(path, coordinates)
+    for (path, leaf), at in zip(flat, starts, strict=True):
         field = _field(path if at is None else path[:at])
         rule = known.get(field)
-        coordinate = None if at is None else coordinates[canonical_path(path[at:])]
+        coordinate = None if at is None else found[_bare(path[at:])]
         lost = at is None and rule is not None
         if not jnp.ndim(leaf) or rule == "keep" or not (coordinate or lost):
             moved.append(leaf)
@@ -145,7 +145,7 @@ def transport_moments(
             assert at is not None
             beside, parameter = path[: at - 1], path[at:]
             sibling = lambda name, *rest, beside=beside: leaves.get(
-                jax.tree_util.keystr((*beside, jax.tree_util.GetAttrKey(name), *rest))
+                jax.tree_util.keystr((*beside, GetAttrKey(name), *rest))
             )
             mean, count = sibling("mu", *parameter), sibling("count")
             moved.append(_second(coordinate, leaf, mean, count, betas))
@@ -166,24 +166,45 @@ def _second(
     if count is not None:
         steps = jnp.maximum(count, 1)
         correct = [1 - jnp.float32(beta) ** steps for beta in betas]
-    mean = mu.astype(jnp.float32) / correct[0]
-    variance = nu.astype(jnp.float32) / correct[1] - mean**2
+    mean = mu.astype(wide(mu.dtype)) / correct[0]
+    variance = nu.astype(wide(nu.dtype)) / correct[1] - mean**2
     square = coordinate.rotate(mean) ** 2
     moved = jnp.abs(coordinate.rotate(variance, 2) + square)
     return (moved * correct[1]).astype(nu.dtype)
 
 
-def _parameter(path: tuple[Any, ...], known: Collection[str]) -> int | None:
-    """Where in the path of a leaf of the state that of its parameter begins."""
-    for start in range(len(path) + 1):
-        if canonical_path(path[start:]) in known:
-            return start
-    return None
+def _bare(path: KeyPath) -> KeyPath:
+    """A path without the attribute at its end that variables of Flax nnx add."""
+    return path[:-1] if path and path[-1] == GetAttrKey("value") else path
+
+
+def _starts(
+    paths: Sequence[KeyPath], parameters: Sequence[KeyPath]
+) -> list[int | None]:
+    """Where in each path of a state leaf that of its parameter begins.
+
+    Of several places that in the tree which holds the most parameters, then the
+    longest path: a parameter may be called like a field of the state.
+    """
+    known = set(parameters)
+    places = [
+        [at for at in range(len(path) + 1) if _bare(path[at:]) in known]
+        for path in paths
+    ]
+    trees: dict[KeyPath, set[KeyPath]] = {}
+    for path, starts in zip(paths, places, strict=True):
+        for at in starts:
+            trees.setdefault(path[:at], set()).add(_bare(path[at:]))
+    most = lambda path: lambda at: (len(trees[path[:at]]), -at)
+    return [
+        max(starts, key=most(path)) if starts else None
+        for path, starts in zip(paths, places, strict=True)
+    ]
 
 
 def _field(path: tuple[Any, ...]) -> str:
     """The name of the field that a path leads to."""
     for key in reversed(path):
-        if isinstance(key, jax.tree_util.GetAttrKey):
+        if isinstance(key, GetAttrKey):
             return key.name
     return jax.tree_util.keystr(path)

@@ -1,11 +1,11 @@
 """Optax gradient transformations on eigenspaces.
 
 `projection` projects on them, `decay` damps along their sharpest directions, `dsbp` is
-the ready optimizer of both; `subspace` runs other optimizers in them, `sam` perturbs in
-them, `lie` rotates in them, `transfer` protects what a source task needs, and `track`
-only watches. The spectral state that they share, and how it is kept fresh, is
-`tracking`'s. Nothing here looks at a model: what a kernel means comes in as a `Layout`,
-what it saw as activations.
+the ready optimizer of both; `subspace` runs other optimizers in them, `sam` and
+`spectral_sam` perturb in them, `lie` rotates in them, `transfer` protects what a source
+task needs, and `track` only watches. The spectral state that they share, and how it is
+kept fresh, is `tracking`'s. Nothing here looks at a model: what a kernel means comes in
+as a `Layout`, what it saw as activations.
 """
 
 from dsbp_jax.transforms.decay import add_spectral_decay as add_spectral_decay
@@ -14,9 +14,9 @@ from dsbp_jax.transforms.lie import LieState as LieState, lie_rotation as lie_ro
 from dsbp_jax.transforms.projection import (
     spectral_projection as spectral_projection,
 )
-from dsbp_jax.transforms.sam import (
+from dsbp_jax.transforms.sam import sam_value_and_grad as sam_value_and_grad
+from dsbp_jax.transforms.spectral_sam import (
     SamState as SamState,
-    sam_value_and_grad as sam_value_and_grad,
     spectral_sam as spectral_sam,
 )
 from dsbp_jax.transforms.subspace import (

@@ -5,36 +5,41 @@ layers. What is used here is the gradient of `½β Σᵢ λᵢ‖Weᵢ‖²`, wh
 applied to W and has the shape of W always.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks
-from dsbp_jax.layers import (
-    Layout,
-    MatrixView,
-    leaves_by_path,
-    map_paths,
+from dsbp_jax.layers import map_paths
+from dsbp_jax.tracking import (
+    SIDES,
+    Eigenspace,
+    LayoutLike,
+    Number,
+    Spaces,
+    SpectralState,
+    Step,
+    Tracker,
+    array_leaves,
+    in_dtype,
+    labelled,
+    tracked,
 )
-from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.meshes import keep_shardings
-from dsbp_jax.tracking import SIDES, SpectralState, Tracker, check_bases
 
 
 def add_spectral_decay(
-    strength: float | jax.Array,
+    strength: Number,
     *,
     source: str = "activation",
-    side: str = "output",
-    bases: Mapping[str, EigenBasis] | None = None,
+    side: str | None = None,
+    bases: Spaces | None = None,
     rank: int = 1,
     refresh_every: int = 10,
     num_blocks: int = 2,
     tolerance: float = 0.0,
-    layout: Layout | Callable[[Any], Layout] | None = None,
+    layout: LayoutLike = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds `β Σᵢ λᵢ W eᵢeᵢᵀ` (input side: `β Σᵢ λᵢ eᵢeᵢᵀ W`) to the updates.
@@ -45,10 +50,11 @@ def add_spectral_decay(
     Args:
       strength: β, at least 0.
       source: `"activation"` (then `update` takes `activations=`) or `"gradient"`.
-      side: `"output"` or `"input"`.
-      bases: Fixed eigenbases by canonical path; with them nothing is tracked, and
-        leaves without one are left alone. They may also come with each update, as
-        `update(..., bases=...)`, which goes first.
+      side: `"output"` or `"input"`. None tracks the output side, and of bases that are
+        given takes the side that they are of.
+      bases: Fixed eigenspaces by canonical path, as `dsbp_jax.eigenspaces` gives them;
+        with them nothing is tracked, and leaves without one are left alone. They may
+        also come with each update, as `update(..., bases=...)`, which goes first.
       rank: Number of leading directions; the paper's term has 1.
       refresh_every: As `dsbp_jax.spectral_projection`; so are those below.
       num_blocks: See there.
@@ -78,91 +84,60 @@ def add_spectral_decay(
       [0.4 0. ]
     """
     checks.non_negative("strength", strength)
-    checks.one_of("side", side, SIDES)
+    if side is not None:
+        checks.one_of("side", side, SIDES)
     tracker = Tracker(
         rank=rank,
         source=source,
-        side=side,
+        side=side or "output",
         refresh_every=refresh_every,
         num_blocks=num_blocks,
         tolerance=tolerance,
         layout=layout,
         seed=seed,
         cap_rank=True,
+        inert=bases is not None,
     )
 
-    def init_fn(params: Any) -> SpectralState:
-        if bases is not None:
-            return SpectralState(jnp.zeros((), jnp.int32), {})
-        return tracker.init(params)
-
-    @keep_shardings
-    def update_fn(
-        updates: Any,
-        state: SpectralState,
-        params: Any = None,
-        *,
-        activations: Any = None,
-        refresh: bool | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, SpectralState]:
-        if params is None:
-            raise ValueError(
-                "add_spectral_decay needs params: call update(grads, state, params)"
-            )
-        views = tracker.views(params)
-        given = extra_args.get("bases", bases)
+    def decay(step: Step) -> tuple[optax.Updates, SpectralState]:
+        given, spaces = step.extra.get("bases"), step.spaces
         if given is None:
-            state = tracker.update(
-                state, updates, views, activations=activations, refresh=refresh
-            )
-            given = {path: e.basis for path, e in state.tracked.get(side, {}).items()}
-        else:
-            state = SpectralState(optax.safe_increment(state.count), state.tracked)
-            check_bases("bases", given, params, views, side, rank)
-        return add_decay(updates, params, given, views, strength, side, rank), state
+            given = bases
+        if given is not None:
+            spaces = labelled("bases", given, step.params, layout, side=side, rank=rank)
+        leading = {
+            path: found[0].leading(rank) for path, found in spaces.items() if found
+        }
+        return add_decay(step.updates, step.params, leading, strength), step.spectral
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return tracked(tracker, decay, needs_params="add_spectral_decay")
 
 
 def add_decay(
-    updates: Any,
-    params: Any,
-    bases: Mapping[str, EigenBasis],
-    views: Mapping[str, MatrixView],
-    strength: float | jax.Array,
-    side: str,
-    rank: int | None = 1,
-) -> Any:
-    """Adds `β Σᵢ λᵢ W eᵢeᵢᵀ` over the leading `rank` directions.
+    updates: optax.Updates,
+    params: optax.Params,
+    spaces: Mapping[str, Eigenspace],
+    strength: Number,
+) -> optax.Updates:
+    """Adds `β Σᵢ λᵢ W eᵢeᵢᵀ` over all directions of each eigenspace.
 
     Args:
       updates: A tree that may lack leaves of the params (None).
       params: The kernels W.
-      bases: By canonical path; leaves without one are left alone.
-      views: The matrix views of the leaves.
+      spaces: By canonical path; leaves without one are left alone.
       strength: β.
-      side: `"input"` or `"output"`.
-      rank: Number of directions, at most the columns of each basis; None is all.
 
     Returns:
       The new updates, dtypes kept.
     """
-    kernels = leaves_by_path(params)
+    kernels = array_leaves(params)
 
     def add_to_leaf(path: str, update: jax.Array) -> jax.Array:
-        if path not in bases or path not in views:
+        if path not in spaces:
             return update
-        # The taps of a window share the basis.
-        e = bases[path].vectors[..., None, :, :rank]
-        values = bases[path].values[..., None, None, :rank]
-        matrix = views[path].to_matrix(kernels[path]).astype(jnp.float32)
-        with jax.default_matmul_precision("highest"):
-            if side == "output":
-                term = ((matrix @ e) * values) @ jnp.swapaxes(e, -1, -2)
-            else:
-                term = (e * values) @ (jnp.swapaxes(e, -1, -2) @ matrix)
-        term = views[path].from_matrix(term, update.shape)
-        return (update.astype(jnp.float32) + strength * term).astype(update.dtype)
+        term = spaces[path].weighted(kernels[path])
+        dtype = jnp.promote_types(term.dtype, update.dtype)
+        decayed = update.astype(dtype) + in_dtype(strength, dtype) * term.astype(dtype)
+        return decayed.astype(update.dtype)
 
     return map_paths(add_to_leaf, updates)

@@ -1,17 +1,22 @@
 """The ready optimizer: projection, momentum, learning rate and spectral decay."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import optax
 
 from dsbp_jax import checks
-from dsbp_jax.layers import Layout
-from dsbp_jax.meshes import keep_shardings
-from dsbp_jax.tracking import SIDES, SpectralState, Tracker
+from dsbp_jax.tracking import (
+    SIDES,
+    LayoutLike,
+    Number,
+    SpectralState,
+    Step,
+    Tracker,
+    require_params,
+    tracked,
+)
 from dsbp_jax.transforms.decay import add_decay
-from dsbp_jax.transforms.projection import project
+from dsbp_jax.transforms.projection import project_step
 
 
 class DsbpState(NamedTuple):
@@ -32,14 +37,14 @@ def dsbp(
     *,
     source: str = "gradient",
     side: str = "output",
-    residual: float | jax.Array = 0.1,
-    momentum: float | jax.Array = 0.9,
-    decay: float | jax.Array | None = None,
+    residual: Number = 0.1,
+    momentum: Number = 0.9,
+    decay: Number | None = None,
     refresh_every: int = 10,
     num_blocks: int = 2,
     tolerance: float = 0.0,
-    energy: float | jax.Array | None = None,
-    layout: Layout | Callable[[Any], Layout] | None = None,
+    energy: Number | None = None,
+    layout: LayoutLike = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Dynamic spectral backpropagation as a ready optimizer.
@@ -62,12 +67,13 @@ def dsbp(
       momentum: Of `optax.trace`; 0 keeps none.
       decay: β; not multiplied by the learning rate. Keep `βλ₁` under 1. None or a
         static 0 leaves it out. With `side="both"` the output side decays.
-      refresh_every: As `dsbp_jax.spectral_projection`; so are those below.
-      num_blocks: See there.
-      tolerance: See there.
-      energy: See there.
-      layout: See there.
-      seed: See there.
+      refresh_every: Steps between two refreshes of a leaf; the leaves take turns.
+      num_blocks: Krylov blocks of a refresh, at least 2.
+      tolerance: While a basis is invariant to this relative residual, in [0, 1], only
+        rotate it inside its span.
+      energy: Use only the leading columns that hold this share of the trace.
+      layout: Matrix views from `dsbp_jax.layout`; None goes by the shapes.
+      seed: Of the bases' random start.
 
     Returns:
       A transformation whose updates are to be added to the params.
@@ -88,9 +94,60 @@ def dsbp(
       >>> print(optax.apply_updates(params, updates)["kernel"][0].round(2))
       [1.2 1.2 1.2]
     """
+    checks.in_unit_interval("momentum", momentum)
+    momentums = [] if checks.is_static(momentum, 0) else [optax.trace(momentum)]
+    return projected_descent(
+        optax.chain(*momentums, optax.scale_by_learning_rate(learning_rate)),
+        rank,
+        source=source,
+        side=side,
+        residual=residual,
+        decay=decay,
+        refresh_every=refresh_every,
+        num_blocks=num_blocks,
+        tolerance=tolerance,
+        energy=energy,
+        layout=layout,
+        seed=seed,
+    )
+
+
+def projected_descent(
+    descent: optax.GradientTransformation,
+    rank: int,
+    *,
+    source: str,
+    side: str,
+    residual: Number,
+    decay: Number | None,
+    refresh_every: int,
+    num_blocks: int,
+    tolerance: float,
+    energy: Number | None,
+    layout: LayoutLike,
+    seed: int,
+) -> optax.GradientTransformationExtraArgs:
+    """Any optimizer on projected gradients, with a decay in the same eigenspaces.
+
+    Args:
+      descent: The optimizer; its updates go to `optax.apply_updates`.
+      rank: As `dsbp`; so are all others.
+      source: `"gradient"` or `"activation"`.
+      side: `"output"`, `"input"` or `"both"`.
+      residual: κ in [0, 1].
+      decay: β, or None.
+      refresh_every: Steps between two refreshes of a leaf.
+      num_blocks: Krylov blocks of a refresh.
+      tolerance: Relative residual up to which a basis is only rotated.
+      energy: Share of the trace to use, or None.
+      layout: Matrix views, or None.
+      seed: Of the random start.
+
+    Returns:
+      A transformation with a `DsbpState`.
+    """
     checks.one_of("side", side, (*SIDES, "both"))
     checks.in_unit_interval("residual", residual)
-    checks.in_unit_interval("momentum", momentum)
     if decay is not None:
         checks.non_negative("decay", decay)
     if energy is not None:
@@ -108,48 +165,27 @@ def dsbp(
         seed=seed,
         # A layer that is too narrow to project still decays.
         cap_rank=decays,
-    )
-    descent = optax.chain(
-        *([] if checks.is_static(momentum, 0) else [optax.trace(momentum)]),
-        optax.scale_by_learning_rate(learning_rate, flip_sign=False),
+        inert=not (decays or projects),
     )
     decay_side = "input" if side == "input" else "output"
 
-    def init_fn(params: Any) -> DsbpState:
-        spectral = tracker.init(params)
-        if not (decays or projects):
-            spectral = SpectralState(spectral.count, {})
+    def begin(params: optax.Params, spectral: SpectralState) -> DsbpState:
         return DsbpState(spectral, descent.init(params))
 
-    @keep_shardings
-    def update_fn(
-        updates: Any,
-        state: DsbpState,
-        params: Any = None,
-        *,
-        activations: Any = None,
-        refresh: bool | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, DsbpState]:
-        del extra_args
-        views = tracker.views(updates if params is None else params)
-        spectral = tracker.update(
-            state.spectral, updates, views, activations=activations, refresh=refresh
-        )
+    def use(step: Step) -> tuple[optax.Updates, DsbpState]:
+        updates = step.updates
         if projects:
-            updates = project(
-                updates, spectral, views, residual=residual, energy=energy
-            )
-        updates, descent_state = descent.update(updates, state.descent, params)
+            updates = project_step(step, residual, energy)
+        updates, state = descent.update(updates, step.state.descent, step.params)
         if decay is not None and decays:
-            if params is None:
-                raise ValueError(
-                    "dsbp with decay needs params: call update(grads, state, params)"
-                )
-            entries = spectral.tracked.get(decay_side, {})
-            held = {path: entry.basis for path, entry in entries.items()}
-            updates = add_decay(updates, params, held, views, decay, decay_side)
-        updates = jax.tree.map(lambda u: -u, updates)
-        return updates, DsbpState(spectral, descent_state)
+            require_params("dsbp with decay", step.params)
+            leading = {
+                path: space.leading(1)
+                for path, spaces in step.spaces.items()
+                for space in spaces
+                if space.side == decay_side
+            }
+            updates = add_decay(updates, step.params, leading, -decay)
+        return updates, DsbpState(step.spectral, state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return tracked(tracker, use, begin=begin)

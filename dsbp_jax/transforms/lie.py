@@ -16,24 +16,34 @@ The eigenspace to follow is that of `AᵀA`, by default: near an optimum the gra
 mostly radial, and its own eigenspace would miss what is left to turn.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dsbp_jax import checks, linalg
-from dsbp_jax.layers import Layout, MatrixView, leaves_by_path, map_paths
-from dsbp_jax.linalg import RETRACTIONS, left_product, rotation_change
-from dsbp_jax.meshes import keep_shardings
+from dsbp_jax import checks
+from dsbp_jax.layers import MatrixView, leaves_by_path, map_paths
+from dsbp_jax.linalg import RETRACTIONS, Turn
+from dsbp_jax.meshes import vary, varying_axes
 from dsbp_jax.tracking import (
     SIDES,
     SOURCES,
+    Eigenspace,
+    LayoutLike,
+    Number,
     SpectralState,
-    TrackedBasis,
+    Step,
     Tracker,
+    array_leaves,
+    in_dtype,
+    is_placeholder,
+    tracked,
+    wide,
 )
+
+_Parts = tuple[jax.Array, ...]
 
 
 class LieState(NamedTuple):
@@ -50,7 +60,7 @@ class LieState(NamedTuple):
 
     spectral: SpectralState
     momentum: dict[str, dict[str, tuple[jax.Array, ...]]]
-    master: Any
+    master: optax.Params
     plain: optax.OptState
 
 
@@ -60,13 +70,13 @@ def lie_rotation(
     rank: int,
     side: str = "both",
     retraction: str = "exp",
-    momentum: float | jax.Array = 0.0,
-    radial: float | jax.Array = 0.0,
+    momentum: Number = 0.0,
+    radial: Number = 0.0,
     source: str = "rotation",
     refresh_every: int = 10,
     num_blocks: int = 2,
     tolerance: float = 0.0,
-    layout: Layout | Callable[[Any], Layout] | None = None,
+    layout: LayoutLike = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Rotates kernels along the gradient; their singular values stay as they are.
@@ -94,11 +104,12 @@ def lie_rotation(
       radial: κ in [0, 1], the share of the radial part; 0 freezes singular values.
       source: What the bases follow: `"rotation"` (A itself), `"gradient"` or
         `"activation"` (then `update` takes `activations=`).
-      refresh_every: As `dsbp_jax.spectral_projection`; so are those below.
-      num_blocks: See there.
-      tolerance: See there.
-      layout: See there.
-      seed: See there.
+      refresh_every: Steps between two refreshes of a leaf; the leaves take turns.
+      num_blocks: Krylov blocks of a refresh, at least 2.
+      tolerance: While a basis is invariant to this relative residual, in [0, 1], only
+        rotate it inside its span.
+      layout: Matrix views from `dsbp_jax.layout`; None goes by the shapes.
+      seed: Of the bases' random start.
 
     Returns:
       A transformation; `update` needs params. `dsbp_jax.bases` finds the bases in its
@@ -122,6 +133,60 @@ def lie_rotation(
       >>> print(jnp.linalg.svd(kernel, compute_uv=False).round(4))
       [3. 2. 1.]
     """
+    carries = not checks.is_static(momentum, 0)
+    return rotated_descent(
+        learning_rate,
+        optax.sgd(learning_rate, momentum if carries else None),
+        rank=rank,
+        side=side,
+        retraction=retraction,
+        momentum=momentum,
+        radial=radial,
+        source=source,
+        refresh_every=refresh_every,
+        num_blocks=num_blocks,
+        tolerance=tolerance,
+        layout=layout,
+        seed=seed,
+    )
+
+
+def rotated_descent(
+    learning_rate: optax.ScalarOrSchedule,
+    plain: optax.GradientTransformation,
+    *,
+    rank: int,
+    side: str,
+    retraction: str,
+    momentum: Number,
+    radial: Number,
+    source: str,
+    refresh_every: int,
+    num_blocks: int,
+    tolerance: float,
+    layout: LayoutLike,
+    seed: int,
+) -> optax.GradientTransformationExtraArgs:
+    """Rotations of the kernels, and any optimizer for the other leaves.
+
+    Args:
+      learning_rate: η, a number or a schedule.
+      plain: The optimizer of leaves that are no matrices.
+      rank: As `lie_rotation`; so are all others.
+      side: `"input"`, `"output"` or `"both"`.
+      retraction: `"exp"` or `"cayley"`.
+      momentum: β.
+      radial: κ in [0, 1].
+      source: `"rotation"`, `"gradient"` or `"activation"`.
+      refresh_every: Steps between two refreshes of a leaf.
+      num_blocks: Krylov blocks of a refresh.
+      tolerance: Relative residual up to which a basis is only rotated.
+      layout: Matrix views, or None.
+      seed: Of the random start.
+
+    Returns:
+      A transformation with a `LieState`.
+    """
     if not callable(learning_rate):
         checks.non_negative("learning_rate", learning_rate)
     checks.one_of("side", side, (*SIDES, "both"))
@@ -143,192 +208,121 @@ def lie_rotation(
     sides = SIDES if side == "both" else (side,)
     carries = not checks.is_static(momentum, 0)
     stretches = not checks.is_static(radial, 0)
-    plain = optax.sgd(learning_rate, momentum if carries else None)
 
-    def init_fn(params: Any) -> LieState:
-        spectral = tracker.init(params)
-        if not isinstance(spectral.tracked, dict):  # a placeholder
+    def begin(params: optax.Params, spectral: SpectralState) -> LieState:
+        if is_placeholder(params):
             leaf: Any = jnp.zeros(())
             return LieState(spectral, leaf, params, plain.init(params))
-        views, leaves = tracker.views(params), leaves_by_path(params)
-        averages: dict[str, dict[str, tuple[jax.Array, ...]]] = {}
+        views, leaves = tracker.views(params), array_leaves(params)
+        averages: dict[str, dict[str, _Parts]] = {}
         for one in sides if carries else ():
             averages[one] = {}
             for path, view in views.items():
                 shape = view.matrix_shape(leaves[path].shape)
                 dim = shape[-2 + SIDES.index(one)]
-                shape = (*shape[:-3], dim, min(tracker.rank, dim))
+                zeros = jnp.zeros(
+                    (*shape[:-3], dim, min(tracker.rank, dim)), jnp.float32
+                )
                 averages[one][path] = tuple(
-                    jnp.zeros(shape, jnp.float32) for _ in range(1 + stretches)
+                    vary(jnp.copy(zeros), varying_axes(leaves[path]))
+                    for _ in range(1 + stretches)
                 )
         low = [path for path in views if leaves[path].dtype.itemsize < 4]
         widen = lambda path, leaf: leaf.astype(jnp.float32) if path in low else None
         master = map_paths(widen, params)
         return LieState(spectral, averages, master, plain.init(_without(params, views)))
 
-    @keep_shardings
-    def update_fn(
-        updates: Any,
-        state: LieState,
-        params: Any = None,
-        *,
-        activations: Any = None,
-        refresh: bool | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, LieState]:
-        del extra_args
-        if params is None:
-            raise ValueError(
-                "lie_rotation needs params: call update(grads, state, params)"
-            )
+    def use(step: Step) -> tuple[optax.Updates, LieState]:
+        state, params = step.state, step.params
         views = tracker.views(params)
-        spectral = tracker.update(
-            state.spectral,
-            updates,
-            views,
-            activations=activations,
-            params=params,
-            refresh=refresh,
-        )
         rate = learning_rate
         if callable(learning_rate):
             rate = learning_rate(state.spectral.count)
-        rate = jnp.asarray(rate, jnp.float32)
+        rate = jnp.asarray(rate).astype(jnp.float32)
         averages = {one: dict(held) for one, held in state.momentum.items()}
         master, kernels = leaves_by_path(state.master), leaves_by_path(params)
         rest, plain_state = plain.update(
-            _without(updates, views), state.plain, _without(params, views)
+            _without(step.updates, views), state.plain, _without(params, views)
         )
-        moved = leaves_by_path(rest)
+        moved, before = leaves_by_path(rest), state.spectral.spaces()
 
         def move(path: str, gradient: jax.Array) -> jax.Array:
             if path not in views:
                 return moved[path]
             held = kernels[path]
-            view, kernel = views[path], master.get(path, held).astype(jnp.float32)
+            dtype = wide(held.dtype)
+            view, kernel = views[path], master.get(path, held).astype(dtype)
             w = view.to_matrix(kernel)
-            g = view.to_matrix(gradient).astype(jnp.float32)
+            g = view.to_matrix(gradient).astype(dtype)
             turned, stretched = w, jnp.zeros_like(w)
+            step_size = rate.astype(dtype)
             for one in sides:
-                turn = _Turn(one, spectral.tracked.get(one, {}).get(path), w.shape)
-                parts = turn.elements(w, g)[: 1 + stretches]
+                space = _on_side(step.spaces.get(path, ()), one)
+                turn, flat, stack = _turn(one, space, w)
+                parts: _Parts = turn.elements(flat(w), flat(g))[: 1 + stretches]
                 if carries:
-                    old = state.spectral.tracked.get(one, {}).get(path)
-                    held_parts = turn.transported(averages[one][path], old)
-                    parts = tuple(
-                        momentum * average + part
-                        for average, part in zip(held_parts, parts, strict=True)
+                    old = _on_side(before.get(path, ()), one)
+                    old_parts = turn.transported(
+                        tuple(part.astype(dtype) for part in averages[one][path]),
+                        None if old is None else old.vectors.astype(dtype),
                     )
-                    averages[one][path] = parts
-                turned = turn.rotate(turned, -rate * parts[0], retraction)
+                    parts = tuple(
+                        in_dtype(momentum, dtype) * average + part
+                        for average, part in zip(old_parts, parts, strict=True)
+                    )
+                    averages[one][path] = tuple(
+                        part.astype(jnp.float32) for part in parts
+                    )
+                rotated = turn.rotate(flat(turned), -step_size * parts[0], retraction)
+                turned = stack(rotated)
                 if stretches:
-                    stretched += turn.stretch(w, parts[1])
+                    stretched += stack(turn.stretch(flat(w), parts[1]))
             if stretches:
-                turned -= rate * radial * stretched
+                turned -= step_size * in_dtype(radial, dtype) * stretched
             new = view.from_matrix(turned, kernel.shape)
             if path in master:
                 master[path] = new
             # Narrower gradients must not round the steps of wider kernels.
-            dtype = jnp.promote_types(gradient.dtype, held.dtype)
-            return (new - held.astype(jnp.float32)).astype(dtype)
+            widest = jnp.promote_types(gradient.dtype, held.dtype)
+            return (new - held.astype(dtype)).astype(widest)
 
         with jax.default_matmul_precision("highest"):
-            moves = map_paths(move, updates)
+            moves = map_paths(move, step.updates)
         masters = map_paths(lambda path, _: master[path], state.master)
-        return moves, LieState(spectral, averages, masters, plain_state)
+        return moves, LieState(step.spectral, averages, masters, plain_state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return tracked(tracker, use, begin=begin, needs_params="lie_rotation")
 
 
-class _Turn:
-    """The algebra of one side of one leaf.
+def _on_side(spaces: Sequence[Eigenspace], side: str) -> Eigenspace | None:
+    return next((space for space in spaces if space.side == side), None)
 
-    Matrices W and G are flat: `(*batch, d, n)` for rotations from the left,
-    `(*batch, n, d)` for those from the right, in which the formulas hold for the
-    transposed matrices. Window taps share a rotation, and are among the n.
+
+def _turn(
+    side: str, space: Eigenspace | None, matrix: jax.Array
+) -> tuple[Turn, Any, Any]:
+    """The algebra of one side, and how matrices are laid out flat for it and back.
+
+    Window taps share a rotation: they are among the other dimension.
     """
+    *batch, window, d_in, d_out = shape = matrix.shape
+    # A side that is not tracked is rotated whole: V = I.
+    if space is None:
+        basis = jnp.eye(shape[-2 + SIDES.index(side)], dtype=matrix.dtype)
+    else:
+        basis = space.vectors.astype(matrix.dtype)
+    turn = Turn(basis, left=side == "input")
+    if side == "output":
+        flat = lambda stack: stack.reshape(*batch, window * d_in, d_out)
+        return turn, flat, lambda flat: flat.reshape(shape)
 
-    def __init__(self, side: str, entry: TrackedBasis | None, shape: tuple[int, ...]):
-        self._left, self._shape = side == "input", shape
-        # A side that is not tracked is rotated whole: V = I.
-        self._whole = entry is None
-        dim = shape[-2 + SIDES.index(side)]
-        self._v = jnp.eye(dim, dtype=jnp.float32)
-        if entry is not None:
-            self._v = entry.basis.vectors
-
-    def _flat(self, stack: jax.Array) -> jax.Array:
-        *batch, window, d_in, d_out = self._shape
-        if not self._left:
-            return stack.reshape(*batch, window * d_in, d_out)
+    def to_flat(stack: jax.Array) -> jax.Array:
         return jnp.moveaxis(stack, -3, -2).reshape(*batch, d_in, window * d_out)
 
-    def _stack(self, flat: jax.Array) -> jax.Array:
-        *batch, window, d_in, d_out = self._shape
-        if not self._left:
-            return flat.reshape(self._shape)
+    def to_stack(flat: jax.Array) -> jax.Array:
         return jnp.moveaxis(flat.reshape(*batch, d_in, window, d_out), -2, -3)
 
-    def _down(self, flat: jax.Array, v: jax.Array) -> jax.Array:
-        """`WᵀV`, shape `(*batch, n, k)`."""
-        return left_product(flat, v) if self._left else flat @ v
-
-    def _up(self, flat: jax.Array, t: jax.Array) -> jax.Array:
-        """`W T`, shape `(*batch, d, k)`."""
-        return flat @ t if self._left else left_product(flat, t)
-
-    def _outer(self, v: jax.Array, t: jax.Array) -> jax.Array:
-        """`V Tᵀ`, flat."""
-        return v @ t.mT if self._left else t @ v.mT
-
-    def elements(self, w: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Y and Z, shape `(*batch, d, k)`."""
-        w, g = self._flat(w), self._flat(g)
-        left = self._up(g, self._down(w, self._v))
-        right = self._up(w, self._down(g, self._v))
-        return self._halved(0.5 * (right - left)), self._halved(0.5 * (left + right))
-
-    def _halved(self, x: jax.Array) -> jax.Array:
-        """`(I − ½P) X`: what is inside counts from both sides."""
-        return x - 0.5 * self._v @ (self._v.mT @ x)
-
-    def transported(
-        self, parts: tuple[jax.Array, ...], old: TrackedBasis | None
-    ) -> tuple[jax.Array, ...]:
-        """Y and Z of the same elements, projected on a refreshed basis."""
-        if old is None:
-            return parts
-        before = old.basis.vectors
-        turned = before.mT @ self._v  # VᵀV'
-        return tuple(
-            self._halved(x @ turned + sign * before @ (x.mT @ self._v))
-            for x, sign in zip(parts, (-1, 1), strict=False)
-        )
-
-    def rotate(self, w: jax.Array, y: jax.Array, retraction: str) -> jax.Array:
-        """`exp(VYᵀ − YVᵀ) W`."""
-        u, inside = self._v, self._v.mT @ y
-        j = inside.mT - inside
-        if not self._whole:
-            # The other directions of Y; all there are, where k of them do not fit.
-            dim, rank = self._v.shape[-2:]
-            outside = (y - self._v @ inside)[..., : dim - rank]
-            extend = linalg.extend_basis
-            for _ in y.shape[:-2]:
-                extend = jax.vmap(extend)
-            q = extend(self._v, outside)
-            u, across = jnp.concatenate([self._v, q], axis=-1), q.mT @ y
-            corner = jnp.zeros((*across.shape[:-1], across.shape[-2]), y.dtype)
-            j = jnp.block([[j, across.mT], [-across, corner]])
-        turn = rotation_change(j, retraction)
-        flat = self._flat(w)
-        return w + self._stack(self._outer(u, self._down(flat, u) @ turn.mT))
-
-    def stretch(self, w: jax.Array, z: jax.Array) -> jax.Array:
-        """`(VZᵀ + ZVᵀ) W`."""
-        flat, v = self._flat(w), self._v
-        parts = self._outer(v, self._down(flat, z)), self._outer(z, self._down(flat, v))
-        return self._stack(parts[0] + parts[1])
+    return turn, to_flat, to_stack
 
 
 def _without(tree: Any, views: Mapping[str, MatrixView]) -> Any:

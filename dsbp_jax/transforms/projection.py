@@ -8,18 +8,19 @@ orthonormal eigenbasis V of its input or output covariance, the update becomes
 with `residual` κ in [0, 1]: 0 projects, 1 changes nothing.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks
-from dsbp_jax.layers import Layout, MatrixView, map_paths
-from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.meshes import keep_shardings
-from dsbp_jax.tracking import SIDES, SpectralState, Tracker, project_matrix
+from dsbp_jax.layers import map_paths
+from dsbp_jax.tracking import (
+    SIDES,
+    LayoutLike,
+    Number,
+    Step,
+    Tracker,
+    project,
+    tracked,
+)
 
 
 def spectral_projection(
@@ -27,12 +28,12 @@ def spectral_projection(
     *,
     source: str = "gradient",
     side: str = "output",
-    residual: float | jax.Array = 0.0,
+    residual: Number = 0.0,
     refresh_every: int = 10,
     num_blocks: int = 2,
     tolerance: float = 0.0,
-    energy: float | jax.Array | None = None,
-    layout: Layout | Callable[[Any], Layout] | None = None,
+    energy: Number | None = None,
+    layout: LayoutLike = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Projects every kernel's gradient on a tracked eigenspace of its layer.
@@ -86,6 +87,8 @@ def spectral_projection(
     """
     checks.one_of("side", side, (*SIDES, "both"))
     checks.in_unit_interval("residual", residual)
+    if energy is not None:
+        checks.in_unit_interval("energy", energy, open_left=True)
     tracker = Tracker(
         rank=rank,
         source=source,
@@ -95,83 +98,18 @@ def spectral_projection(
         tolerance=tolerance,
         layout=layout,
         seed=seed,
+        inert=checks.is_static(residual, 1),
     )
-    if energy is not None:
-        checks.in_unit_interval("energy", energy, open_left=True)
-    inert = checks.is_static(residual, 1)
-
-    def init_fn(params: Any) -> SpectralState:
-        if inert:
-            return SpectralState(jnp.zeros((), jnp.int32), {})
-        return tracker.init(params)
-
-    @keep_shardings
-    def update_fn(
-        updates: Any,
-        state: SpectralState,
-        params: Any = None,
-        *,
-        activations: Any = None,
-        refresh: bool | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, SpectralState]:
-        del extra_args
-        views = tracker.views(updates if params is None else params)
-        state = tracker.update(
-            state, updates, views, activations=activations, refresh=refresh
-        )
-        projected = project(updates, state, views, residual=residual, energy=energy)
-        return projected, state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return tracked(
+        tracker, lambda step: (project_step(step, residual, energy), step.spectral)
+    )
 
 
-def project(
-    updates: Any,
-    state: SpectralState,
-    views: Mapping[str, MatrixView],
-    *,
-    residual: float | jax.Array,
-    energy: float | jax.Array | None = None,
-) -> Any:
-    """Projects a tree of gradients on the bases of a spectral state.
-
-    Args:
-      updates: Gradients; leaves without a basis, with a full one, or with one that
-        has seen no signal yet pass through.
-      state: The bases.
-      views: The matrix views of the leaves.
-      residual: The share of the complement that is kept.
-      energy: The share of the trace to reach with the leading columns, or None.
-
-    Returns:
-      The projected gradients, dtypes kept.
-    """
-
-    def project_leaf(path: str, leaf: jax.Array) -> jax.Array:
-        held = {
-            side: entries[path]
-            for side, entries in state.tracked.items()
-            if path in entries and not _is_full(entries[path].basis)
-        }
-        if not held:
-            return leaf
-        view = views[path]
-        matrix = view.to_matrix(leaf).astype(jnp.float32)
-        inside = matrix
-        with jax.default_matmul_precision("highest"):
-            for side, entry in held.items():
-                inside = project_matrix(inside, entry.basis, side, energy)
-        if not checks.is_static(residual, 0):
-            inside = matrix - (1 - residual) * (matrix - inside)
-        for entry in held.values():
-            # A random start says nothing about the layer.
-            cold = (entry.refreshes == 0)[..., None, None, None]
-            inside = jnp.where(cold, matrix, inside)
-        return view.from_matrix(inside, leaf.shape).astype(leaf.dtype)
-
-    return map_paths(project_leaf, updates)
-
-
-def _is_full(basis: EigenBasis) -> bool:
-    return basis.vectors.shape[-1] == basis.vectors.shape[-2]
+def project_step(
+    step: Step, residual: Number = 0.0, energy: Number | None = None
+) -> optax.Updates:
+    """The updates of a step, projected on its eigenspaces."""
+    return map_paths(
+        lambda path, leaf: project(leaf, step.spaces.get(path, ()), residual, energy),
+        step.updates,
+    )

@@ -4,7 +4,7 @@ Its state costs k/d of what it would on whole kernels. When a basis is refreshed
 moments move along (`transport`), so that they go on describing the same directions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,15 +12,22 @@ import jax.numpy as jnp
 import optax
 
 from dsbp_jax import batching, checks
-from dsbp_jax.layers import Layout, MatrixView, leaves_by_path, map_paths
-from dsbp_jax.meshes import keep_shardings
+from dsbp_jax.layers import leaves_by_path, map_paths
+from dsbp_jax.meshes import vary, varying_axes
 from dsbp_jax.tracking import (
     Coordinate,
+    Eigenspace,
+    LayoutLike,
+    Number,
     Rule,
     SpectralState,
-    TrackedBasis,
+    Step,
     Tracker,
-    rotation,
+    coordinates,
+    in_dtype,
+    is_placeholder,
+    lift,
+    tracked,
     transport_moments,
 )
 
@@ -36,7 +43,7 @@ class SubspaceState(NamedTuple):
     """
 
     spectral: SpectralState
-    inner: Any
+    inner: optax.OptState
     complement: dict[str, jax.Array]
 
 
@@ -46,13 +53,13 @@ def spectral_subspace(
     *,
     side: str = "smaller",
     source: str = "gradient",
-    residual: float | jax.Array = 0.0,
-    max_growth: float | jax.Array | None = None,
+    residual: Number = 0.0,
+    max_growth: Number | None = None,
     rank_multiple_of: int | None = None,
     refresh_every: int = 10,
     num_blocks: int = 2,
     tolerance: float = 0.0,
-    layout: Layout | Callable[[Any], Layout] | None = None,
+    layout: LayoutLike = None,
     betas: tuple[float, float] = (0.9, 0.999),
     transport: Mapping[str, Rule] | None = None,
     seed: int = 0,
@@ -132,194 +139,145 @@ def spectral_subspace(
         seed=seed,
     )
 
-    def init_fn(params: Any) -> SubspaceState:
-        spectral = tracker.init(params)
-        if not isinstance(spectral.tracked, dict):  # a placeholder
+    def begin(params: optax.Params, spectral: SpectralState) -> SubspaceState:
+        if is_placeholder(params):
             leaf: Any = jnp.zeros(())
             return SubspaceState(spectral, inner.init(params), leaf)
-        views = tracker.views(params)
-        bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        shapes = jax.eval_shape(
-            lambda params, state: _to_coordinates(params, state, views),
-            *jax.tree.map(bare, (params, spectral)),
-        )
+        spaces = spectral.spaces()
+
         # No optimizer that can follow a change of basis keeps more than their shapes.
-        zeros = lambda like, leaf: (
-            leaf if like.shape == leaf.shape else jnp.zeros(like.shape, like.dtype)
-        )
+        def zeros(path: str, leaf: Any) -> Any:
+            if path not in spaces:
+                return leaf
+            thin = jax.eval_shape(lambda leaf: coordinates(leaf, spaces[path]), leaf)
+            return vary(jnp.zeros(thin.shape, thin.dtype), varying_axes(leaf))
+
         norms = {
-            path: jnp.zeros(entry.refreshes.shape, jnp.float32)
-            for entries in (spectral.tracked.values() if limits else ())
-            for path, entry in entries.items()
+            path: jnp.zeros(found[0].solved.shape, jnp.float32)
+            for path, found in (spaces.items() if limits else ())
         }
-        coordinates = jax.tree.map(zeros, shapes, params)
-        return SubspaceState(spectral, inner.init(coordinates), norms)
+        return SubspaceState(spectral, inner.init(map_paths(zeros, params)), norms)
 
-    @keep_shardings
-    def update_fn(
-        updates: Any,
-        state: SubspaceState,
-        params: Any = None,
-        *,
-        activations: Any = None,
-        refresh: bool | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, SubspaceState]:
-        views = tracker.views(updates if params is None else params)
-        spectral = tracker.update(
-            state.spectral, updates, views, activations=activations, refresh=refresh
-        )
-        coordinates = _to_coordinates(updates, spectral, views)
-        moved = state.inner
-        if refresh is not False:  # which is static
-            moved = _follow(state, spectral, coordinates, betas, transport)
-        seen = None if params is None else _to_coordinates(params, spectral, views)
-        moves, moved = inner.update(coordinates, moved, seen, **extra_args)
-        norms = dict(state.complement)
-        lifted = _lift(
-            moves, updates, coordinates, spectral, views, residual, max_growth, norms
-        )
-        return lifted, SubspaceState(spectral, moved, norms)
+    def use(step: Step) -> tuple[optax.Updates, SubspaceState]:
+        thin = _to_coordinates(step.updates, step.spaces)
+        state = step.state.inner
+        if step.refresh is not False:  # which is static
+            state = _follow(step, thin, betas, transport)
+        seen = step.params
+        if seen is not None:
+            seen = _to_coordinates(seen, step.spaces)
+        moves, state = inner.update(thin, state, seen, **step.extra)
+        norms = dict(step.state.complement)
+        moved, seen = leaves_by_path(moves), leaves_by_path(thin)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+        def lifted(path: str, leaf: Any) -> Any:
+            spaces = step.spaces.get(path)
+            if not spaces:
+                return moved[path]
+            view = spaces[0].view
+            assert view is not None
+            result = lift(moved[path], spaces, leaf)
+            if not checks.is_static(residual, 0):
+                part = _complement(leaf, moved[path], seen[path], spaces)
+                part = in_dtype(residual, part.dtype) * part
+                if max_growth is not None and path in norms:
+                    part, norms[path] = _limited(part, norms[path], max_growth)
+                result += part
+            return view.from_matrix(result, leaf.shape).astype(leaf.dtype)
+
+        updates = map_paths(lifted, step.updates)
+        return updates, SubspaceState(step.spectral, state, norms)
+
+    return tracked(tracker, use, begin=begin)
 
 
-def _to_coordinates(
-    tree: Any, state: SpectralState, views: Mapping[str, MatrixView]
-) -> Any:
-    """A tree with every leaf that has a basis in its coordinates.
-
-    Args:
-      tree: Gradients or params.
-      state: The bases.
-      views: The matrix views of the leaves.
-
-    Returns:
-      The tree, coordinates of shape `(*batch, [window,] k, d_out)` (the input side)
-      or `(*batch, [window,] d_in, k)`, float32; other leaves as they are.
-    """
-
-    def change(path: str, leaf: jax.Array) -> jax.Array:
-        held = _held(state, path)
-        if not held:
-            return leaf
-        matrix = views[path].to_matrix(leaf).astype(jnp.float32)
-        with jax.default_matmul_precision("highest"):
-            for side, entry in held.items():
-                basis = entry.basis.vectors[..., None, :, :]
-                matrix = basis.mT @ matrix if side == "input" else matrix @ basis
-        # The axis of taps is kept only where there are some.
-        return matrix.squeeze(-3) if matrix.shape[-3] == 1 else matrix
-
+def _to_coordinates(tree: Any, spaces: Mapping[str, Sequence[Eigenspace]]) -> Any:
+    """A tree with every leaf that has a basis in its coordinates."""
+    change = lambda path, leaf: coordinates(leaf, spaces.get(path, ()))
     return map_paths(change, tree)
 
 
-def _lift(
-    moves: Any,
-    updates: Any,
-    coordinates: Any,
-    state: SpectralState,
-    views: Mapping[str, MatrixView],
-    residual: float | jax.Array,
-    max_growth: float | jax.Array | None,
-    norms: dict[str, jax.Array],
-) -> Any:
-    """The inverse of `_to_coordinates` for an optimizer's updates.
+def _complement(
+    gradient: jax.Array,
+    move: jax.Array,
+    thin: jax.Array,
+    spaces: Sequence[Eigenspace],
+) -> jax.Array:
+    """What is outside, in the scale that the optimizer gives to what is inside.
 
     Args:
-      moves: What the optimizer makes of `coordinates`.
-      updates: The gradients, for shapes, dtypes and the complement.
-      coordinates: Theirs.
-      state: The bases.
-      views: The matrix views of the leaves.
-      residual: The share of the complement.
-      max_growth: How far its norm may grow in a step.
-      norms: Those of the last step by path, of which this leaves the new ones.
+      gradient: G.
+      move: What the optimizer made of its coordinates.
+      thin: The coordinates S.
+      spaces: Those of the leaf.
 
     Returns:
-      Updates shaped like the gradients.
+      `±(‖move‖ / ‖S‖) (G − lift(S))`, shape `(*batch, window, d_in, d_out)`.
     """
-    moved, seen = leaves_by_path(moves), leaves_by_path(coordinates)
-
-    def change(path: str, leaf: jax.Array) -> jax.Array:
-        held, view = _held(state, path), views.get(path)
-        if not held or view is None:
-            return moved[path]
-        shape = view.matrix_shape(leaf.shape)
-
-        def whole(matrix: jax.Array) -> jax.Array:
-            if matrix.ndim < len(shape):
-                matrix = jnp.expand_dims(matrix, -3)
-            for side, entry in held.items():
-                basis = entry.basis.vectors[..., None, :, :]
-                matrix = basis @ matrix if side == "input" else matrix @ basis.mT
-            return matrix
-
-        def size(x: jax.Array) -> jax.Array:
-            axes = tuple(range(len(view.batch_axes), x.ndim))
-            return jnp.sqrt(jnp.sum(x**2, axes))
-
-        def outside(move: jax.Array, coordinate: jax.Array) -> jax.Array:
-            matrix = view.to_matrix(leaf).astype(jnp.float32)
-            axes = tuple(range(len(view.batch_axes), move.ndim))
-            sign = jnp.sign(jnp.sum(move * coordinate, axes))
-            before = size(coordinate)
-            ratio = size(move) / jnp.where(before > 0, before, 1)
-            spread = lambda x: x[..., None, None, None]
-            part = residual * spread(sign * ratio) * (matrix - whole(coordinate))
-            if max_growth is None or path not in norms:
-                return part
-            norm, last = size(part), norms[path]
-            # The first step has nothing to compare with.
-            bound = jnp.where(last > 0, max_growth * last, norm)
-            norms[path] = jnp.minimum(norm, bound)
-            return part * spread(norms[path] / jnp.where(norm > 0, norm, 1))
-
-        with jax.default_matmul_precision("highest"):
-            move, coordinate = moved[path], seen[path]
-            result = whole(move)
-            if not checks.is_static(residual, 0):
-                result += outside(move, coordinate)
-        return view.from_matrix(result, leaf.shape).astype(leaf.dtype)
-
-    return map_paths(change, updates)
+    view = spaces[0].view
+    assert view is not None
+    axes = tuple(range(len(view.batch_axes), move.ndim))
+    sign = jnp.sign(jnp.sum(move * thin, axes))
+    before = _norm(thin, axes)
+    ratio = sign * _norm(move, axes) / jnp.where(before > 0, before, 1)
+    inside = lift(thin, spaces, gradient)
+    return _spread(ratio) * (view.to_matrix(gradient).astype(inside.dtype) - inside)
 
 
-def _held(state: SpectralState, path: str) -> dict[str, TrackedBasis]:
-    """The tracked sides of a leaf."""
-    return {
-        side: entries[path]
-        for side, entries in state.tracked.items()
-        if path in entries
-    }
+def _limited(
+    part: jax.Array, last: jax.Array, max_growth: Number
+) -> tuple[jax.Array, jax.Array]:
+    """A complement whose norm has not grown too much, and that norm."""
+    norm = _norm(part, (-3, -2, -1))
+    # The first step has nothing to compare with.
+    bound = jnp.where(last > 0, in_dtype(max_growth, last.dtype) * last, norm)
+    new = jnp.minimum(norm, bound)
+    scaled = part * _spread(new / jnp.where(norm > 0, norm, 1))
+    return scaled, new.astype(last.dtype)
+
+
+def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Euclidean norm; its derivative at zero is zero, as meta-learning needs."""
+    square = jnp.sum(x**2, axes)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def _spread(x: jax.Array) -> jax.Array:
+    return x[..., None, None, None]
 
 
 def _follow(
-    state: SubspaceState,
-    spectral: SpectralState,
-    coordinates: Any,
+    step: Step,
+    thin: optax.Updates,
     betas: tuple[float, float],
     rules: Mapping[str, Rule] | None,
-) -> Any:
+) -> optax.OptState:
     """The inner state in the new bases; untouched where none was refreshed."""
-    moves: dict[str, Coordinate | None] = {}
-    refreshed = []
-    for path, leaf in leaves_by_path(coordinates).items():
-        sides = {}
-        for side, entry in _held(spectral, path).items():
-            old = state.spectral.tracked[side][path]
-            new = entry.refreshes > old.refreshes
-            turned = rotation(entry.basis.vectors, old.basis.vectors)
-            identity = jnp.eye(turned.shape[-1], dtype=turned.dtype)
-            sides[side] = jnp.where(new[..., None, None], turned, identity)
-            refreshed.append(jnp.any(new))
-        left, right = sides.get("input"), sides.get("output")
-        moves[path] = Coordinate(leaf.shape, left, right) if sides else None
+    old, new = step.state.spectral.entries(), step.spectral.entries()
+    refreshed = {
+        key: entry.refreshes > old[key].refreshes for key, entry in new.items()
+    }
     if not refreshed:
-        return state.inner
+        return step.state.inner
+
+    def turn(side: str, path: str) -> jax.Array | None:
+        if (side, path) not in new:
+            return None
+        turned = old[side, path].space.rotation_to(new[side, path].space)
+        identity = jnp.eye(turned.shape[-1], dtype=turned.dtype)
+        return jnp.where(refreshed[side, path][..., None, None], turned, identity)
+
+    def move(path: str, leaf: Any) -> Coordinate | None:
+        left, right = turn("input", path), turn("output", path)
+        if left is None and right is None:
+            return None
+        return Coordinate(leaf.shape, left, right)
+
+    moves = map_paths(move, thin)
+    some = jnp.any(jnp.stack([jnp.any(flag) for flag in refreshed.values()]))
     return jax.lax.cond(
-        batching.unbatched_max(jnp.any(jnp.stack(refreshed))) > 0,
+        batching.unbatched_max(some) > 0,
         lambda inner: transport_moments(inner, moves, betas=betas, rules=rules),
         lambda inner: inner,
-        state.inner,
+        step.state.inner,
     )

@@ -1,22 +1,23 @@
 """Bases for other uses: tracked beside any optimizer, put into another's state."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks
-from dsbp_jax.layers import Layout
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.meshes import keep_shardings
 from dsbp_jax.tracking import (
     SIDES,
+    Eigenspace,
+    LayoutLike,
+    Spaces,
     SpectralState,
     TrackedBasis,
     Tracker,
-    tracked_by_side,
+    map_spectral_states,
+    spectral_states,
+    tracked,
 )
 
 
@@ -28,14 +29,14 @@ def track_bases(
     refresh_every: int = 10,
     num_blocks: int = 2,
     tolerance: float = 0.0,
-    layout: Layout | Callable[[Any], Layout] | None = None,
+    layout: LayoutLike = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps an eigenbasis of every layer fresh and leaves the updates as they are.
 
-    Chained before any optimizer, `dsbp_jax.bases(opt_state)` and
+    Chained before any optimizer, `dsbp_jax.eigenspaces(opt_state)` and
     `dsbp_jax.diagnostics(opt_state)` then read what it tracks: to watch a network,
-    or to hand the bases to another use (`with_bases`, `dsbp_jax.meta.maml`).
+    or to hand the eigenspaces to another use (`with_bases`, `dsbp_jax.meta.maml`).
 
     Args:
       rank: Columns k of each eigenbasis. A layer of dimension up to k is not tracked.
@@ -78,108 +79,120 @@ def track_bases(
         layout=layout,
         seed=seed,
     )
-
-    @keep_shardings
-    def update_fn(
-        updates: Any,
-        state: SpectralState,
-        params: Any = None,
-        *,
-        activations: Any = None,
-        refresh: bool | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, SpectralState]:
-        del extra_args
-        views = tracker.views(updates if params is None else params)
-        state = tracker.update(
-            state, updates, views, activations=activations, refresh=refresh
-        )
-        return updates, state
-
-    return optax.GradientTransformationExtraArgs(tracker.init, update_fn)
+    return tracked(tracker, lambda step: (step.updates, step.spectral))
 
 
 def with_bases(
-    opt_state: Any, bases: Mapping[str, EigenBasis], *, side: str | None = None
-) -> Any:
-    """An optimizer state that holds given bases: the inverse of `dsbp_jax.bases`.
+    opt_state: optax.OptState, bases: Spaces, *, side: str | None = None
+) -> optax.OptState:
+    """An optimizer state that holds given bases: the inverse of `eigenspaces`.
 
     Pass `refresh=False` to `update` to keep them as they are. Leaves that `bases`
-    does not name keep what they have.
+    does not name keep what they have. Where several transforms of a chain track a leaf,
+    those that hold fewer columns take the leading ones.
 
     Args:
       opt_state: The state of any optimizer that contains a spectral transform, as its
         `init` returns it (not wrapped in the variables of Flax nnx).
-      bases: From canonical path to basis, in the shapes of the state's own; paths that
-        the state does not track are ignored.
-      side: `"input"` or `"output"`, the side that the bases are of; may be None where
-        no leaf has both.
+      bases: From canonical path to eigenspaces, as `dsbp_jax.eigenspaces` gives them,
+        or to an `EigenBasis`; paths that the state does not track are ignored.
+      side: `"input"` or `"output"`, the side that bases without a label are of; may be
+        None where no leaf is tracked on both and the kernel is not square.
 
     Returns:
-      A state of the same structure.
+      A state of the same structure, which shares no array with `bases`.
 
     Raises:
       ValueError: The state tracks none of the paths, a basis has another shape, or
-        both sides of a leaf are tracked and `side` is None.
+        it is not known which side it is of.
 
     Example:
       >>> import dsbp_jax
       >>> params = {"kernel": jnp.diag(jnp.array([3.0, 1.0]))}
       >>> tx = dsbp_jax.spectral_projection(rank=1)
       >>> _, trained = tx.update(params, tx.init(params))
-      >>> fresh = with_bases(tx.init(params), dsbp_jax.bases(trained))
+      >>> fresh = with_bases(tx.init(params), dsbp_jax.eigenspaces(trained))
       >>> updates, _ = tx.update(params, fresh, refresh=False)
       >>> updates["kernel"].tolist()
       [[3.0, 0.0], [0.0, 0.0]]
     """
     if side is not None:
         checks.one_of("side", side, SIDES)
-    sides = [set(entries) for entries in (tracked_by_side(opt_state) or {}).values()]
-    shared = set.intersection(*sides) & set(bases) if len(sides) > 1 else set()
-    if shared and side is None:
-        raise ValueError(
-            "side must be 'input' or 'output' where both sides are tracked, as of "
-            f"{min(shared)!r}, got None"
-        )
-    is_state = lambda node: isinstance(node, SpectralState)
-    placed: set[str] = set()
-    known: set[str] = set()
+    entries: dict[tuple[str, str], list[TrackedBasis]] = {}
+    for state in spectral_states(opt_state):
+        for key, entry in state.entries().items():
+            entries.setdefault(key, []).append(entry)
+    given = {
+        (name, path): space
+        for name, path in entries
+        if (space := _given(path, bases.get(path), name, entries, side)) is not None
+    }
+    for key, space in given.items():
+        _check_fit(key[1], space, entries[key])
 
     def place(name: str, path: str, entry: TrackedBasis) -> TrackedBasis:
-        if side not in (None, name):
+        space, rank = given.get((name, path)), entry.basis.vectors.shape[-1]
+        if space is None or space.rank < rank:
             return entry
-        known.add(path)
-        if path not in bases:
-            return entry
-        given = bases[path]
-        expected, actual = entry.basis.vectors.shape, given.vectors.shape
-        if actual != expected:
-            raise ValueError(
-                f"bases of {path!r} must have vectors of shape {expected}, as the "
-                f"optimizer tracks them, got {actual}"
-            )
-        placed.add(path)
-        basis = EigenBasis(*(jnp.asarray(x, jnp.float32) for x in given))
-        # Without a trace it was not solved yet: a random start stays one.
-        solved = (basis.trace > 0).astype(jnp.int32)
-        refreshes = solved * jnp.maximum(entry.refreshes, 1)
-        return entry._replace(basis=basis, refreshes=refreshes)
+        basis = (jnp.array(x, jnp.float32) for x in space.leading(rank).basis)
+        # A random start stays one.
+        refreshes = space.solved.astype(jnp.int32) * jnp.maximum(entry.refreshes, 1)
+        return entry._replace(basis=EigenBasis(*basis), refreshes=refreshes)
 
-    def fill(node: Any) -> Any:
-        if not is_state(node):
-            return node
-        tracked = {
-            name: {path: place(name, path, entry) for path, entry in entries.items()}
-            for name, entries in node.tracked.items()
-        }
-        return node._replace(tracked=tracked)
+    def fill(state: SpectralState) -> SpectralState:
+        filled: dict[str, dict[str, TrackedBasis]] = {}
+        for (name, path), entry in state.entries().items():
+            filled.setdefault(name, {})[path] = place(name, path, entry)
+        return state._replace(tracked={name: {} for name in state.tracked} | filled)
 
-    result = jax.tree.map(fill, opt_state, is_leaf=is_state)
-    if not placed:
+    if not given:
         where = "" if side is None else f" on the {side} side"
+        known = {path for name, path in entries if side in (None, name)}
         raise ValueError(
             f"bases must name a leaf that the optimizer tracks{where} "
             f"({', '.join(sorted(known)) or 'none'}), got those of "
             f"{', '.join(sorted(bases)) or 'none'}"
         )
-    return result
+    return map_spectral_states(fill, opt_state)
+
+
+def _given(
+    path: str,
+    entry: EigenBasis | Eigenspace | Sequence[Eigenspace] | None,
+    name: str,
+    entries: Mapping[tuple[str, str], Sequence[TrackedBasis]],
+    side: str | None,
+) -> Eigenspace | None:
+    """The eigenspace that was given for one side of a leaf, the first of several."""
+    if entry is None or side not in (None, name):
+        return None
+    if not isinstance(entry, EigenBasis):
+        spaces = (entry,) if isinstance(entry, Eigenspace) else entry
+        return next((space for space in spaces if space.side == name), None)
+    label = entries[name, path][0].label
+    both = all((one, path) in entries for one in SIDES)
+    square = label is not None and len(set(label.dims.values())) == 1
+    if side is None and (both or square):
+        which = "both sides are tracked" if both else "the kernel is square"
+        raise ValueError(
+            f"side must be 'input' or 'output' where {which}, as of {path!r}, got "
+            "None; bases from dsbp_jax.eigenspaces(opt_state) say theirs"
+        )
+    return Eigenspace(entry, entry.trace > 0, None, name, "given")
+
+
+def _check_fit(path: str, space: Eigenspace, entries: Sequence[TrackedBasis]) -> None:
+    """Raises unless a space is as some transform tracks it."""
+    shapes = [entry.basis.vectors.shape for entry in entries]
+    if space.vectors.shape not in shapes:
+        raise ValueError(
+            f"bases of {path!r} must have vectors of shape "
+            f"{' or '.join(map(str, shapes))}, as the optimizer tracks them, got "
+            f"{space.vectors.shape}"
+        )
+    label = entries[0].label
+    if label is not None and space.view not in (None, label.view):
+        raise ValueError(
+            f"bases of {path!r} must be of the leaf as the optimizer sees it, "
+            f"{label.view}, got those of {space.view}"
+        )

@@ -9,7 +9,8 @@ is the mean squared change that fine-tuning makes to the layer's response there.
 strict form of the same forbids steps in the source's eigenspace altogether.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,16 +18,22 @@ import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks
-from dsbp_jax.layers import Layout, leaves_by_path, map_paths, require_paths
+from dsbp_jax.layers import map_paths, require_paths
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import keep_shardings
 from dsbp_jax.tracking import (
-    check_bases,
+    Eigenspace,
+    LayoutLike,
+    Number,
+    Spaces,
+    array_leaves,
     check_layout,
+    in_dtype,
     is_placeholder,
-    matrix_views,
-    project_on,
+    labelled,
+    require_params,
     require_some,
+    wide,
 )
 from dsbp_jax.transforms.decay import add_decay
 
@@ -40,16 +47,16 @@ class SourceState(NamedTuple):
       bases: Canonical path to source eigenbasis.
     """
 
-    params: Any
+    params: optax.Params | None
     bases: dict[str, EigenBasis]
 
 
 def spectral_transfer_penalty(
-    strength: float | jax.Array,
-    source_params: Any,
-    source_bases: Mapping[str, EigenBasis],
+    strength: Number,
+    source_params: optax.Params,
+    source_bases: Spaces,
     *,
-    layout: Layout | Callable[[Any], Layout] | None = None,
+    layout: LayoutLike = None,
 ) -> Callable[[Any], jax.Array]:
     """The penalty `μ Σᵢ λᵢ ‖eᵢᵀ(W − W₀)‖²` as a function to add to a loss.
 
@@ -57,9 +64,9 @@ def spectral_transfer_penalty(
       strength: μ, at least 0.
       source_params: The params W₀ at the end of the source task; at least the leaves
         that have a basis.
-      source_bases: Input-side eigenbases by canonical path, as `activation_bases`
-        gives them on source data, or `dsbp_jax.bases(state, side="input")` of an
-        optimizer that tracked activations. Leaves without one are free.
+      source_bases: Input-side eigenspaces by canonical path, as `activation_bases`
+        gives them on source data, or `dsbp_jax.eigenspaces(opt_state)` of an optimizer
+        that tracked activations. Leaves without one are free.
       layout: As `dsbp_jax.spectral_projection`.
 
     Returns:
@@ -85,19 +92,25 @@ def spectral_transfer_penalty(
     require_some("source_bases", source_bases)
     check_layout(layout)
 
-    def penalty(params: Any) -> jax.Array:
+    def penalty(params: optax.Params) -> jax.Array:
         source = _source(params, source_params, source_bases, layout)
-        return _penalty(params, source, strength, layout)
+        total = jnp.zeros((), jnp.float32)
+        spaces = _spaces(params, source_bases, layout, source)
+        for path, change in _change(params, source).items():
+            space = spaces[path]
+            along = jnp.sum(space.coordinates(change) ** 2, axis=(-3, -1))
+            total += jnp.sum(space.values * along.astype(jnp.float32))
+        return in_dtype(strength, total.dtype) * total
 
     return penalty
 
 
 def add_spectral_transfer(
-    strength: float | jax.Array,
-    source_params: Any,
-    source_bases: Mapping[str, EigenBasis],
+    strength: Number,
+    source_params: optax.Params,
+    source_bases: Spaces,
     *,
-    layout: Layout | Callable[[Any], Layout] | None = None,
+    layout: LayoutLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds the gradient of `spectral_transfer_penalty` to the updates.
 
@@ -136,32 +149,31 @@ def add_spectral_transfer(
     require_some("source_bases", source_bases)
     check_layout(layout)
 
-    def init_fn(params: Any) -> SourceState:
+    def init_fn(params: optax.Params) -> SourceState:
         return _source(params, source_params, source_bases, layout)
 
     @keep_shardings
     def update_fn(
-        updates: Any, state: SourceState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, SourceState]:
-        del extra_args
-        if params is None:
-            raise ValueError(
-                "add_spectral_transfer needs params: call update(grads, state, params)"
-            )
+        updates: optax.Updates,
+        state: SourceState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, SourceState]:
+        del extra
+        require_params("add_spectral_transfer", params)
         # Twice the spectral decay, of what has changed.
         change = _change(params, state)
-        views = matrix_views(params, layout)
-        terms = (change, state.bases, views, 2 * strength, "input", None)
-        return add_decay(updates, *terms), state
+        spaces = _spaces(change, source_bases, layout, state)
+        return add_decay(updates, change, spaces, 2 * strength), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def project_away(
-    source_bases: Mapping[str, EigenBasis],
+    source_bases: Spaces,
     *,
-    energy: float | jax.Array | None = None,
-    layout: Layout | Callable[[Any], Layout] | None = None,
+    energy: Number | None = None,
+    layout: LayoutLike = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Removes the part of every update that lies in a source eigenspace: `G − VVᵀG`.
 
@@ -197,41 +209,47 @@ def project_away(
     require_some("source_bases", source_bases)
     check_layout(layout)
 
-    def init_fn(params: Any) -> SourceState:
+    def init_fn(params: optax.Params) -> SourceState:
         return _source(params, None, source_bases, layout)
 
     @keep_shardings
     def update_fn(
-        updates: Any, state: SourceState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, SourceState]:
-        del extra_args
-        views = matrix_views(updates if params is None else params, layout)
-        away = project_on(
-            updates, state.bases, views, "input", energy=energy, away=True
-        )
-        return away, state
+        updates: optax.Updates,
+        state: SourceState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, SourceState]:
+        del params, extra
+
+        spaces = _spaces(updates, source_bases, layout, state)
+
+        def away(path: str, leaf: Any) -> Any:
+            return spaces[path].outside(leaf, energy) if path in spaces else leaf
+
+        return map_paths(away, updates), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _source(
-    params: Any,
-    source_params: Any,
-    source_bases: Mapping[str, EigenBasis],
-    layout: Layout | Callable[[Any], Layout] | None,
+    params: optax.Params,
+    source_params: optax.Params | None,
+    source_bases: Spaces,
+    layout: LayoutLike,
 ) -> SourceState:
     """What belongs to the leaves of the params, checked."""
     if is_placeholder(params):
         leaf: Any = jnp.zeros(())
         return SourceState(None if source_params is None else params, leaf)
-    views, leaves = matrix_views(params, layout), leaves_by_path(params)
-    check_bases("source_bases", source_bases, params, views, "input")
+    leaves = array_leaves(params)
     # Arrays of its own: a state may be donated, which the source is not.
-    copy = lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
-    bases = {path: copy(source_bases[path]) for path in views if path in source_bases}
+    bases = {
+        path: EigenBasis(*(jnp.array(x, jnp.float32) for x in space.basis))
+        for path, space in _spaces(params, source_bases, layout).items()
+    }
     if source_params is None:
         return SourceState(None, bases)
-    source = leaves_by_path(source_params)
+    source = array_leaves(source_params)
     require_paths(bases, source, "source_params")
     for path in bases:
         if jnp.shape(source[path]) != leaves[path].shape:
@@ -245,29 +263,30 @@ def _source(
     return SourceState(map_paths(keep, params), bases)
 
 
-def _penalty(
-    params: Any,
-    source: SourceState,
-    strength: float | jax.Array,
-    layout: Layout | Callable[[Any], Layout] | None,
-) -> jax.Array:
-    views, changes = matrix_views(params, layout), _change(params, source)
-    total = jnp.zeros((), jnp.float32)
-    for path, change in changes.items():
-        e, values = source.bases[path].vectors, source.bases[path].values
-        matrix = views[path].to_matrix(change)
-        with jax.default_matmul_precision("highest"):
-            along = jnp.sum((e[..., None, :, :].mT @ matrix) ** 2, (-3, -1))
-        total += jnp.sum(values * along)
-    return strength * total
-
-
-def _change(params: Any, source: SourceState) -> dict[str, jax.Array]:
-    """`W − W₀` of the leaves that have a source basis, by path, float32."""
-    leaves, start = leaves_by_path(params), leaves_by_path(source.params)
-    wide = lambda leaf: leaf.astype(jnp.float32)
+def _spaces(
+    params: optax.Params,
+    source_bases: Spaces,
+    layout: LayoutLike,
+    state: SourceState | None = None,
+) -> dict[str, Eigenspace]:
+    """The source eigenspaces of the leaves of a tree, with the arrays of a state."""
+    given = labelled("source_bases", source_bases, params, layout, need="input")
+    spaces = {path: found[0] for path, found in given.items()}
+    if state is None:
+        return spaces
     return {
-        path: wide(leaves[path]) - wide(start[path])
+        path: dataclasses.replace(space, basis=basis, solved=basis.trace > 0)
+        for path, space in spaces.items()
+        for basis in (state.bases[path],)
+    }
+
+
+def _change(params: optax.Params, source: SourceState) -> dict[str, jax.Array]:
+    """`W − W₀` of the leaves that have a source basis, by path, float32 or wider."""
+    leaves, start = array_leaves(params), array_leaves(source.params)
+    widened = lambda leaf: leaf.astype(wide(leaf.dtype))
+    return {
+        path: widened(leaves[path]) - widened(start[path])
         for path in source.bases
         if path in leaves
     }

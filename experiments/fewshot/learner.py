@@ -172,7 +172,7 @@ class Learner:
         self, state: MetaState, arrays: Any, drawn: dict, refresh: bool
     ) -> tuple:
         tasks = self.training_episodes.build(arrays, drawn)
-        given = {"bases": dsbp_jax.bases(state.tracked)} if self.carried else {}
+        given = {"bases": dsbp_jax.eigenspaces(state.tracked)} if self.carried else {}
         loss, grads = jax.value_and_grad(self.training.meta_loss)(
             state.params, tasks, **given
         )
@@ -229,7 +229,7 @@ class Learner:
         self, params: Any, tracked: Any, arrays: Any, drawn: dict
     ) -> dict[str, jax.Array]:
         tasks = self.episodes.build(arrays, drawn)
-        given = {"bases": dsbp_jax.bases(tracked)} if self.carried else {}
+        given = {"bases": dsbp_jax.eigenspaces(tracked)} if self.carried else {}
         return self.testing.curve(params, tasks, self.metrics, **given)
 
 

@@ -13,7 +13,7 @@ from tests.layers.models import normal
 
 COORDS = {"block": {"s": normal(4, 6)}, "bias": normal(4, 6, seed=1)}
 ROTATION = jnp.linalg.qr(normal(4, 4, seed=2))[0][:, ::-1]
-MOVE = {"block/s": Coordinate((4, 6), ROTATION), "bias": None}
+MOVE = {"block": {"s": Coordinate((4, 6), ROTATION)}, "bias": None}
 
 
 def state_of(tx, steps=3):
@@ -115,7 +115,7 @@ def test_factored_moments_and_averaged_parameters_are_refused(tx, field):
 def test_the_longest_path_owns_a_leaf():
     coords = {"s": normal(4, 6), "head": {"s": normal(4, 6, seed=1)}}
     state = optax.TraceState(coords)
-    moves = {"s": Coordinate((4, 6), ROTATION), "head/s": None}
+    moves = {"s": Coordinate((4, 6), ROTATION), "head": {"s": None}}
     moved = transport_moments(state, moves)
     np.testing.assert_allclose(moved.trace["s"], ROTATION @ coords["s"], rtol=1e-5)
     np.testing.assert_array_equal(moved.trace["head"]["s"], coords["head"]["s"])
@@ -124,7 +124,7 @@ def test_the_longest_path_owns_a_leaf():
 def test_a_bare_array_is_a_parameter_too():
     state = optax.adam(1e-3).init(COORDS["bias"])
     state = jax.tree.map(lambda x: x + 1, state)
-    moved = transport_moments(state, {"": Coordinate((4, 6), ROTATION)})
+    moved = transport_moments(state, Coordinate((4, 6), ROTATION))
     np.testing.assert_allclose(moved[0].mu, ROTATION @ jnp.ones((4, 6)), rtol=1e-5)
     assert moved[0].count == 1
 

@@ -218,7 +218,8 @@ def test_bases_that_do_not_fit_are_errors():
     with pytest.raises(ValueError, match="nearest of its 1 paths is 'kernel'"):
         update({"params/kernel": basis(5, 1)})
     with pytest.raises(ValueError, match=r"bases of 'kernel' must have .*\(5, k\)"):
-        update({"kernel": basis(6, 1)})
+        update({"kernel": basis(6, 1)}, side="output")
+    update({"kernel": basis(6, 1)})  # by its dimension one of the inputs
     with pytest.raises(ValueError, match="with k of at least 2"):
         update({"kernel": basis(5, 1)}, rank=2)
     # As under a mask, bases of leaves that are not here do no harm.

@@ -1,0 +1,63 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dsbp_jax
+from tests.layers.models import normal
+
+
+def test_a_leaf_that_never_gets_a_signal_is_not_solved_for(monkeypatch):
+    """Frozen, or an expert that no token was routed to: cold, and free of charge."""
+    entered = []
+    from dsbp_jax.tracking import refresh
+
+    real = refresh._solve
+
+    def counted(entry, *args, **kwargs):
+        jax.debug.callback(lambda: entered.append(1))
+        return real(entry, *args, **kwargs)
+
+    monkeypatch.setattr(refresh, "_solve", counted)
+    tx = dsbp_jax.spectral_projection(2, refresh_every=100)
+    params = {"frozen": jnp.ones((8, 6)), "live": jnp.ones((9, 7))}
+    grads = {"frozen": jnp.zeros((8, 6)), "live": normal(9, 7)}
+    update, state = jax.jit(tx.update), tx.init(params)
+    for _ in range(20):
+        _, state = update(grads, state)
+    jax.effects_barrier()
+    refreshes = {k: int(d.refreshes) for k, d in dsbp_jax.diagnostics(state).items()}
+    assert refreshes == {"frozen": 0, "live": 1}
+    # One cold solve; at most the turn of the frozen leaf beside it.
+    assert len(entered) <= 2
+    _, state = update({**grads, "frozen": normal(8, 6)}, state)
+    assert dsbp_jax.diagnostics(state)["frozen"].refreshes == 1
+
+
+def test_one_expert_of_a_stack_may_stay_cold():
+    tx = dsbp_jax.spectral_projection(2)
+    stack = normal(3, 8, 6).at[1].set(0)
+    state = tx.init({"w": stack})
+    for _ in range(3):
+        _, state = tx.update({"w": stack}, state)
+    np.testing.assert_array_equal(
+        dsbp_jax.diagnostics(state)["w"].refreshes > 0, [True, False, True]
+    )
+    (space,) = dsbp_jax.eigenspaces(state)["w"]
+    np.testing.assert_array_equal(space.solved, [True, False, True])
+
+
+@pytest.mark.parametrize("source", ["gradient", "rotation"])
+def test_a_period_without_end_costs_nothing_to_plan(source):
+    if source == "gradient":
+        tx = dsbp_jax.spectral_projection(2, refresh_every=10**9)
+    else:
+        tx = dsbp_jax.lie_rotation(0.1, rank=2, refresh_every=10**9)
+    params = {"a": normal(8, 6), "b": normal(7, 5, seed=1)}
+    state = tx.init(params)
+    for step in range(3):
+        grads = {name: normal(*p.shape, seed=step) for name, p in params.items()}
+        _, state = tx.update(grads, state, params)
+    side = "output"
+    counts = {int(d.refreshes) for d in dsbp_jax.diagnostics(state, side=side).values()}
+    assert counts == {1}

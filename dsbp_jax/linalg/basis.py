@@ -65,6 +65,9 @@ def init_basis(dim: int, rank: int, *, key: jax.Array) -> EigenBasis:
     Raises:
       ValueError: `rank` does not fit.
 
+    References:
+      [T] The Q factor of a Gaussian matrix spans a uniform subspace.
+
     Example:
       >>> init_basis(5, 2, key=jax.random.key(0)).vectors.shape
       (5, 2)
@@ -99,8 +102,8 @@ def refresh_basis(
       ValueError: Shapes do not fit, or `num_blocks` is not an int of at least 2.
 
     References:
-      Golub and Underwood, The block Lanczos method, 1977; Wu and Simon,
-      Thick-restart Lanczos, 2000.
+      [P] Golub and Underwood, The block Lanczos method, 1977; Wu and Simon,
+      Thick-restart Lanczos, 2000. [O] One warm cycle a refresh: METHODS section 0.
 
     Example:
       >>> from dsbp_jax import linalg
@@ -133,7 +136,12 @@ def refresh_with_info(
       The new basis and the account.
 
     Raises:
-      ValueError: As `refresh_basis`.
+      ValueError: Shapes do not fit, `num_blocks` is not an int of at least 2, or
+        `tolerance` is outside of [0, 1].
+
+    References:
+      [P] Block Lanczos and restart: Golub and Underwood, 1977; Wu and Simon, 2000.
+      [O] The tolerance: METHODS section 0.
 
     Example:
       >>> from dsbp_jax import linalg
@@ -299,7 +307,8 @@ def top_eigenpairs(
       ValueError: `rank`, `num_blocks` or `max_restarts` does not fit.
 
     References:
-      As `refresh_basis`.
+      [P] Golub and Underwood, The block Lanczos method, 1977; Wu and Simon,
+      Thick-restart Lanczos, 2000. [O] Guard columns and end: METHODS section 0.
 
     Example:
       >>> from dsbp_jax import linalg

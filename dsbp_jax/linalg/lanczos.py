@@ -1,7 +1,6 @@
 """Lanczos tridiagonalisation with full re-orthogonalisation.
 
-For cold starts and diagnostics; the tracking of bases uses blocks
-(`dsbp_jax.linalg.basis`).
+For diagnostics; bases are started and tracked by blocks (`dsbp_jax.linalg.basis`).
 """
 
 from typing import NamedTuple
@@ -55,7 +54,8 @@ def lanczos(operator: SymmetricOperator, start: jax.Array, num_steps: int) -> La
       ValueError: `num_steps` or the shape of `start` does not fit.
 
     References:
-      Golub and Van Loan, Matrix Computations, 2013, section 10.3.
+      [P] Golub and Van Loan, Matrix Computations, 2013, section 10.3. [O] What
+      follows a breakdown.
 
     Example:
       >>> from dsbp_jax import linalg

@@ -113,6 +113,10 @@ def gram(
       ValueError: x is not a floating-point matrix with entries, `count` is
         negative, or `axis` is not 0 or 1.
 
+    References:
+      [P] Muthuraman, Dynamic spectral backpropagation, arXiv 2505.23369, 2025, has
+      `xᵀx` of a layer's outputs. [O] Divided by the rows: METHODS section 0.
+
     Example:
       >>> operator = gram(jnp.array([[1.0, 0.0], [0.0, 2.0]]))
       >>> print(operator.matmat(jnp.eye(2)))
@@ -164,6 +168,9 @@ def skew_gram(g: jax.Array, w: jax.Array) -> SymmetricOperator:
 
     Raises:
       ValueError: The arguments are not floating-point matrices of one shape.
+
+    References:
+      [O] METHODS section 5. [P] Hutchinson, A stochastic estimator of the trace, 1989.
 
     Example:
       >>> operator = skew_gram(jnp.array([[0.0], [2.0]]), jnp.array([[1.0], [0.0]]))
@@ -271,7 +278,7 @@ def hessian(
       forward-over-reverse. Its trace is not known (NaN).
 
     References:
-      Pearlmutter, Fast exact multiplication by the Hessian, 1994.
+      [P] Pearlmutter, Fast exact multiplication by the Hessian, 1994.
 
     Example:
       >>> loss = lambda w: 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * w**2)
@@ -297,7 +304,11 @@ def gradient_jacobian(
       *args: Further arguments (arrays or pytrees of them) of the gradient.
 
     Returns:
-      An operator like that of `hessian`.
+      An operator like that of `hessian`: of the number of parameters, its trace not
+      known (NaN).
+
+    References:
+      [T] The Jacobian of a gradient is the Hessian, hence symmetric.
 
     Example:
       >>> gradient = lambda w: jnp.array([1.0, 4.0]) * w
@@ -334,7 +345,7 @@ def gauss_newton(
       known (NaN).
 
     References:
-      Schraudolph, Fast curvature matrix-vector products, 2002.
+      [P] Schraudolph, Fast curvature matrix-vector products, 2002.
 
     Example:
       >>> model = lambda w, x: x @ w

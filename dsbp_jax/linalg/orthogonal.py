@@ -63,7 +63,8 @@ def extend_basis(basis: jax.Array, block: jax.Array) -> jax.Array:
       spanning the block.
 
     References:
-      Fukaya et al., CholeskyQR2, 2014. Giraud et al., twice is enough, 2005.
+      [P] Fukaya et al., CholeskyQR2, 2014; Giraud et al., twice is enough, 2005.
+      [O] Which of the two QRs, and when: METHODS section 0.
 
     Example:
       >>> print(jnp.abs(extend_basis(jnp.eye(3, 1), jnp.array([[0.0], [0.0], [2.0]]))))
@@ -104,6 +105,10 @@ def polish(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
     Returns:
       The improved columns, shape `(d, k)`, and whether the error was small enough
       (1e-3 or less, NaN is not) for them to be orthonormal up to rounding.
+
+    References:
+      [P] Björck and Bowie, An iterative algorithm for computing the best estimate of
+      an orthogonal matrix, 1971.
 
     Example:
       >>> print(polish(1.0001 * jnp.eye(2))[0])

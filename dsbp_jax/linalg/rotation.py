@@ -5,7 +5,8 @@ With U of shape `(d, m)` orthonormal and J of shape `(m, m)` skew, both retracti
 
     R = I + U (E − I) Uᵀ,   E = exp(J) or (I − J/2)⁻¹(I + J/2),
 
-so a rotation of n columns costs `4·d·m·n` operations and one of m × m.
+so a rotation of n columns costs `4·d·m·n` operations and one of m × m [T]. METHODS
+section 5 says what they are for.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,7 @@ def rotation_core(j: jax.Array, retraction: str = "exp") -> jax.Array:
       ValueError: J is not square, or `retraction` is unknown.
 
     References:
-      Al-Mohy and Higham, A new scaling and squaring algorithm, 2009, behind
+      [P] Al-Mohy and Higham, A new scaling and squaring algorithm, 2009, behind
       `jax.scipy.linalg.expm`.
 
     Example:
@@ -60,7 +61,23 @@ def rotation_core(j: jax.Array, retraction: str = "exp") -> jax.Array:
 
 
 def rotation_change(j: jax.Array, retraction: str = "exp") -> jax.Array:
-    """`E − I` of `rotation_core`: what a rotation does inside span U."""
+    """`E − I` for a skew J: what a rotation by `UJUᵀ` does inside span U [T].
+
+    Args:
+      j: Shape `(*batch, m, m)`; only its skew part `½(J − Jᵀ)` is used.
+      retraction: `"exp"` or `"cayley"`, which says what E is.
+
+    Returns:
+      Shape `(*batch, m, m)`, float32, such that `R = I + U (E − I) Uᵀ`.
+
+    Raises:
+      ValueError: J is not square, or `retraction` is unknown.
+
+    Example:
+      >>> half_turn = jnp.array([[0.0, -jnp.pi], [jnp.pi, 0.0]])
+      >>> print(jnp.diag(rotation_change(half_turn)).round(4))
+      [-2. -2.]
+    """
     e = rotation_core(j, retraction)
     return e - jnp.broadcast_to(jnp.eye(e.shape[-1], dtype=e.dtype), e.shape)
 
@@ -86,6 +103,9 @@ def expm_lowrank_skew(u: jax.Array, j: jax.Array) -> Callable[[jax.Array], jax.A
 
     Raises:
       ValueError: The shapes do not fit.
+
+    References:
+      [T] `exp(UJUᵀ) = I + U(exp(J) − I)Uᵀ`: METHODS section 5.
 
     Example:
       >>> j = jnp.array([[0.0, -1.0], [1.0, 0.0]])
@@ -114,8 +134,8 @@ def cayley_lowrank_skew(u: jax.Array, j: jax.Array) -> Callable[[jax.Array], jax
       ValueError: The shapes do not fit.
 
     References:
-      Wen and Yin, A feasible method for optimization with orthogonality constraints,
-      2013.
+      [P] Wen and Yin, A feasible method for optimization with orthogonality
+      constraints, 2013. [T] The low-rank form: METHODS section 5.
 
     Example:
       >>> j = jnp.array([[0.0, -2.0], [2.0, 0.0]])

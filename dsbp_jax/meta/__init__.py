@@ -2,8 +2,8 @@
 
 `maml` holds MAML, its first-order form, ANIL and Reptile; `learner` is what they have
 in common, `adaptation` the inner loop on one task, `tasks` runs it on many, and
-`forward` is the model in it. Episodes, networks and training loops belong to
-`experiments`.
+`patched` is the loss as it runs there. The formulas and their sources stand in
+`METHODS.md`, section 6. Episodes, networks and training loops belong to `experiments`.
 """
 
 from dsbp_jax.meta.adaptation import (

@@ -46,8 +46,9 @@ def with_rates(params: Any, initial: float = 1.0) -> WithRates:
       The meta-parameters; rates are float32 of shape `()`.
 
     References:
-      Li et al., Meta-SGD, arXiv 1707.09835, 2017 (there a rate for each entry);
+      [P] Li et al., Meta-SGD, arXiv 1707.09835, 2017 (there a rate for each entry);
       Antoniou et al., How to train your MAML, ICLR 2019 (for each layer and step).
+      [O] A rate for each leaf.
 
     Example:
       >>> with_rates({"kernel": jnp.ones((2, 2))}, 0.5).rates["kernel"].item()

@@ -28,7 +28,7 @@ class Maml(NamedTuple):
     works in its random start. With a PRNG `key`, the loss is called as
     `loss_fn(params, batch, key=...)`, with a key of its own for each task and step.
     Under an Explicit mesh results are on each device, adapted params sharded like
-    `params`.
+    `params`. METHODS section 6 has the formulas.
 
     Attributes:
       adapt: `adapt(params, support, *, bases=None, key=None)`: the params after the

@@ -71,8 +71,8 @@ def maml(
         trees with one leading task axis, the loss is no scalar, or `bases` do not fit.
 
     References:
-      Finn, Abbeel and Levine, Model-agnostic meta-learning for fast adaptation of deep
-      networks, ICML 2017.
+      [P] Finn, Abbeel and Levine, Model-agnostic meta-learning for fast adaptation of
+      deep networks, ICML 2017. [O] Spectral inner optimizers: METHODS section 6.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, dsbp_jax
@@ -104,23 +104,29 @@ def anil(
     """MAML that adapts a part of the params only, mostly the last layer.
 
     Args:
-      loss_fn: As in `maml`.
-      inner: As in `maml`; sees the leaves that are adapted.
-      num_steps: As in `maml`.
+      loss_fn: `loss_fn(params, batch)`, a floating-point scalar.
+      inner: The optimizer that adapts, with its learning rate; any Optax
+        transformation. It sees the leaves that are adapted.
+      num_steps: Inner steps, at least 1.
       head: Canonical paths of what is adapted, leaves or whole branches (`"head"`
         stands for `"head/kernel"` and `"head/bias"`).
-      first_order: As in `maml`.
-      task_axis: As in `maml`.
-      checkpoint: As in `maml`.
+      first_order: Take the inner updates for constants (FOMAML).
+      task_axis: `"vmap"` runs all tasks at once, `"map"` one after the other, a number
+        so many at once; `"auto"` is `"vmap"`, or `"map"` on a CPU where some
+        convolution of the loss can't run as a product over patches.
+      checkpoint: Compute what is inside of the inner steps again for the derivative,
+        which saves memory.
 
     Returns:
       The functions; see `Maml`.
 
     Raises:
-      ValueError: As `maml`. When called: a path of `head` names no leaf.
+      ValueError: An argument is out of its range. When called: a path of `head` names
+        no leaf, tasks are no pair of trees with one leading task axis, the loss is no
+        scalar, or `bases` do not fit.
 
     References:
-      Raghu et al., Rapid learning or feature reuse?, ICLR 2020.
+      [P] Raghu et al., Rapid learning or feature reuse?, ICLR 2020.
 
     Example:
       >>> import jax.numpy as jnp, optax, dsbp_jax
@@ -174,23 +180,28 @@ def reptile(
     step `θ − mean θ'_i`, for any outer optimizer (`optax.sgd(ε)` is the original).
 
     Args:
-      loss_fn: As in `maml`.
-      inner: As in `maml`.
+      loss_fn: `loss_fn(params, batch)`, a floating-point scalar.
+      inner: The optimizer that adapts, with its learning rate; any Optax
+        transformation.
       num_steps: Inner steps, at least 1.
       batch_size: Examples of an inner step in training, support and query set joined
         and gone through in their order, around and around; shuffle them or let classes
         alternate. None takes all in each step. `adapt` and `curve` always take the
         whole support set.
-      task_axis: As in `maml`.
+      task_axis: `"vmap"` runs all tasks at once, `"map"` one after the other, a number
+        so many at once; `"auto"` is `"vmap"`, or `"map"` on a CPU where some
+        convolution of the loss can't run as a product over patches.
 
     Returns:
       The functions; see `Maml`.
 
     Raises:
-      ValueError: As `maml`.
+      ValueError: An argument is out of its range. When called: params have rates,
+        tasks are no pair of trees with one leading task axis, the loss is no scalar, or
+        `bases` do not fit.
 
     References:
-      Nichol, Achiam and Schulman, On first-order meta-learning algorithms, arXiv
+      [P] Nichol, Achiam and Schulman, On first-order meta-learning algorithms, arXiv
       1803.02999, 2018.
 
     Example:

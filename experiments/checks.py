@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 MOST = 2**31 - 1  # of what is counted: numbers of steps are int32 on the device
+MOST_WIDE = 2**20  # XLA ends the process where the size of an array overflows
 MOST_SEED = 2**32 - 1  # the seeds that give keys of their own
 
 
@@ -31,8 +32,8 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def count(argument: str, value: Any, low: int = 1) -> None:
-    """Raises a `ValueError` unless `value` is a whole number of at least `low`.
+def count(argument: str, value: Any, low: int = 1, high: int = MOST) -> None:
+    """Raises a `ValueError` unless `value` is a whole number from `low` to `high`.
 
     Example:
       >>> count("epochs", 0)
@@ -45,23 +46,24 @@ def count(argument: str, value: Any, low: int = 1) -> None:
             f"{argument}={value!r}; accepted are whole numbers of {low} or more"
         )
     at_least(argument, value, low)
-    if value > MOST:
-        raise ValueError(f"{argument}={value!r}; accepted are values up to {MOST}")
+    if value > high:
+        raise ValueError(f"{argument}={value!r}; accepted are values up to {high}")
 
 
-def counts(argument: str, values: Any) -> None:
-    """Raises a `ValueError` unless `values` are one or more positive whole numbers.
+def counts(argument: str, values: Any, high: int = MOST) -> None:
+    """Raises a `ValueError` unless `values` are whole numbers from 1, at least one.
 
     Example:
       >>> counts("hidden", (64, 0))
       Traceback (most recent call last):
       ...
-      ValueError: hidden=(64, 0); accepted are one or more positive whole numbers
+      ValueError: hidden=(64, 0); accepted are one or more whole numbers from 1 to ...
     """
     fits = isinstance(values, Sequence) and not isinstance(values, str) and values
-    if not (fits and all(_is_whole(v) and 1 <= v <= MOST for v in values)):
+    if not (fits and all(_is_whole(v) and 1 <= v <= high for v in values)):
         raise ValueError(
-            f"{argument}={values!r}; accepted are one or more positive whole numbers"
+            f"{argument}={values!r}; accepted are one or more whole numbers from 1 to "
+            f"{high}"
         )
 
 

@@ -226,7 +226,8 @@ def one_line(boxed: str) -> str:
     # Without a frame, where the terminal is no UTF-8, the title is a section.
     sections = sections if has_frame else sections[1:]
     message = " ".join(sections[0])
-    message = re.sub(r"^Error parsing (config\S*: )?", "", message)
+    message = re.sub(r"^Error parsing ((config\S*|[A-Z]\w*): )?", "", message)
+    message = re.sub(r"^(\w+): (?=\1\.)", "", message)  # said twice
     options = [
         text for section in sections[1:] for text in section if text.startswith("-")
     ]

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -195,10 +196,13 @@ def make_folder(path: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raises a `ValueError` where nothing can be written in a folder."""
-    if not os.access(folder, os.W_OK | os.X_OK):
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
         raise ValueError(
-            f"out={str(folder)!r}; accepted are folders that can be written in"
-        )
+            f"out={str(folder)!r}; accepted are folders that can be written in: "
+            f"{error.strerror}"
+        ) from None
 
 
 def _remove(path: Path) -> None:

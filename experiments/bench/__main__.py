@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import os
 import pathlib
 import platform
 import sys
@@ -103,10 +102,6 @@ def check_files(options: Options, names: Sequence[str]) -> None:
                 f"out={str(options.out)!r} is a folder; accepted is a file"
             )
         runs.make_folder(options.out)
-        if options.out.exists() and not os.access(options.out, os.W_OK):
-            raise ValueError(
-                f"out={str(options.out)!r}; accepted are files that can be written"
-            )
 
 
 if __name__ == "__main__":

@@ -59,12 +59,17 @@ class AccuracyConfig:
 
     def __post_init__(self):
         """Checks every value."""
+        for name in ("rank", "refresh_every", "seeds", "epochs", "batch_size"):
+            checks.count(f"accuracy.{name}", getattr(self, name))
+        if self.tracking is not None:
+            checks.between("accuracy.tracking", self.tracking, 0, self.rank)
+        if self.catch_up_every is not None:
+            checks.count("accuracy.catch_up_every", self.catch_up_every, 2)
         checks.some("accuracy.optimizers", self.optimizers)
         for name in self.optimizers:
             optimizers.named(_config(self).optimizer, name)
         for rate in self.grid:
             checks.positive("accuracy.grid", rate)
-        checks.count("accuracy.seeds", self.seeds)
         refresh, late = self.refresh_every, self.catch_up_every
         sketched = any(name.endswith("+spectral") for name in self.optimizers)
         if (

@@ -59,7 +59,7 @@ class MetaConfig:
         for name in ("steps", "tasks", "memory_steps"):
             checks.counts(f"meta.{name}", getattr(self, name))
         for name in ("chunk", "channels", "rounds"):
-            checks.count(f"meta.{name}", getattr(self, name))
+            checks.count(f"meta.{name}", getattr(self, name), high=checks.MOST_WIDE)
 
 
 def make_learner(name: str, channels: int, tasks: int = 16) -> Learner:

@@ -60,7 +60,7 @@ class StepConfig:
         checks.some("step.models", self.models)
         checks.some("step.optimizers", self.optimizers)
         for name in ("widths", "tokens", "ranks"):
-            checks.counts(f"step.{name}", getattr(self, name))
+            checks.counts(f"step.{name}", getattr(self, name), checks.MOST_WIDE)
         if "transformer" in self.models and min(self.widths) < HEAD:
             raise ValueError(
                 f"step.widths={self.widths!r}; accepted are {HEAD} or more, the width "

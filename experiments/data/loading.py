@@ -104,8 +104,8 @@ def data_folder(
         raise DataError(f"data_dir={data_dir!r}: {error}") from None
     if not folder.is_dir():
         raise DataError(
-            f"data_dir={data_dir!r} is no folder; accepted is the folder of prepared "
-            "sets or of the publishers' files"
+            f"data_dir={str(folder)!r} is no folder; accepted is the folder of "
+            "prepared sets or of the publishers' files"
         )
     return folder
 

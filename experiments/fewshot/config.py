@@ -216,6 +216,20 @@ class FewshotConfig:
                 f"ways={self.ways}, so that a batch has as many examples of each class"
             )
 
+        examples = self.train_examples * (1 if self.data.name == SINE else self.ways)
+        if self.method == "reptile" and batch > examples:
+            raise ValueError(
+                f"reptile.batch_size={batch}; accepted are 1 to {examples}, the "
+                "examples of a task in training"
+            )
+
+    @property
+    def train_examples(self) -> int:
+        """Examples of each class (of a task, for sine) in training."""
+        both = self.shots + (self.queries or self.shots)
+        is_reptile = self.method == "reptile"
+        return max(both, self.reptile.train_shots) if is_reptile else both
+
     @property
     def tasks(self) -> int:
         """Tasks in an outer step of the method."""

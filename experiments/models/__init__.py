@@ -86,7 +86,7 @@ def check(name: str, **options: Any) -> None:
       >>> check("cnn", channels=(32, 0))
       Traceback (most recent call last):
       ...
-      ValueError: channels=(32, 0); accepted are one or more positive whole numbers
+      ValueError: channels=(32, 0); accepted are one or more whole numbers from 1 to ...
     """
     checks.one_of("name", name, MODELS)
     model = MODELS[name]

@@ -98,8 +98,8 @@ def data_folder(
         )
     try:
         folder = paths.expand(data_dir)
-        if create:
-            folder.mkdir(parents=True, exist_ok=True)
+        if create and not folder.exists():
+            folder.mkdir(parents=True)
     except (ValueError, OSError) as error:
         raise DataError(f"data_dir={data_dir!r}: {error}") from None
     if not folder.is_dir():

@@ -2,7 +2,8 @@
 
 `parse` reads a dataclass with a field `preset` and a field `config`. The preset
 gives the config that the options override. Whatever a user can get wrong ends in
-`fail`: one line on stderr and exit code 2.
+`fail`: one line on stderr and exit code 2. Every option that is a path is expanded
+(`experiments.paths`), and what the terminal cannot show is replaced (`console`).
 """
 
 import contextlib
@@ -11,13 +12,16 @@ import importlib.util
 import io
 import re
 import sys
+import traceback
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
 import tyro
+from rich.console import Console
 
-from experiments import checks
+from experiments import checks, paths
 from experiments.config import Config
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
@@ -40,6 +44,25 @@ class Command:
 
 
 AnyCommand = TypeVar("AnyCommand", bound=Command)
+AnyOptions = TypeVar("AnyOptions")
+
+REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _path(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """How every option of type `Path` is read."""
+    if info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: paths.expand(words[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def preset_names(folder: Path = PRESETS) -> list[str]:
@@ -58,16 +81,28 @@ def load_preset(name: str, folder: Path = PRESETS) -> Any:
       The config.
 
     Raises:
-      ValueError: If there is no such preset.
+      ValueError: If there is no such preset, or it gives no config.
     """
-    path = Path(name)
+    path = paths.expand(name)
     if path.suffix != ".py" or not path.is_file():
         checks.one_of("PRESET", name, preset_names(folder))
         path = folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.config()
+    try:
+        spec.loader.exec_module(module)
+        return module.config()
+    except Exception as error:  # It is a program, which may do anything.
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == str(path)
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        raise ValueError(
+            f"PRESET={name!r}{where}; accepted is a file with a function config() that "
+            f"gives a config, but this raises {type(error).__name__}: {error}"
+        ) from error
 
 
 def parse(command: type[AnyCommand], args: Sequence[str], prog: str) -> AnyCommand:
@@ -88,27 +123,78 @@ def parse(command: type[AnyCommand], args: Sequence[str], prog: str) -> AnyComma
     wants_help = any(arg in ("-h", "--help") for arg in args)
     quiet = [arg for arg in args if arg not in ("-h", "--help")]
     # Once for the preset alone, whose config then becomes the default.
-    preset = _parse(command, quiet, prog, command()).preset
+    preset = parse_options(_unchecked(command), quiet, prog).preset
     config = load_preset(preset, command.presets)
-    default = dataclasses.replace(command(), preset=preset, config=config)
-    return _parse(command, args if wants_help else quiet, prog, default)
+    kind = type(command().config)
+    if not isinstance(config, kind):
+        raise ValueError(
+            f"PRESET={preset!r} gives a {type(config).__name__}; accepted are presets "
+            f"of a {kind.__name__}"
+        )
+    # Not by `dataclasses.replace`: the checks wait for the options of the command.
+    default = command()
+    for name, value in {"preset": preset, "config": config}.items():
+        object.__setattr__(default, name, value)
+    return parse_options(command, args if wants_help else quiet, prog, default)
+
+
+def _unchecked(options: type) -> Any:
+    """Options of the same names and types whose values are not looked at.
+
+    What is accepted of one option depends on others, which the preset holds.
+    """
+    hints = typing.get_type_hints(options, include_extras=True)
+    fields = []
+    for field in dataclasses.fields(options):
+        hint, default = hints[field.name], dataclasses.field(default=field.default)
+        if field.default_factory is not dataclasses.MISSING:
+            default = dataclasses.field(default_factory=field.default_factory)
+        plain = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+        if dataclasses.is_dataclass(plain):
+            inner = _unchecked(plain)
+            default = dataclasses.field(default_factory=inner)
+            marks = getattr(hint, "__metadata__", ())
+            hint = Annotated[inner, *marks] if marks else inner
+        fields.append((field.name, hint, default))
+    return dataclasses.make_dataclass(options.__name__, fields, frozen=True)
 
 
 def parse_over(
     command: type[AnyCommand], args: Sequence[str], prog: str, config: Any
 ) -> AnyCommand:
     """Parses a command line over a given config instead of the preset's."""
-    return _parse(command, args, prog, dataclasses.replace(command(), config=config))
+    default = dataclasses.replace(command(), config=config)
+    return parse_options(command, args, prog, default)
 
 
-def _parse(
-    command: type[AnyCommand], args: Sequence[str], prog: str, default: AnyCommand
-) -> AnyCommand:
-    """One call of tyro, with its boxed messages turned into a `ValueError`."""
+def parse_options(
+    options: type[AnyOptions],
+    args: Sequence[str],
+    prog: str,
+    default: AnyOptions | None = None,
+) -> AnyOptions:
+    """Parses the options that a dataclass has.
+
+    Args:
+      options: The dataclass; its docstring is the description.
+      args: The arguments, without the name of the program.
+      prog: The name of the program.
+      default: What is not given; by default what the dataclass says.
+
+    Returns:
+      The options.
+
+    Raises:
+      ValueError: If an argument is not accepted.
+      SystemExit: After `--help`.
+    """
+    default = options() if default is None else default
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(command, args=args, prog=prog, default=default)
+            return tyro.cli(
+                options, args=args, prog=prog, default=default, registry=REGISTRY
+            )
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
@@ -140,7 +226,8 @@ def one_line(boxed: str) -> str:
     # Without a frame, where the terminal is no UTF-8, the title is a section.
     sections = sections if has_frame else sections[1:]
     message = " ".join(sections[0])
-    message = re.sub(r"^Error parsing (config\S*: )?", "", message)
+    message = re.sub(r"^Error parsing ((config\S*|[A-Z]\w*): )?", "", message)
+    message = re.sub(r"^(\w+): (?=\1\.)", "", message)  # said twice
     options = [
         text for section in sections[1:] for text in section if text.startswith("-")
     ]
@@ -149,11 +236,32 @@ def one_line(boxed: str) -> str:
 
 @contextlib.contextmanager
 def user_errors(prog: str) -> Iterator[None]:
-    """Ends the program with one line where a `ValueError` says what was wrong."""
+    """Ends the program with one line where an error says what was wrong.
+
+    That is a `ValueError`, or what the system says of a file or a folder.
+    """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fail(prog, error)
+
+
+def console(*, wide: bool = False) -> Console:
+    """The console of a command; from here on no character ends it with an error.
+
+    Args:
+      wide: Whether a file, which has room for every column, gets 160 of them.
+
+    Returns:
+      The console. It takes text as it is: names and paths may hold brackets.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # else it is no text in some encoding
+            stream.reconfigure(errors="replace")
+    result = Console(highlight=False, markup=False, emoji=False)
+    if wide and not result.is_terminal:
+        result.width = 160
+    return result
 
 
 def fail(prog: str, error: Exception | str, code: int = 2) -> NoReturn:

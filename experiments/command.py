@@ -61,7 +61,7 @@ def run_command(
       closing_table: The table to print at the end.
     """
     args = list(sys.argv[1:] if args is None else args)
-    console = Console(highlight=False)
+    console = cli.console()
     with cli.user_errors(prog):
         command = cli.parse(command_class, args, prog)
         run = find_run(command, args, prog) if command.resume else None
@@ -109,7 +109,7 @@ def find_run(command: RunCommand, args: Sequence[str], prog: str) -> runs.Run:
 def progress_bar(console: Console) -> Progress:
     """A progress bar where someone is looking, and nothing where not."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from rich.console import Console
 from rich.table import Table
 
 from experiments import (
@@ -22,7 +21,7 @@ from experiments import (
 )
 from experiments.command import progress_bar
 from experiments.comparison import Contender, Outcome, Row
-from experiments.loop import steps_per_epoch
+from experiments.loop import total_steps
 from experiments.steps import Classifier
 from experiments.train import load_data
 
@@ -67,16 +66,19 @@ class Compare(cli.Command):
     def __post_init__(self):
         """Checks every value."""
         for name in self.optimizers:
-            optimizers.named(optimizers.OptimizerConfig(), name)
-        if not self.optimizers or len(set(self.optimizers)) < len(self.optimizers):
-            raise ValueError(
-                f"optimizers={' '.join(self.optimizers)!r}; accepted are one or more "
-                "different names"
-            )
-        checks.at_least("seeds", self.seeds, 1)
+            optimizers.named(self.config.optimizer, name)
+        checks.some("optimizers", self.optimizers)
+        checks.count("seeds", self.seeds)
+        checks.seed("seed with seeds", self.config.seed + self.seeds - 1)
         checks.between("tune_seeds", self.tune_seeds, 1, self.seeds)
         for rate in self.learning_rates:
             checks.positive("learning_rates", rate)
+        probe = self.config.probe
+        if self.sharpness and not (probe.batch_size and probe.hessian_steps):
+            raise ValueError(
+                f"sharpness=True with probe.batch_size={probe.batch_size} and "
+                f"probe.hessian_steps={probe.hessian_steps}; accepted are 1 or more"
+            )
 
 
 @process.keeps_memory
@@ -84,18 +86,12 @@ class Compare(cli.Command):
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error."""
     args = list(sys.argv[1:] if args is None else args)
-    console = Console(highlight=False)
+    console = cli.console()
     with cli.user_errors(PROG):
         command = cli.parse(Compare, args, PROG)
         config = command.config
-        probe = config.probe
-        if command.sharpness and not (probe.batch_size and probe.hessian_steps):
-            raise ValueError(
-                f"sharpness=True with probe.batch_size={probe.batch_size} and "
-                f"probe.hessian_steps={probe.hessian_steps}; accepted are 1 or more"
-            )
         dataset = load_data(config.data)
-        budget = steps_per_epoch(dataset, config) * config.epochs
+        budget = total_steps(dataset, config)
         classifier = Classifier(dataset, config.model)
         contenders = [
             Contender(classifier, config, name, budget) for name in command.optimizers

@@ -8,13 +8,14 @@ holds the result (`to_json`, `from_json`).
 import ast
 import dataclasses
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from experiments import checks
+from experiments import checks, models
 from experiments.optimizers import OptimizerConfig
 
 
@@ -46,6 +47,7 @@ class DataConfig:
     def __post_init__(self):
         """Checks every value."""
         checks.between("data.label_noise", self.label_noise, 0, 1)
+        checks.count("data.split_seed", self.split_seed, 0)
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
@@ -60,11 +62,19 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
         name, equals, text = word.partition("=")
         if not (name and equals and text):
             raise ValueError(f"model.options={word!r}; accepted are words NAME=VALUE")
-        try:
-            options[name] = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            options[name] = text
+        if name in options:
+            raise ValueError(f"model.options={word!r}; accepted is one value of {name}")
+        options[name] = _literal(text)
     return options
+
+
+def _literal(text: str) -> Any:
+    """The Python literal that a text is, or the text."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of literals that look odd
+            return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 def format_options(options: dict[str, Any]) -> list[str]:
@@ -94,6 +104,14 @@ class ModelConfig:
     )
     """Options of that model, such as hidden=256,256 for an mlp."""
 
+    def __post_init__(self):
+        """Checks every value."""
+        checks.one_of("model.name", self.name, models.MODELS)
+        try:
+            models.check(self.name, **self.options)
+        except ValueError as error:
+            raise ValueError(f"model.options={self.options}; {error}") from None
+
 
 @dataclasses.dataclass(frozen=True)
 class ProbeConfig:
@@ -108,8 +126,8 @@ class ProbeConfig:
 
     def __post_init__(self):
         """Checks every value."""
-        checks.at_least("probe.batch_size", self.batch_size, 0)
-        checks.at_least("probe.hessian_steps", self.hessian_steps, 0)
+        checks.count("probe.batch_size", self.batch_size, 0)
+        checks.count("probe.hessian_steps", self.hessian_steps, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +153,9 @@ class Config:
 
     def __post_init__(self):
         """Checks every value."""
-        checks.at_least("epochs", self.epochs, 1)
-        checks.at_least("batch_size", self.batch_size, 1)
-        checks.at_least("seed", self.seed, 0)
-        checks.at_least("eval_every", self.eval_every, 1)
+        for name in ("epochs", "batch_size", "eval_every"):
+            checks.count(name, getattr(self, name))
+        checks.seed("seed", self.seed)
 
     @property
     def label(self) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import Progress
 
-from experiments import data, optimizers, runs
+from experiments import checks, data, optimizers, runs
 from experiments.config import Config
 from experiments.probes import Probe, Seen
 from experiments.steps import Classifier, Trainer, TrainState
@@ -40,6 +40,21 @@ def steps_per_epoch(dataset: data.Dataset, config: Config) -> int:
             f"the training images of {dataset.name}"
         )
     return steps
+
+
+def total_steps(dataset: data.Dataset, config: Config) -> int:
+    """The steps of all epochs.
+
+    Raises:
+      ValueError: If there is none, or more than the device can count.
+    """
+    per_epoch = steps_per_epoch(dataset, config)
+    if per_epoch * config.epochs > checks.MOST:
+        raise ValueError(
+            f"epochs={config.epochs}; accepted are up to {checks.MOST // per_epoch}, "
+            f"of {per_epoch} steps each"
+        )
+    return per_epoch * config.epochs
 
 
 def train_epoch(
@@ -111,7 +126,7 @@ def make_trainer(dataset: data.Dataset, config: Config) -> Trainer:
     Raises:
       ValueError: If the model, the optimizer or the batch size does not fit.
     """
-    num_steps = steps_per_epoch(dataset, config) * config.epochs
+    num_steps = total_steps(dataset, config)
     return Trainer(Classifier(dataset, config.model), config, num_steps)
 
 

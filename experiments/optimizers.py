@@ -93,20 +93,21 @@ class OptimizerConfig:
         checks.between("optimizer.warmup", self.warmup, 0, 1)
         checks.between("optimizer.momentum", self.momentum, 0, 1)
         checks.at_least("optimizer.weight_decay", self.weight_decay, 0)
-        checks.at_least("optimizer.rank", self.rank, 1)
+        checks.count("optimizer.rank", self.rank)
         checks.one_of("optimizer.source", self.source, ("gradient", "activation"))
         checks.one_of("optimizer.side", self.side, ("output", "input", "both"))
         checks.between("optimizer.residual", self.residual, 0, 1)
         checks.between("optimizer.radial", self.radial, 0, 1)
         checks.at_least("optimizer.decay", self.decay, 0)
-        checks.at_least("optimizer.refresh_every", self.refresh_every, 1)
+        checks.count("optimizer.refresh_every", self.refresh_every)
         checks.at_least("optimizer.rho", self.rho, 0)
         checks.one_of("optimizer.backprop", self.backprop, BACKPROPS)
         if self.tracking is not None:
+            checks.count("optimizer.tracking", self.tracking, 0)
             checks.between("optimizer.tracking", self.tracking, 0, self.rank)
-        checks.at_least("optimizer.random", self.random, 0)
+        checks.count("optimizer.random", self.random, 0)
         if self.catch_up_every is not None:
-            checks.at_least("optimizer.catch_up_every", self.catch_up_every, 2)
+            checks.count("optimizer.catch_up_every", self.catch_up_every, 2)
         unfit = {
             name
             for name, entry in OPTIMIZERS.items()

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a record to the metrics, through to the disk."""
-        with self.metrics_path.open("a") as file:
+        with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -57,7 +58,8 @@ class Run:
         if not self.metrics_path.exists():
             return []
         records = []
-        for line in self.metrics_path.read_text().splitlines():
+        text = self.metrics_path.read_text(encoding="utf-8", errors="replace")
+        for line in text.splitlines():
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
@@ -83,9 +85,9 @@ class Run:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file, whole or not at all."""
+    """Replaces a file of UTF-8, whole or not at all."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 
@@ -142,15 +144,15 @@ def claim(out: Path, name: str | None, base: str, *, overwrite: bool) -> Path:
       ValueError: If the name is taken, or no folder can be made there.
     """
     numbered, base = name is None, base if name is None else name
-    if not base or Path(base).name != base:
-        raise ValueError(f"name={base!r}; accepted are names of a folder under {out}")
+    check_name(base, out)
+    make_folder(out / base)
     if overwrite:
         _remove(out / base)
     number = 1
     while True:
         path = out / (base if number == 1 else f"{base}-{number}")
         try:
-            path.mkdir(parents=True)
+            path.mkdir()
         except FileExistsError:
             if not numbered:
                 raise ValueError(
@@ -162,6 +164,45 @@ def claim(out: Path, name: str | None, base: str, *, overwrite: bool) -> Path:
             raise ValueError(f"out={str(out)!r}; {error}") from None
         else:
             return path
+
+
+def check_name(name: str, out: Path) -> None:
+    """Raises a `ValueError` unless a name is that of a folder under `out`."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ValueError(f"name={name!r}; accepted are names of a folder under {out}")
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder that a file or folder will lie in.
+
+    Args:
+      path: What will lie in it.
+
+    Raises:
+      ValueError: If there can be no such folder, or nothing can be written there.
+    """
+    try:
+        str(path.absolute()).encode()  # as checkpoints and reports hold it
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"out={str(path)!r}; accepted are names that the locale can decode, or "
+            "PYTHONUTF8=1 in the environment"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"out={str(path.parent)!r}; {error}") from None
+    check_writable(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises a `ValueError` where nothing can be written in a folder."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"out={str(folder)!r}; accepted are folders that can be written in: "
+            f"{error.strerror}"
+        ) from None
 
 
 def _remove(path: Path) -> None:
@@ -192,7 +233,8 @@ def find(out: Path, name: str | None, base: str, config_class: type = Config) ->
       ValueError: If there is no such run, or its `config.json` cannot be read.
     """
     if name is None:
-        same = [p for p in out.glob(f"{base}*") if _number(p.name, base) is not None]
+        folders = out.iterdir() if out.is_dir() else ()
+        same = [p for p in folders if _number(p.name, base) is not None]
         path = max(same, key=lambda p: _number(p.name, base), default=out / base)
     else:
         path = out / name
@@ -204,11 +246,13 @@ def find(out: Path, name: str | None, base: str, config_class: type = Config) ->
             f"name={path.name!r}; there is no run to resume; accepted are {accepted}"
         )
     try:
-        described = json.loads(file.read_text())
+        described = json.loads(file.read_text(encoding="utf-8"))
         config = from_json(config_class, described["config"])
-        return Run(path, config, described["preset"])
-    except (KeyError, TypeError, ValueError) as error:
+        run = Run(path, config, described["preset"])
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(f"name={path.name!r}; cannot read {file}: {error}") from None
+    check_writable(path)
+    return run
 
 
 def _number(name: str, base: str) -> int | None:

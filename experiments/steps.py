@@ -48,7 +48,7 @@ class Classifier:
       config: Which model.
 
     Raises:
-      ValueError: If there is no such model, or it has no such option.
+      ValueError: If the model does not fit the images, or the memory.
     """
 
     def __init__(self, dataset: data.Dataset, config: ModelConfig):
@@ -62,19 +62,13 @@ class Classifier:
         self._graphs = {"train": train, "eval": evaluation}
 
     def _build(self, seed: int) -> nnx.Module:
-        try:
-            return models.build(
-                self.config.name,
-                image_shape=self.dataset.image_shape,
-                num_classes=self.dataset.num_classes,
-                rngs=nnx.Rngs(seed),
-                **self.config.options,
-            )
-        except TypeError as error:
-            raise ValueError(
-                f"model.options={self.config.options}; {self.config.name} does not "
-                f"accept these: {error}"
-            ) from error
+        return models.build(
+            self.config.name,
+            image_shape=self.dataset.image_shape,
+            num_classes=self.dataset.num_classes,
+            rngs=nnx.Rngs(seed),
+            **self.config.options,
+        )
 
     def init(self, seed: int) -> tuple[Any, Any]:
         """Fresh parameters, and the rest of the model's state."""

@@ -2,22 +2,24 @@
 
 import dataclasses
 import datetime
-import json
 import pathlib
 import platform
+import sys
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import jax
 import tyro
-from rich.console import Console
 from rich.table import Table
 
-from experiments import process, runs
+from experiments import cli, process, runs
 from experiments.bench import accuracy, engine, meta, step, update
 from experiments.bench.accuracy import AccuracyConfig
 from experiments.bench.meta import MetaConfig
 from experiments.bench.step import StepConfig
 from experiments.bench.update import UpdateConfig
+
+PROG = "experiments.bench"
 
 # The engine is measured with LAPACK's threads, which its peers need: `eigh` and `svd`
 # of large matrices are a third slower without them. Updates choose for themselves.
@@ -51,13 +53,16 @@ class Options:
     """Write the tables as JSON to this file as well."""
 
 
-def main(options: Options) -> None:
-    """Runs a benchmark and prints its tables."""
-    console = Console()
-    if not console.is_terminal:  # a file has room for every column
-        console.width = 160
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs a benchmark and prints its tables; exits with code 2 on a user's error."""
+    args = list(sys.argv[1:] if args is None else args)
+    console = cli.console(wide=True)
+    with cli.user_errors(PROG):
+        options = cli.parse_options(Options, args, PROG)
+        names = list(BENCHMARKS) if options.name == "all" else [options.name]
+        check_files(options, names)
     tables = {}
-    for name in BENCHMARKS if options.name == "all" else [options.name]:
+    for name in names:
         tables |= BENCHMARKS[name](options)
     for title, rows in tables.items():
         table = Table(*rows[0], title=title)
@@ -78,10 +83,26 @@ def main(options: Options) -> None:
             "jax": jax.__version__,
             "tables": tables,
         }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+        runs.write_json(options.out, record)
         console.print(f"Written to {options.out}")
 
 
+def check_files(options: Options, names: Sequence[str]) -> None:
+    """Finds data and makes folders, before hours of timing have passed.
+
+    Raises:
+      ValueError: If there is no such data, or no such file can be written.
+    """
+    if "accuracy" in names:
+        accuracy.load_data(options.accuracy)
+        runs.make_folder(accuracy.picture(options.accuracy))
+    if options.out is not None:
+        if options.out.is_dir():
+            raise ValueError(
+                f"out={str(options.out)!r} is a folder; accepted is a file"
+            )
+        runs.make_folder(options.out)
+
+
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main()

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments import comparison, data, optimizers, report
+from experiments import checks, comparison, data, optimizers, report
 from experiments.bench.timing import interleave
 from experiments.comparison import Contender, Outcome
 from experiments.config import Config, DataConfig, ModelConfig
-from experiments.loop import steps_per_epoch
+from experiments.loop import total_steps
 from experiments.optimizers import OptimizerConfig
 from experiments.steps import Classifier
 
@@ -57,6 +57,33 @@ class AccuracyConfig:
     batch_size: int = 512
     """Images in a step."""
 
+    def __post_init__(self):
+        """Checks every value."""
+        for name in ("rank", "refresh_every", "seeds", "epochs", "batch_size"):
+            checks.count(f"accuracy.{name}", getattr(self, name))
+        if self.tracking is not None:
+            checks.between("accuracy.tracking", self.tracking, 0, self.rank)
+        if self.catch_up_every is not None:
+            checks.count("accuracy.catch_up_every", self.catch_up_every, 2)
+        checks.some("accuracy.optimizers", self.optimizers)
+        for name in self.optimizers:
+            optimizers.named(_config(self).optimizer, name)
+        for rate in self.grid:
+            checks.positive("accuracy.grid", rate)
+        refresh, late = self.refresh_every, self.catch_up_every
+        sketched = any(name.endswith("+spectral") for name in self.optimizers)
+        if (
+            sketched
+            and self.tracking
+            and late
+            and not (refresh % late and late % refresh)
+        ):
+            raise ValueError(
+                f"accuracy.refresh_every={refresh} with accuracy.catch_up_every={late};"
+                " accepted are periods of which none divides the other, so that their "
+                "steps can be timed apart"
+            )
+
 
 _VIT = ModelConfig("vit", {"dim": 256, "depth": 4, "heads": 4, "patch": 8})
 TASKS = {
@@ -83,6 +110,23 @@ def _config(config: AccuracyConfig) -> Config:
         epochs=config.epochs,
         batch_size=config.batch_size,
     )
+
+
+def load_data(config: AccuracyConfig) -> data.Dataset:
+    """The images of the task, as many as a batch or more.
+
+    Raises:
+      ValueError: If they are not there, or fewer.
+    """
+    name, _ = TASKS[config.task]
+    dataset = data.load(name, data_dir=config.data_dir)
+    total_steps(dataset, _config(config))
+    return dataset
+
+
+def picture(config: AccuracyConfig) -> Path:
+    """Where the plot goes."""
+    return Path("runs") / f"accuracy-{config.task}-{config.optimizers[0]}.svg"
 
 
 def seconds_per_step(
@@ -120,22 +164,20 @@ def seconds_per_step(
 def _kinds(contender: Contender) -> dict[str, int]:
     """For each kind of step a number that makes it one, and no other."""
     trainer = contender.trainer
-    refresh, late = trainer.every, trainer.catch_up_every
-    if refresh and late and not (refresh % late and late % refresh):
-        raise ValueError(
-            f"refresh_every={refresh} with catch_up_every={late}; accepted are periods "
-            "of which none divides the other, so that their steps can be timed apart"
-        )
-    kinds = {"plain": 1, "refresh": refresh, "catch up": late}
+    kinds = {
+        "plain": 1,
+        "refresh": trainer.every,
+        "catch up": trainer.catch_up_every,
+    }
     return {kind: number for kind, number in kinds.items() if number}
 
 
 def run(config: AccuracyConfig = AccuracyConfig()) -> dict[str, list[dict[str, Any]]]:
     """The benchmark's tables, by title; a plot is written to `runs/`."""
     base = _config(config)
-    dataset = data.load(base.data.name, data_dir=config.data_dir, download=False)
+    dataset = load_data(config)
     classifier = Classifier(dataset, base.model)
-    steps = steps_per_epoch(dataset, base) * config.epochs
+    steps = total_steps(dataset, base)
     first = config.optimizers[0]
     # A contender is given gradient evaluations, of which SAM needs two in a step.
     evaluations = lambda name: (
@@ -175,8 +217,7 @@ def run(config: AccuracyConfig = AccuracyConfig()) -> dict[str, list[dict[str, A
     title = f"{config.task}, rank {config.rank}, {config.seeds} seeds"
     equal_steps = comparison.make_rows(list(contenders.values()), finals, grids)
     equal_time = comparison.make_rows(list(longer.values()), timed, grids)
-    picture = Path("runs") / f"accuracy-{config.task}-{first}.svg"
-    plot(picture, finals, contenders, cost)
+    plot(picture(config), finals, contenders, cost)
     tables = {
         f"{title}, {steps} steps": [
             _row(row, finals[row.name], cost) for row in equal_steps
@@ -247,4 +288,4 @@ def plot(
         for timed in (False, True)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report.figure(panels))
+    path.write_text(report.figure(panels), encoding="utf-8")

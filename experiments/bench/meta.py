@@ -53,13 +53,13 @@ class MetaConfig:
 
     def __post_init__(self):
         """Checks every value."""
+        checks.some("meta.models", self.models)
         for name in self.models:
             checks.one_of("meta.models", name, MODELS)
         for name in ("steps", "tasks", "memory_steps"):
-            for value in getattr(self, name):
-                checks.at_least(f"meta.{name}", value, 1)
+            checks.counts(f"meta.{name}", getattr(self, name))
         for name in ("chunk", "channels", "rounds"):
-            checks.at_least(f"meta.{name}", getattr(self, name), 1)
+            checks.count(f"meta.{name}", getattr(self, name), high=checks.MOST_WIDE)
 
 
 def make_learner(name: str, channels: int, tasks: int = 16) -> Learner:

@@ -11,10 +11,12 @@ import numpy as np
 import optax
 
 import dsbp_jax
+from experiments import checks
 from experiments.bench.timing import interleave
 from experiments.gradients import PART
 
 DEPTH = 4
+HEAD = 64  # the width of a head
 EVERY = 20  # steps between two refreshes or folds
 
 Name = Literal["sgd", "momentum", "adam"]
@@ -53,6 +55,19 @@ class StepConfig:
     rounds: int = 7
     """Timed rounds."""
 
+    def __post_init__(self):
+        """Checks every value."""
+        checks.some("step.models", self.models)
+        checks.some("step.optimizers", self.optimizers)
+        for name in ("widths", "tokens", "ranks"):
+            checks.counts(f"step.{name}", getattr(self, name), checks.MOST_WIDE)
+        if "transformer" in self.models and min(self.widths) < HEAD:
+            raise ValueError(
+                f"step.widths={self.widths!r}; accepted are {HEAD} or more, the width "
+                "of a head of the transformer, or --step.models mlp"
+            )
+        checks.count("step.rounds", self.rounds)
+
 
 class Problem(NamedTuple):
     """A loss, its parameters and a batch."""
@@ -86,12 +101,12 @@ def mlp(
 
 def transformer(width: int, tokens: int, depth: int = 2, inner: int = 2) -> Problem:
     """Pre-norm blocks of attention over 128 tokens, heads of 64, and a gelu MLP."""
-    heads, length = width // 64, min(128, tokens)
+    heads, length = width // HEAD, min(128, tokens)
     shapes = {
-        "query": (width, heads, 64),
-        "key": (width, heads, 64),
-        "value": (width, heads, 64),
-        "out": (heads, 64, width),
+        "query": (width, heads, HEAD),
+        "key": (width, heads, HEAD),
+        "value": (width, heads, HEAD),
+        "out": (heads, HEAD, width),
         "up": (width, inner * width),
         "down": (inner * width, width),
     }

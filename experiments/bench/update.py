@@ -40,9 +40,10 @@ class UpdateConfig:
 
     def __post_init__(self):
         """Checks every value."""
+        checks.some("update.shapes", self.shapes)
         for name in self.shapes:
             checks.one_of("update.shapes", name, SHAPES)
-        checks.at_least("update.periods", self.periods, 1)
+        checks.count("update.periods", self.periods)
 
 
 def ours(layout: dsbp_jax.Layout) -> dict[str, optax.GradientTransformation]:

@@ -3,6 +3,7 @@
 import functools
 import pathlib
 
+from experiments import paths
 from experiments.data import digits, medmnist, prepared, tiny_imagenet
 from experiments.data.dataset import DataError, Dataset, find_raw
 
@@ -95,13 +96,16 @@ def data_folder(
             f"data_dir=None, but name={name!r} needs the folder of its files "
             f"(--data-dir). {hint or _accepted()}"
         )
-    folder = pathlib.Path(data_dir).expanduser()
-    if create and not folder.exists():
-        folder.mkdir(parents=True)
+    try:
+        folder = paths.expand(data_dir)
+        if create and not folder.exists():
+            folder.mkdir(parents=True)
+    except (ValueError, OSError) as error:
+        raise DataError(f"data_dir={data_dir!r}: {error}") from None
     if not folder.is_dir():
         raise DataError(
-            f"data_dir={data_dir!r} is no folder; accepted is the folder of prepared "
-            "sets or of the publishers' files"
+            f"data_dir={str(folder)!r} is no folder; accepted is the folder of "
+            "prepared sets or of the publishers' files"
         )
     return folder
 

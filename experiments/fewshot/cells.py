@@ -83,10 +83,17 @@ def train_cell(
     stem = f"{config.method}-{inner:g}-{outer:g}-seed{config.seed}-{minutes:g}min"
     path = folder / f"{stem}{'' if test else '-tuning'}.json"
     if path.is_file():
-        cell = Cell(**json.loads(path.read_text()))
+        try:
+            cell = Cell(**json.loads(path.read_text(encoding="utf-8")))
+            before = from_json(FewshotConfig, cell.config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"cannot read {path}: {error}; accepted is to remove it, or another "
+                "--name"
+            ) from None
         runs.check_unchanged(
             config,
-            from_json(FewshotConfig, cell.config),
+            before,
             besides=(*_NO_PART, "eval_episodes" if test else "test_episodes"),
             instead="another --name",
         )

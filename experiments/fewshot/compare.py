@@ -15,11 +15,11 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from experiments import checks, cli, comparison, process, runs
 from experiments.config import to_json
+from experiments.fewshot import training
 from experiments.fewshot.__main__ import Fewshot
 from experiments.fewshot.cells import Cell, train_cell
 from experiments.fewshot.config import METHODS, FewshotConfig
@@ -77,12 +77,9 @@ class Compare(cli.Command):
         for method in self.methods:
             checks.one_of("methods", method, METHODS)
             dataclasses.replace(self.config, method=method)  # which checks it
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(
-                f"methods={' '.join(self.methods)!r}; accepted are one or more "
-                "different names"
-            )
-        checks.at_least("seeds", self.seeds, 1)
+        checks.some("methods", self.methods)
+        checks.count("seeds", self.seeds)
+        checks.seed("seed with seeds", self.config.seed + self.seeds - 1)
         checks.positive("minutes", self.minutes)
         checks.positive("tune_minutes", self.tune_minutes)
         for name in ("inner_rates", "outer_rates"):
@@ -95,13 +92,15 @@ class Compare(cli.Command):
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error."""
     args = list(sys.argv[1:] if args is None else args)
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has room for every column
-        console.width = 160
+    console = cli.console(wide=True)
     with cli.user_errors(PROG):
         command = cli.parse(Compare, args, PROG)
-        folder = command.out / (command.name or f"fewshot-{Path(command.preset).stem}")
-        folder.mkdir(parents=True, exist_ok=True)
+        name = command.name or f"fewshot-{Path(command.preset).stem}"
+        for method in command.methods:  # which finds what does not fit the data
+            training.make_learner(dataclasses.replace(command.config, method=method))
+        runs.check_name(name, command.out)
+        folder = command.out / name
+        runs.make_folder(folder / "comparison.json")
         first = command.config.seed
         chosen = {method: tuned(command, folder, method) for method in command.methods}
         cells: dict[str, list[Cell]] = {method: [] for method in command.methods}

@@ -59,8 +59,8 @@ class InnerConfig:
     def __post_init__(self):
         """Checks every value."""
         checks.positive("inner.learning_rate", self.learning_rate)
-        checks.at_least("inner.steps", self.steps, 1)
-        checks.at_least("inner.test_steps", self.test_steps, 1)
+        checks.count("inner.steps", self.steps)
+        checks.count("inner.test_steps", self.test_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +85,11 @@ class ReptileConfig:
 
     def __post_init__(self):
         """Checks every value."""
-        checks.at_least("reptile.tasks", self.tasks, 1)
-        checks.at_least("reptile.steps", self.steps, 1)
-        checks.at_least("reptile.test_steps", self.test_steps, 1)
-        checks.at_least("reptile.train_shots", self.train_shots, 2)
-        checks.at_least("reptile.batch_size", self.batch_size, 1)
+        checks.count("reptile.tasks", self.tasks)
+        checks.count("reptile.steps", self.steps)
+        checks.count("reptile.test_steps", self.test_steps)
+        checks.count("reptile.train_shots", self.train_shots, 2)
+        checks.count("reptile.batch_size", self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +118,12 @@ class SpectralConfig:
 
     def __post_init__(self):
         """Checks every value."""
-        checks.at_least("spectral.rank", self.rank, 1)
+        checks.count("spectral.rank", self.rank)
         checks.between("spectral.residual", self.residual, 0, 1)
         checks.one_of("spectral.basis", self.basis, BASES)
         checks.one_of("spectral.source", self.source, SOURCES)
         checks.one_of("spectral.side", self.side, ("input", "output"))
-        checks.at_least("spectral.refresh_every", self.refresh_every, 1)
+        checks.count("spectral.refresh_every", self.refresh_every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +152,8 @@ class OuterConfig:
         """Checks every value."""
         checks.positive("outer.learning_rate", self.learning_rate)
         checks.positive("outer.clip", self.clip)
-        checks.at_least("outer.tasks", self.tasks, 1)
-        checks.at_least("outer.steps", self.steps, 1)
+        checks.count("outer.tasks", self.tasks)
+        checks.count("outer.steps", self.steps)
         checks.positive("outer.minutes", self.minutes)
         known = self.task_axis in ("auto", "vmap", "map")
         if not (known or (self.task_axis.isdecimal() and int(self.task_axis))):
@@ -202,18 +202,33 @@ class FewshotConfig:
     def __post_init__(self):
         """Checks every value."""
         checks.one_of("method", self.method, METHODS)
-        checks.at_least("ways", self.ways, 2)
-        for name in ("shots", "queries", "eval_every"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.at_least("seed", self.seed, 0)
-        checks.at_least("eval_episodes", self.eval_episodes, 2)
-        checks.at_least("test_episodes", self.test_episodes, 2)
+        for name in ("ways", "eval_episodes", "test_episodes"):
+            checks.count(name, getattr(self, name), 2)
+        for name in ("shots", "eval_every"):
+            checks.count(name, getattr(self, name))
+        if self.queries is not None:
+            checks.count("queries", self.queries)
+        checks.seed("seed", self.seed)
         batch = self.reptile.batch_size
         if self.method == "reptile" and self.data.name != SINE and batch % self.ways:
             raise ValueError(
                 f"reptile.batch_size={batch}; accepted are multiples of "
                 f"ways={self.ways}, so that a batch has as many examples of each class"
             )
+
+        examples = self.train_examples * (1 if self.data.name == SINE else self.ways)
+        if self.method == "reptile" and batch > examples:
+            raise ValueError(
+                f"reptile.batch_size={batch}; accepted are 1 to {examples}, the "
+                "examples of a task in training"
+            )
+
+    @property
+    def train_examples(self) -> int:
+        """Examples of each class (of a task, for sine) in training."""
+        both = self.shots + (self.queries or self.shots)
+        is_reptile = self.method == "reptile"
+        return max(both, self.reptile.train_shots) if is_reptile else both
 
     @property
     def tasks(self) -> int:

@@ -156,9 +156,9 @@ def make_episodes(
     Raises:
       ValueError: The set has too few classes or images.
     """
-    queries = config.shots if config.queries is None else config.queries
-    if training and config.method == "reptile":
-        queries = max(queries, config.reptile.train_shots - config.shots)
+    queries = config.queries or config.shots
+    if training:
+        queries = config.train_examples - config.shots
     if config.data.name == SINE:
         return Sine(config.shots, queries)
     return Images(dataset, config.ways, config.shots, queries)

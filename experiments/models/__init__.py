@@ -7,10 +7,13 @@ the standard ones of Flax, so that they are found by how the model uses them.
 """
 
 import inspect
+import typing
 from typing import Any
 
+import jax
 from flax import nnx
 
+from experiments import checks
 from experiments.models.cnn import CNN as CNN
 from experiments.models.conv4 import Conv4 as Conv4
 from experiments.models.mlp import MLP as MLP
@@ -48,7 +51,7 @@ def build(
       The model, in training mode; `model.train()` and `model.eval()` switch.
 
     Raises:
-      ValueError: If the name or an option is unknown.
+      ValueError: If the name or an option is unknown, or a value not accepted.
 
     Example:
       >>> model = build(
@@ -58,16 +61,52 @@ def build(
       >>> model(jnp.zeros((2, 8, 8, 1))).shape
       (2, 10)
     """
-    if name not in MODELS:
-        raise ValueError(f"name={name!r}; accepted are {', '.join(MODELS)}")
-    signature = inspect.signature(MODELS[name].__init__).parameters
-    accepted = [key for key in signature if key not in _COMMON]
-    if unknown := [key for key in options if key not in accepted]:
+    check(name, **options)
+    try:
+        return MODELS[name](image_shape, num_classes, rngs=rngs, **options)
+    except (TypeError, OverflowError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        # Of a size that no array has, or that the memory has not.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{name!r} cannot be built with {options or 'its defaults'}: {reason}"
+        ) from error
+
+
+def check(name: str, **options: Any) -> None:
+    """Checks the options of a model, as far as this needs no images.
+
+    Args:
+      name: One of `MODELS`.
+      **options: Options of that model.
+
+    Raises:
+      ValueError: If the name or an option is unknown, or a value not accepted.
+
+    Example:
+      >>> check("cnn", channels=(32, 0))
+      Traceback (most recent call last):
+      ...
+      ValueError: channels=(32, 0); accepted are one or more whole numbers from 1 to ...
+    """
+    checks.one_of("name", name, MODELS)
+    model = MODELS[name]
+    hints = typing.get_type_hints(model.__init__, include_extras=True)
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(model.__init__).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and key != "rngs"
+    }
+    if unknown := [key for key in options if key not in defaults]:
         raise ValueError(
             f"{', '.join(unknown)}: not an option of {name!r}; accepted are "
-            f"{', '.join(accepted)}"
+            f"{', '.join(defaults)}"
         )
-    return MODELS[name](image_shape, num_classes, rngs=rngs, **options)
-
-
-_COMMON = ("self", "image_shape", "num_classes", "rngs")
+    for key, value in options.items():
+        # Another's model may have options without an annotation.
+        kind, *marks = typing.get_args(hints.get(key)) or (Any,)
+        if value is None and type(None) in typing.get_args(kind):
+            continue
+        for mark in filter(callable, marks):
+            mark(key, value)
+    if hasattr(model, "check"):
+        model.check(**(defaults | options))

@@ -1,11 +1,10 @@
 """A small convolutional network, for images of about 8 to 64 pixels."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+
+from experiments.models.options import Dtype, Width, Widths
 
 
 class CNN(nnx.Module):
@@ -27,9 +26,9 @@ class CNN(nnx.Module):
         image_shape: tuple[int, int, int],
         num_classes: int,
         *,
-        channels: Sequence[int] = (32, 64, 128),
-        hidden: int = 256,
-        dtype: DTypeLike = jnp.float32,
+        channels: Widths = (32, 64, 128),
+        hidden: Width = 256,
+        dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         height, width, d_in = image_shape

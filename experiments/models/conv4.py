@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+
+from experiments.models.options import Dtype, Flag, Width
 
 
 class Conv4(nnx.Module):
@@ -27,9 +28,9 @@ class Conv4(nnx.Module):
         image_shape: tuple[int, int, int],
         num_classes: int,
         *,
-        channels: int = 64,
-        pool: bool = False,
-        dtype: DTypeLike = jnp.float32,
+        channels: Width = 64,
+        pool: Flag = False,
+        dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         height, width, d_in = image_shape

@@ -2,12 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
+
+from experiments.models.options import Dtype, Widths
 
 
 class MLP(nnx.Module):
@@ -26,8 +26,8 @@ class MLP(nnx.Module):
         image_shape: tuple[int, int, int],
         num_classes: int,
         *,
-        hidden: Sequence[int] = (256, 256),
-        dtype: DTypeLike = jnp.float32,
+        hidden: Widths = (256, 256),
+        dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         widths = (math.prod(image_shape), *hidden)

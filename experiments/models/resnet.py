@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from experiments.models.options import Dtype, Width
+
 
 class BasicBlock(nnx.Module):
     """Two 3 x 3 convolutions and a shortcut, projected where shapes change.
@@ -60,8 +62,8 @@ class ResNet18(nnx.Module):
         image_shape: tuple[int, int, int],
         num_classes: int,
         *,
-        width: int = 64,
-        dtype: DTypeLike = jnp.float32,
+        width: Width = 64,
+        dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         conv, norm = _layers(dtype, rngs)

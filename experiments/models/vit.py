@@ -5,11 +5,14 @@ class token; position embeddings are learned.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+
+from experiments.models.options import Dtype, OptionalWidth, Width
 
 MAX_PATCHES = 64
 
@@ -72,12 +75,12 @@ class ViT(nnx.Module):
         image_shape: tuple[int, int, int],
         num_classes: int,
         *,
-        patch: int | None = None,
-        dim: int = 128,
-        depth: int = 6,
-        heads: int = 4,
-        mlp_dim: int | None = None,
-        dtype: DTypeLike = jnp.float32,
+        patch: OptionalWidth = None,
+        dim: Width = 128,
+        depth: Width = 6,
+        heads: Width = 4,
+        mlp_dim: OptionalWidth = None,
+        dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         height, width, channels = image_shape
@@ -92,8 +95,7 @@ class ViT(nnx.Module):
                 f"patch={patch} does not divide images of {height} x {width}; accepted "
                 f"are {', '.join(map(str, accepted))}"
             )
-        if dim % heads:
-            raise ValueError(f"heads={heads} does not divide dim={dim}")
+        self.check(dim=dim, heads=heads)
         self.embed = nnx.Conv(
             channels,
             dim,
@@ -113,6 +115,13 @@ class ViT(nnx.Module):
         )
         self.norm = nnx.LayerNorm(dim, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(dim, num_classes, dtype=dtype, rngs=rngs)
+
+    @staticmethod
+    def check(*, dim: int, heads: int, **others: Any) -> None:
+        """Checks what options say of one another, before there is a model."""
+        del others
+        if dim % heads:
+            raise ValueError(f"heads={heads} does not divide dim={dim}")
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits `(n, num_classes)` of images `(n, height, width, channels)`."""

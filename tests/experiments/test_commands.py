@@ -1,0 +1,481 @@
+"""Every command: text in any locale, paths as they are typed, and mistakes."""
+
+import ast
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+import experiments
+from experiments import cli, compare, data, paths, runs, train
+from experiments.bench import __main__ as bench
+from experiments.config import ModelConfig
+from experiments.fewshot import __main__ as fewshot, compare as fewshot_compare
+from tests.experiments.small_runs import SMALL
+from tests.experiments.test_fewshot import SMALL as SMALL_FEWSHOT
+
+SOURCES = sorted(Path(experiments.__file__).parent.rglob("*.py"))
+OPTIONS = {
+    "train": train.Train,
+    "compare": compare.Compare,
+    "fewshot": fewshot.Fewshot,
+    "fewshot.compare": fewshot_compare.Compare,
+    "bench": bench.Options,
+}
+MAIN = {
+    "train": train.main,
+    "compare": compare.main,
+    "fewshot": fewshot.main,
+    "fewshot.compare": fewshot_compare.main,
+    "bench": bench.main,
+}
+ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+
+
+def text_without_encoding(source):
+    """The lines of calls that open a file as text in the encoding of the locale."""
+    lines = []
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call):
+            continue
+        name = getattr(call.func, "attr", getattr(call.func, "id", None))
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        text = name in ("read_text", "write_text", "TextIOWrapper")
+        owner = getattr(getattr(call.func, "value", None), "id", None)
+        if name in ("open", "fdopen") and owner != "Image":
+            path_first = owner in (None, "io", "os")
+            mode = given.get("mode", (call.args + [None] * 2)[path_first])
+            text = mode is None or "b" not in ast.literal_eval(mode)
+        if name in ("run", "Popen", "check_output") and owner == "subprocess":
+            text = bool({"text", "universal_newlines"} & set(given))
+        if text and "encoding" not in given:
+            lines.append(call.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_every_text_file_has_an_encoding(path):
+    assert text_without_encoding(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "open(p)",
+        "open(p, 'w')",
+        "p.open('a')",
+        "p.open(mode='a')",
+        "p.read_text()",
+        "p.write_text(t)",
+        "io.open(p)",
+        "subprocess.run(c, text=True)",
+    ],
+)
+def test_what_is_no_encoding_is_found(source):
+    assert text_without_encoding(source) == [1]
+    comma = "" if source.endswith("()") else ", "
+    with_encoding = source.removesuffix(")") + comma + "encoding='utf-8')"
+    assert text_without_encoding(with_encoding) == []
+    assert text_without_encoding("p.open('rb'); open(p, 'wb'); Image.open(b)") == []
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """Replaces stdout by a terminal of an encoding; what it shows is returned."""
+
+    def replace(encoding):
+        buffer = io.BytesIO()
+        stream = io.TextIOWrapper(buffer, encoding, write_through=True)
+        monkeypatch.setattr(sys, "stdout", stream)
+        return lambda: buffer.getvalue().decode(encoding)
+
+    return replace
+
+
+def test_a_run_ends_where_the_screen_lacks_its_characters(screen, tmp_path):
+    shown = screen("cp1252")  # which has ±, and no →
+    fewshot.main([*SMALL_FEWSHOT, "--out", str(tmp_path)])
+    assert "±" in shown()
+    assert " ? " in shown()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_is_shown_on_any_screen(name, screen):
+    shown = screen("ascii")
+    with pytest.raises(SystemExit) as exit_:
+        MAIN[name](["--help"])
+    assert exit_.value.code in (0, None)
+    assert "--out" in shown()
+
+
+def test_names_are_shown_as_they_are(tmp_path, capsys):
+    args = [*SMALL, "--epochs", "1", "--optimizer.name", "sgd"]
+    train.main([*args, "--out", str(tmp_path / "[red]a["), "--name", "b]:bug:"])
+    assert "[red]a[/b]:bug:/report.html" in capsys.readouterr().out
+
+
+def test_a_run_in_a_locale_of_ascii(tmp_path):
+    args = [*SMALL, "--epochs", "1", "--probe.batch-size", "32"]
+    command = [sys.executable, "-m", "experiments.train", *args]
+    done = subprocess.run(
+        [*command, "--name", "a", "--out", str(tmp_path)],
+        env=os.environ | ASCII,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+    assert text.endswith("</html>\n")
+    assert not text.isascii()
+    # A name that the locale cannot decode can be the name of no checkpoint.
+    done = subprocess.run(
+        [*command, "--name", "ä", "--out", str(tmp_path)],
+        env=os.environ | ASCII,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "PYTHONUTF8=1" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_metrics_that_are_no_text_are_cut_off(tmp_path):
+    run = runs.Run(tmp_path, None, "digits")
+    run.log({"step": 0, "note": "κ"})
+    with run.metrics_path.open("ab") as file:
+        file.write(b'{"step": \xff\xfe\n')
+    assert run.records() == [{"step": 0, "note": "κ"}]
+
+
+def path_options(options, prefix=""):
+    """The options of a command that are paths, and how to get at them."""
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        hint, option = hints[field.name], prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            inner = "" if field.name == "config" else f"{option}."
+            for name, get in path_options(hint, inner):
+                yield (
+                    name,
+                    lambda o, get=get, field=field: get(getattr(o, field.name)),
+                )
+        elif Path in (hint, *typing.get_args(hint)):
+            yield f"--{option}", lambda o, field=field: getattr(o, field.name)
+
+
+ALL_PATHS = [
+    (name, option, get)
+    for name, options in OPTIONS.items()
+    for option, get in path_options(options)
+]
+
+
+def test_path_options_are_found():
+    found = {(name, option) for name, option, _ in ALL_PATHS}
+    assert {
+        ("train", "--out"),
+        ("train", "--data.data-dir"),
+        ("fewshot.compare", "--data.data-dir"),
+        ("bench", "--accuracy.data-dir"),
+        ("bench", "--out"),
+    } <= found
+    assert len(found) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "get"), ALL_PATHS, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_paths_are_expanded(name, option, get, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    parse = cli.parse_options if name == "bench" else cli.parse
+    for typed, meant in {
+        "~/a b": tmp_path / "a b",
+        "$HOME/a": tmp_path / "a",
+        "${SCRATCH}/a": tmp_path / "scratch" / "a",
+        "~": tmp_path,
+        "a/~": Path("a/~"),
+    }.items():
+        for args in ([f"{option}={typed}"], [option, typed]):
+            assert get(parse(OPTIONS[name], args, name)) == meant
+    for typed, words in {"": "empty", "~nobody-at-all/x": "no user"}.items():
+        with pytest.raises(ValueError, match=words):
+            parse(OPTIONS[name], [option, typed], name)
+
+
+def test_a_preset_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "from experiments.config import Config\ndef config(): return Config(seed=9)"
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    assert cli.parse(train.Train, ["~/mine.py"], "train").config.seed == 9
+
+
+def test_a_program_may_give_such_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(data.DataError, match=str(tmp_path / "sets")):
+        data.load("cifar10", data_dir="~/sets")
+    assert paths.expand(Path("~/x")) == tmp_path / "x"
+
+
+def fails(name, args, capsys):
+    """The one line that a command ends with."""
+    with pytest.raises(SystemExit) as exit_:
+        MAIN[name](args)
+    assert exit_.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    start = f"experiments.{name}: error: "
+    assert output.err.startswith(start)
+    return output.err.removeprefix(start)
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    """Mistakes are found before there is any data, and so before any tracing."""
+
+    def load(*args, **options):
+        pytest.fail("data was loaded")
+
+    monkeypatch.setattr(data, "load", load)
+    monkeypatch.setattr(data, "load_fewshot", load)
+
+
+MODELS = [
+    ("mlp", "hidden=64,0", "hidden=(64, 0); accepted are one or more whole numbers"),
+    ("mlp", "hidden=-3,", "hidden=(-3,)"),
+    ("mlp", "hidden=()", "hidden=()"),
+    ("mlp", "hidden=2.5,", "hidden=(2.5,)"),
+    ("mlp", "hidden=True,", "hidden=(True,)"),
+    ("mlp", "hidden=3e9,", "hidden=(3000000000.0,)"),
+    ("mlp", "hidden=3000000000,", "from 1 to 1048576"),
+    ("mlp", "hidden={[]}", "hidden='{[]}'"),
+    ("mlp", "dtype=bf16", "dtype='bf16'; accepted are float32, bfloat16, float16"),
+    ("mlp", "dtype=int8", "dtype='int8'"),
+    ("mlp", "dtype=None", "dtype=None"),
+    ("cnn", "channels=0,", "channels=(0,)"),
+    ("cnn", "channels=8", "channels=8; accepted are one or more"),
+    ("cnn", "hidden=0", "hidden=0; accepted are values of 1 or more"),
+    ("conv4", "channels=0", "channels=0; accepted are values of 1 or more"),
+    ("conv4", "pool=false", "pool='false'; accepted are True and False"),
+    ("resnet18", "width=-8", "width=-8"),
+    ("vit", "heads=3", "heads=3 does not divide dim=128"),
+    ("vit", "heads=0", "heads=0; accepted are values of 1 or more"),
+    ("vit", "depth=0", "depth=0"),
+    ("vit", "patch=0", "patch=0"),
+    ("vit", "mlp_dim=-1", "mlp_dim=-1"),
+    ("vit", "colour=3", "colour: not an option of 'vit'; accepted are patch, dim"),
+]
+
+
+@pytest.mark.parametrize(("model", "option", "message"), MODELS)
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_impossible_models(model, option, message, tmp_path, capsys):
+    args = ["--model.name", model, "--model.options", option]
+    out = str(tmp_path / "runs")
+    assert message in fails("train", [*args, "--out", out], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["compare", "fewshot", "fewshot.compare"])
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_impossible_models_of_other_commands(name, tmp_path, capsys):
+    args = ["--out", str(tmp_path / "runs"), "--model.name", "cnn", "--model.options"]
+    assert "channels=(0,)" in fails(name, [*args, "channels=0,"], capsys)
+    assert "dtype='fp16'" in fails(name, [*args, "dtype=fp16"], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_possible_models():
+    for name, options in {
+        "mlp": {"hidden": [8], "dtype": "float16"},
+        "cnn": {"channels": (4,), "dtype": data.batches.jnp.bfloat16},
+        "vit": {"patch": None, "mlp_dim": None, "dim": 12, "heads": 3},
+    }.items():
+        assert ModelConfig(name, options).options == options
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("train", "--model.options hidden=8, hidden=9,", "one value of hidden"),
+        ("train", "--seed 99999999999999999999", "from 0 to 4294967295"),
+        ("train", "--epochs 99999999999", "values up to 2147483647"),
+        ("train", "--data.split-seed -1", "data.split_seed=-1"),
+        ("train", "--data.label-noise nan", "data.label_noise=nan"),
+        ("train", "--optimizer.learning-rate nan", "learning_rate=nan"),
+        ("train", "--optimizer.learning-rate -0.1", "learning_rate=-0.1"),
+        ("train", "--optimizer.weight-decay inf", "weight_decay=inf"),
+        ("train", "--optimizer.rho nan", "rho=nan"),
+        ("train", "--optimizer.tracking 65", "tracking=65; accepted are values from"),
+        ("train", "--optimizer.rank 99999999999", "rank=99999999999"),
+        ("compare", "--optimizers", "optimizers=''; accepted are one or more"),
+        ("compare", "--optimizers sgd dsbp+coordinates", "backprop='coordinates'"),
+        ("compare", "--learning-rates 0.1 nan", "learning_rates=nan"),
+        ("compare", "--seed 4294967295 --seeds 2", "from 0 to 4294967295"),
+        ("compare", "--sharpness --probe.batch-size 0", "sharpness=True"),
+        ("fewshot", "--inner.learning-rate nan", "inner.learning_rate=nan"),
+        ("fewshot", "--outer.steps 99999999999", "values up to 2147483647"),
+        ("fewshot", "--ways 1", "ways=1; accepted are values of 2 or more"),
+        (
+            "fewshot",
+            "--method reptile --reptile.batch-size 21",
+            "reptile.batch_size=21; accepted are 1 to 20",
+        ),
+        ("fewshot.compare", "--methods", "methods=''; accepted are one or more"),
+        ("fewshot.compare", "--minutes nan", "minutes=nan"),
+        ("fewshot.compare", "--outer-rates 0", "outer_rates=0"),
+        ("bench", "nothing", "'nothing'"),
+        ("bench", "step --step.widths 0", "step.widths=(0,)"),
+        ("bench", "step --step.widths", "step.widths=()"),
+        ("bench", "step --step.widths 32", "accepted are 64 or more"),
+        ("bench", "step --step.ranks 8 -1", "step.ranks=(8, -1)"),
+        ("bench", "step --step.rounds 0", "step.rounds=0"),
+        ("bench", "update --update.shapes", "update.shapes=''"),
+        ("bench", "meta --meta.steps", "meta.steps=()"),
+        ("bench", "accuracy --accuracy.grid nan", "accuracy.grid=nan"),
+        ("bench", "accuracy --accuracy.rank 0", "accuracy.rank=0"),
+        ("bench", "accuracy --accuracy.optimizers adm", "nearest: adam"),
+        ("bench", "accuracy --accuracy.seeds 0", "accuracy.seeds=0"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_impossible_values(name, args, message, tmp_path, capsys):
+    out = str(tmp_path / "runs")
+    assert message in fails(name, [*args.split(), "--out", out], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--batch-size 1258", "batch_size=1258; accepted are 1 to 1257"),
+        ("--epochs 999999999", "of 19 steps each"),
+        ("--model.name vit --model.options patch=3", "accepted are 1, 2, 4, 8"),
+        ("--model.name conv4 --model.options pool=True", "16 × 16 pixels or more"),
+    ],
+)
+def test_what_the_images_do_not_allow(args, message, tmp_path, capsys):
+    out = str(tmp_path / "runs")
+    for name in ("train", "compare"):
+        assert message in fails(name, [*args.split(), "--out", out], capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["accuracy", "all"])
+def test_a_benchmark_without_its_data_is_not_begun(name, monkeypatch, capsys):
+    begin = lambda options: pytest.fail("a benchmark was run")
+    monkeypatch.setattr(bench, "BENCHMARKS", dict.fromkeys(bench.BENCHMARKS, begin))
+    assert "data_dir=None" in fails("bench", [name], capsys)
+
+
+@pytest.fixture(params=["a file", "in a file", "a dangling link", "no real folder"])
+def bad_folder(request, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "far")
+    path = {
+        "a file": tmp_path / "file",
+        "in a file": tmp_path / "file" / "runs",
+        "a dangling link": tmp_path / "link",
+        "no real folder": Path("/proc"),
+    }[request.param]
+    if request.param == "no real folder" and not path.is_dir():
+        pytest.skip("there is no /proc")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("train", "--optimizer.name sgd"),
+        ("compare", "--optimizers sgd"),
+        ("fewshot", "--method maml"),
+        ("fewshot.compare", "sine --methods maml"),
+        ("bench", "engine"),
+    ],
+)
+def test_folders_that_cannot_be_written_in(name, args, bad_folder, capsys, monkeypatch):
+    begin = lambda options: pytest.fail("a benchmark was run")
+    monkeypatch.setattr(bench, "BENCHMARKS", dict.fromkeys(bench.BENCHMARKS, begin))
+    out = bad_folder / "a.json" if name == "bench" else bad_folder
+    line = fails(name, [*args.split(), "--out", str(out)], capsys)
+    assert line.startswith("out='")
+
+
+def test_a_folder_is_no_file_of_results(tmp_path, capsys):
+    line = fails("bench", ["engine", "--out", str(tmp_path)], capsys)
+    assert "is a folder; accepted is a file" in line
+
+
+def test_data_folders_that_are_none(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    out = ["--out", str(tmp_path / "runs")]
+    for name, preset in {"train": "cifar10", "fewshot": "omniglot"}.items():
+        args = [preset, *out, "--data-dir", str(tmp_path / "file")]
+        assert "is no folder" in fails(name, args, capsys)
+        args[-1] += "/x"
+        assert "Not a directory" in fails(name, [*args, "--download"], capsys)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b"])
+def test_names_that_are_no_folder(name, tmp_path, capsys):
+    args = ["--out", str(tmp_path / "runs"), "--name", name, "--overwrite"]
+    assert f"name={name!r}" in fails("train", args, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def config(:", "SyntaxError"),
+        ("x = 1", "has no attribute 'config'"),
+        (
+            "def config():\n    return 3",
+            "gives a int; accepted are presets of a Config",
+        ),
+        (
+            "from experiments.config import Config\ndef config():\n"
+            "    return Config(epochs='3')",
+            "line 3; accepted is a file with",
+        ),
+    ],
+)
+def test_presets_that_give_no_config(text, message, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(text, encoding="utf-8")
+    line = fails("train", [str(path), "--out", str(tmp_path / "runs")], capsys)
+    assert "PRESET='" in line
+    assert message in line
+
+
+def test_options_are_checked_beside_those_of_their_preset(tmp_path):
+    path = tmp_path / "mine.py"
+    text = (
+        "from experiments.config import *\ndef config():\n"
+        "    optimizer = OptimizerConfig(rank=99)\n"
+        "    return Config(model=ModelConfig('vit'), optimizer=optimizer)"
+    )
+    path.write_text(text, encoding="utf-8")
+    args = [str(path), "--optimizer.tracking", "90", "--model.options", "depth=2"]
+    config = cli.parse(train.Train, args, "train").config
+    assert config.optimizer.tracking == 90
+    assert config.model == ModelConfig("vit", {"depth": 2})
+
+
+def test_a_cell_that_cannot_be_read_is_named(tmp_path, capsys):
+    folder = tmp_path / "fewshot-sine"
+    folder.mkdir()
+    for text in ("{", "{}", "[]"):
+        (folder / "maml-0.01-0.001-seed0-10min.json").write_text(text, encoding="utf-8")
+        args = ["sine", *SMALL_FEWSHOT, "--methods", "maml", "--out", str(tmp_path)]
+        args += ["--inner-rates", "0.01", "--outer-rates", "0.001"]
+        line = fails("fewshot.compare", args, capsys)
+        assert f"cannot read {folder}" in line

@@ -286,26 +286,26 @@ def linen_fused_rnn():
 class FusedAttention(eqx.Module):
     """Queries, keys and values in one product; their kernels are `(out, in)`."""
 
-    query: jax.Array
-    key: jax.Array
-    value: jax.Array
+    to_query: jax.Array
+    to_key: jax.Array
+    to_value: jax.Array
     out: eqx.nn.Linear
 
     def __init__(self, key):
         keys = jax.random.split(key, 4)
-        self.query, self.key, self.value = (
+        self.to_query, self.to_key, self.to_value = (
             jax.random.normal(k, (4, 6)) for k in keys[:3]
         )
         self.out = eqx.nn.Linear(4, 6, key=keys[3])
 
     def __call__(self, x):
-        kernel = jnp.concatenate([self.query, self.key, self.value])
+        kernel = jnp.concatenate([self.to_query, self.to_key, self.to_value])
         q, k, v = jnp.split(jax.vmap(lambda x: kernel @ x)(x), 3, axis=-1)
         return jax.vmap(self.out)(jax.nn.softmax(q @ k.T) @ v)
 
 
 def equinox_fused_attention():
-    shapes = {name: ((10, 6), (10, 4)) for name in ("query", "key", "value")}
+    shapes = {f"to_{name}": ((10, 6), (10, 4)) for name in ("query", "key", "value")}
     shapes["out/weight"] = ((10, 4), (10, 6))
     fn = lambda net, x: jax.vmap(net)(x)
     return Model(fn, filled(FusedAttention, KEY), (normal(2, 5, 6),), shapes)

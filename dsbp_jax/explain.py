@@ -172,7 +172,8 @@ def _matched(site: Site, rank: int, other_uses: Iterable[str]) -> LeafReport:
     if site.lengths:
         use.append(f"in loops of {'×'.join(map(str, site.lengths))}")
     if site.conditional:
-        use.append("in a branch")
+        named = f" for {', '.join(site.platforms)}" if site.platforms else ""
+        use.append(f"in a branch{named}")
     dims, further = {"d_in": d_in, "d_out": d_out}, site.name != site.path
     reasons = ["further use: transforms go by the first"] if further else []
     full = [f"{name} {dim}" for name, dim in dims.items() if rank >= dim]

@@ -44,6 +44,8 @@ def why_plain(site: Site, rank: int) -> str:
         return f"inside {site.rule}"
     if site.weight.frozen:
         return "no gradient"
+    if site.fused:
+        return "part of a fused kernel"
     if site.name != site.path:
         return "further use"
     if rank >= d_in:

@@ -6,11 +6,11 @@ each axis comes from in the leaf, follow the leaf's matrix view and the layout
 of the input and the response.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dsbp_jax.layers import primitives
-from dsbp_jax.layers.leaf_view import LeafView
+from dsbp_jax.layers.leaf_view import LeafView, Span
 from dsbp_jax.layers.matrix_view import MatrixView
 from dsbp_jax.layers.sites import Axes, Operand
 
@@ -56,6 +56,13 @@ class Roles(NamedTuple):
         return MatrixView(of("input"), of("output"), of("batch"))
 
 
+def _spans(view: LeafView, axes: Mapping[int, int]) -> tuple[Span, ...]:
+    """The spans of a weight, on those axes of another operand that meet its own."""
+    return tuple(
+        span._replace(axis=axes[span.axis]) for span in view.spans if span.axis in axes
+    )
+
+
 def dense(equation: primitives.Equation, view: LeafView, position: int) -> Roles:
     """Roles of the axes of a matrix product with the weight at `position`."""
     contracted, batched = equation.params["dimension_numbers"]
@@ -71,17 +78,23 @@ def dense(equation: primitives.Equation, view: LeafView, position: int) -> Roles
     first_kept = leading if position == 0 else leading + len(rows)
     first_row = leading + len(kept) if position == 0 else leading
     digits = lambda axes: [digits for _, digits in axes]
+    met = dict(zip(contracted[position], contracted[1 - position], strict=True))
+    met.update(zip(batched[position], batched[1 - position], strict=True))
+    answered = {axis: index for index, axis in enumerate(batched[position])}
+    answered.update((axis, index) for index, (axis, _) in enumerate(kept, first_kept))
     operand = Operand(
         shape,
         tuple(zip(batched[1 - position], digits(batch), strict=True)),
         rows,
         tuple(zip(contracted[1 - position], digits(contract), strict=True)),
+        _spans(view, met),
     )
     response = Operand(
         primitives.aval(equation.outvars[0]).shape,
         tuple(enumerate(digits(batch))),
         tuple(range(first_row, first_row + len(rows))),
         tuple(enumerate(digits(kept), first_kept)),
+        _spans(view, answered),
     )
     return Roles(batch, contract, kept, operand, response)
 
@@ -99,11 +112,19 @@ def convolution(
         return "kernel of a convolution with batch groups"
     lhs, rhs, out = params["dimension_numbers"]
     kept, contract = ((rhs[axis], view.axes[rhs[axis]]) for axis in (0, 1))
+    if any(span.axis in rhs[2:] for span in view.spans):
+        return "some taps of a convolution kernel that is joined from several leaves"
     operand, response = (
-        Operand(aval.shape, (), (spec[0], *spec[2:]), ((spec[1], digits),))
-        for aval, spec, digits in (
-            (primitives.aval(equation.invars[0]), lhs, contract[1]),
-            (primitives.aval(equation.outvars[0]), out, kept[1]),
+        Operand(
+            primitives.aval(atom).shape,
+            (),
+            (spec[0], *spec[2:]),
+            ((spec[1], digits),),
+            _spans(view, {axis: spec[1]}),
+        )
+        for atom, spec, (axis, digits) in (
+            (equation.invars[0], lhs, contract),
+            (equation.outvars[0], out, kept),
         )
     )
     return Roles((), (contract,), (kept,), operand, response)

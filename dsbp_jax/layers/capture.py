@@ -1,5 +1,6 @@
 """Capturing what every layer saw and answered, in the model's own forward pass."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -33,14 +34,20 @@ def capture_activations(
     captured function may be the loss itself under `jax.value_and_grad`. What is
     inside a `jax.custom_vjp` or `jax.custom_jvp` is captured from a second
     evaluation of its primal, which a compiler can merge. Each call traces `fn`,
-    so wrap the outermost function in `jax.jit`; inner ones are taken apart, and
-    outside of any `jax.jit` their results then agree to rounding only.
+    so wrap the outermost function in `jax.jit`; inner ones are taken apart. Their
+    shardings stay; what they say of donation and compilation does not, and outside of
+    any `jax.jit` their results agree to rounding only.
 
     Stacked kernels (`jax.lax.scan` over layers, experts) have batch axes in
     front. A kernel that a loop uses again and again has the rows of all
     iterations, time first. Of a convolution the rows are positions and the
-    features are channels. Kernels inside a `while` loop, of grouped
-    convolutions and others that `explain` lists are left out.
+    features are channels. Kernels inside a `while` loop, of grouped convolutions
+    and others that `explain` lists are left out.
+
+    Of leaves that are joined into one kernel before they meet the input (fused gates,
+    fused queries, keys and values) each is a layer. Its outputs are its own features
+    of the response, or, where it has its own features of the input and the response
+    is a sum, its own term of it: always its inputs times the leaf.
 
     Args:
       fn: A function `fn(params, *args, **kwargs)` that returns any pytree.
@@ -106,8 +113,11 @@ def capture_through(
         def visit(
             product: Product, x: jax.Array, w: jax.Array, extra: Any
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            y = respond(product, x, w)
-            return y, collect_rows(product.site, x, y, sides, limit)
+            y = own = respond(product, x, w)
+            if product.site.summed and "outputs" in sides:
+                alone = dataclasses.replace(product, response=None)
+                own = respond(alone, *product.summand(x, w))
+            return y, collect_rows(product.site, x, own, sides, limit)
 
         arrays = array_leaves((params, args, kwargs))
         outputs, collected = evaluate(traced, visit, arrays, sites=traced.sites)

@@ -14,9 +14,19 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax.layers import axis_roles, primitives
-from dsbp_jax.layers.leaf_view import LeafView, follow, whole
+from dsbp_jax.layers.arrays import array_leaves as array_leaves, is_array, split
+from dsbp_jax.layers.leaf_view import (
+    LeafView,
+    enter_shared,
+    enter_stacked,
+    follow,
+    join,
+    leave,
+    whole,
+)
 from dsbp_jax.layers.matrix_view import MatrixView
 from dsbp_jax.layers.paths import leaves_by_path
+from dsbp_jax.layers.reasons import STACKED, joined, reason_of
 from dsbp_jax.layers.sites import Site
 
 
@@ -60,35 +70,6 @@ class Trace:
         ]
 
 
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf is traced; all others are static, as in a plain call."""
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
-def array_leaves(tree: Any) -> list[Any]:
-    """The leaves of a tree that are arrays, in flattening order."""
-    return [leaf for leaf in jax.tree.leaves(tree) if is_array(leaf)]
-
-
-def _split(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
-    """The array leaves of a tree, and a function that puts others in place."""
-    leaves, treedef = jax.tree.flatten(tree)
-    arrays = [leaf for leaf in leaves if is_array(leaf)]
-    # What the arrays were must not outlive the call: they may be tracers.
-    static = [_ARRAY if is_array(leaf) else leaf for leaf in leaves]
-
-    def rebuild(values: Iterable[Any]) -> Any:
-        rest = iter(values)
-        return jax.tree.unflatten(
-            treedef, [next(rest) if leaf is _ARRAY else leaf for leaf in static]
-        )
-
-    return arrays, rebuild
-
-
-_ARRAY = object()
-
-
 def trace(
     fn: Callable[..., Any],
     params: Any,
@@ -107,12 +88,12 @@ def trace(
     Returns:
       The trace.
     """
-    arrays, rebuild = _split((params, args, dict(kwargs)))
+    arrays, rebuild = split((params, args, dict(kwargs)))
     unflatten: list[Callable[[Iterable[Any]], Any]] = []
 
     def flat(*values: Any) -> list[Any]:
         params, args, kwargs = rebuild(values)
-        outputs, rebuild_result = _split(fn(params, *args, **kwargs))
+        outputs, rebuild_result = split(fn(params, *args, **kwargs))
         unflatten.append(rebuild_result)
         return outputs
 
@@ -130,9 +111,12 @@ def trace(
 
 @dataclasses.dataclass(frozen=True)
 class _Value:
-    """What is known of a value: it comes from parameters only, perhaps a leaf."""
+    """What is known of a value: it comes from parameters only.
 
-    view: LeafView | None = None
+    It may be a leaf, or be joined from several.
+    """
+
+    views: tuple[LeafView, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +126,7 @@ class _Context:
     key: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
     conditional: bool = False
+    platforms: tuple[str, ...] = ()
     rule: str | None = None
 
     def at(self, *index: int) -> "_Context":
@@ -169,14 +154,15 @@ class _Walk:
         values: _Values = [None] * len(body.jaxpr.invars)
         for leaf, floating in enumerate(self.floating):
             if floating:
-                values[leaf] = _Value(whole(leaf, self.shapes[leaf]))
+                values[leaf] = _Value((whole(leaf, self.shapes[leaf]),))
         for value in self.walk(body.jaxpr, values, _Context()):
             self.use(value, "returned by the function")
 
     def use(self, value: _Value | None, reason: str) -> None:
         """Writes down a use of a leaf that is no site."""
-        if value is not None and value.view is not None:
-            use = Use(self.paths[value.view.leaf], reason)
+        for view in value.views if value is not None else ():
+            said = joined(reason, self.shapes[view.leaf]) if view.spans else reason
+            use = Use(self.paths[view.leaf], said)
             if use not in self.uses:
                 self.uses.append(use)
 
@@ -212,45 +198,69 @@ class _Walk:
         if call is not None:
             enter = getattr(self, call.kind)
             return enter(equation, call.bodies, operands, context)
-        if not any(value is not None and value.view for value in operands):
+        if not any(value is not None and value.views for value in operands):
             return results
+        if equation.primitive.name in primitives.JOINS and not data:
+            return [self.join(equation, operands)]
         if equation.primitive.name in (primitives.DENSE, primitives.CONVOLUTION):
             self.product(equation, operands, context)
             return results
         for index, value in enumerate(operands):
-            if value is None or value.view is None:
+            if value is None or not value.views:
                 continue
-            view = follow(equation, value.view, index)
-            if view is None:
-                self.use(value, _reason(equation, value.view))
+            views = [follow(equation, view, index) for view in value.views]
+            followed = tuple(view for view in views if view is not None)
+            if len(followed) < len(views):
+                self.use(value, reason_of(equation))
             else:
-                results[index] = _Value(view)
+                results[index] = _Value(followed)
         return results
+
+    def join(self, equation: primitives.Equation, operands: _Values) -> _Value:
+        """What is joined from leaves and constants, each leaf a block of it."""
+        views = [
+            join(equation, view, index)
+            for index, value in enumerate(operands)
+            if value is not None
+            for view in value.views
+        ]
+        return _Value(tuple(view for view in views if view is not None))
 
     def product(
         self, equation: primitives.Equation, operands: _Values, context: _Context
     ) -> None:
-        """A site, or the reason why this product of a leaf is none."""
-        position = 1 if operands[1] is not None and operands[1].view else 0
+        """A site of each leaf of the weight, or why this product is none."""
+        position = 1 if operands[1] is not None and operands[1].views else 0
         value, other = operands[position], operands[1 - position]
         assert value is not None
-        assert value.view is not None
+        for weight in value.views:
+            self.site(equation, weight, position, other, context)
+
+    def site(
+        self,
+        equation: primitives.Equation,
+        weight: LeafView,
+        position: int,
+        other: _Value | None,
+        context: _Context,
+    ) -> None:
+        """A site, or the reason why this product of a leaf is none."""
         dense = equation.primitive.name == primitives.DENSE
-        shape = self.shapes[value.view.leaf]
+        shape = self.shapes[weight.leaf]
         view: MatrixView | str
         if other is not None:
             reason = "multiplied with parameters or constants only"
             roles: axis_roles.Roles | str = reason
         elif dense:
-            roles = axis_roles.dense(equation, value.view, position)
+            roles = axis_roles.dense(equation, weight, position)
         else:
-            roles = axis_roles.convolution(equation, value.view, position)
-        view = roles if isinstance(roles, str) else roles.view(shape, value.view)
+            roles = axis_roles.convolution(equation, weight, position)
+        view = roles if isinstance(roles, str) else roles.view(shape, weight)
         if isinstance(roles, str) or isinstance(view, str):
-            self.use(value, str(view))
+            self.use(_Value((weight,)), str(view))
             self.use(other, str(view))
             return
-        path = self.paths[value.view.leaf]
+        path = self.paths[weight.leaf]
         number = self.counts.get(path, 0)
         self.counts[path] = number + 1
         site = Site(
@@ -259,7 +269,7 @@ class _Walk:
             kind="dense" if dense else "convolution",
             view=view,
             shape=shape,
-            weight=value.view,
+            weight=weight,
             position=position,
             inputs=roles.inputs,
             outputs=roles.outputs,
@@ -313,17 +323,20 @@ class _Walk:
         num_consts, num_carry = primitives.scan_sizes(equation)
         inner: _Values = []
         for index, value in enumerate(operands):
-            view = None if value is None else value.view
+            views = () if value is None else value.views
             carried = num_consts <= index < num_consts + num_carry
             if carried and jaxpr.outvars[index - num_consts] != jaxpr.invars[index]:
                 self.use(value, "carried and changed by a loop")
                 inner.append(None)
-            elif view is None:
+            elif not views:
                 inner.append(value)
             elif index < num_consts + num_carry:
-                inner.append(_Value(_enter(view, None, view.axes)))
+                inner.append(_Value(tuple(map(enter_shared, views))))
+            elif any(span.axis == 0 for view in views for span in view.spans):
+                self.use(value, STACKED)
+                inner.append(_Value())
             else:
-                inner.append(_Value(_enter(view, view.axes[0], view.axes[1:])))
+                inner.append(_Value(tuple(map(enter_stacked, views))))
         length = equation.params["length"]
         context = dataclasses.replace(context, lengths=(*context.lengths, length))
         results = self.walk(jaxpr, inner, context)
@@ -331,21 +344,16 @@ class _Walk:
         for index, (value, var) in enumerate(
             zip(results, equation.outvars, strict=True)
         ):
-            if value is None or value.view is None or primitives.is_dropped(var):
+            if value is None or not value.views or primitives.is_dropped(var):
                 outer.append(value)
                 continue
-            *loops, last = value.view.loops
-            axes = value.view.axes
             carried = index < num_carry
-            if carried != (last is None):
+            if any(carried != (view.loops[-1] is None) for view in value.views):
                 kept = "its last slice carried out of" if carried else "stacked by"
                 self.use(value, f"{kept} a loop")
                 outer.append(_Value())
                 continue
-            if last is not None:
-                axes = (last, *axes)
-            view = dataclasses.replace(value.view, axes=axes, loops=tuple(loops))
-            outer.append(_Value(view))
+            outer.append(_Value(tuple(map(leave, value.views))))
         return outer
 
     def cond(
@@ -357,14 +365,18 @@ class _Walk:
     ) -> _Values:
         """Branches: a result is a leaf only where all branches agree."""
         context = dataclasses.replace(context, conditional=True)
-        branches = [
-            self.walk(body.jaxpr, operands[1:], context.at(branch))
-            for branch, body in enumerate(bodies)
-        ]
+        platforms = primitives.branch_platforms(equation)
+        branches: list[_Values] = []
+        # Of platforms, the present one's has the leaf's first use.
+        for branch in primitives.branch_order(equation):
+            inner = context.at(branch)
+            if platforms is not None:
+                inner = dataclasses.replace(inner, platforms=platforms[branch])
+            branches.append(self.walk(bodies[branch].jaxpr, operands[1:], inner))
         results: _Values = []
         for values in zip(*branches, strict=True):
             first = values[0]
-            if first and first.view and all(value == first for value in values):
+            if first and first.views and all(value == first for value in values):
                 results.append(first)
                 continue
             for value in values:
@@ -372,21 +384,3 @@ class _Walk:
             data = any(value is None for value in (operands[0], *values))
             results.append(None if data else _Value())
         return results
-
-
-def _enter(view: LeafView, loop: Any, axes: Any) -> LeafView:
-    return dataclasses.replace(view, axes=axes, loops=(*view.loops, loop))
-
-
-def _reason(equation: primitives.Equation, view: LeafView) -> str:
-    """Why a use of a leaf that is no product is no site either."""
-    name = equation.primitive.name
-    known = {
-        "gather": "looked up by index (gather)",
-        "dynamic_slice": "sliced before use; jax.lax.scan over the stack is followed",
-        "slice": "sliced before use; jax.lax.scan over the stack is followed",
-        "while": "inside a while loop, whose number of iterations is not known",
-        "shard_map": "inside a shard_map",
-        "convert_element_type": "converted to a type that is not floating",
-    }
-    return known.get(name, f"used by {name}")

@@ -29,7 +29,8 @@ def convolve(product: Product, x: jax.Array, w: jax.Array) -> jax.Array:
       The response; sums are in another order than the convolution's.
     """
     params = product.equation.params
-    if product.site.kind != "convolution" or not is_product(product.equation):
+    plain = product.site.kind != "convolution" or not is_product(product.equation)
+    if plain or product.response is not None:
         return product(x, w)
     lhs, rhs, out = params["dimension_numbers"]
     x = jnp.transpose(x, (lhs[0], *lhs[2:], lhs[1]))

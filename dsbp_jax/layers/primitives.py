@@ -6,8 +6,9 @@ equation runs, which operations only rearrange an array, and how to run one
 equation as it stands. Supported from jax 0.10 on.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,9 @@ Var = jex.Var
 
 DENSE = "dot_general"
 CONVOLUTION = "conv_general_dilated"
+
+# Operations whose result holds their operands side by side.
+JOINS = frozenset({"concatenate", "stack"})
 
 # Operations whose i-th result is their i-th operand, axis by axis.
 AXISWISE = frozenset(
@@ -47,6 +51,7 @@ _CALLS = {
     "closed_call": "call",
     "core_call": "call",
     "core_closed_call": "call",
+    "eval_jaxpr": "call",  # what closed_call is called after jax 0.11
     "jit": "call",
     "pjit": "call",
     "checkpoint": "remat",
@@ -97,45 +102,54 @@ def call_of(equation: Equation) -> Call | None:
         return None
     if kind == "cond":
         inner = tuple(params["branches"])
-    elif "fun_jaxpr" in params:
-        inner = (params["fun_jaxpr"],)
     else:
-        inner = (params["call_jaxpr" if "call_jaxpr" in params else "jaxpr"],)
+        names = ("fun_jaxpr", "call_jaxpr", "jaxpr")
+        inner = tuple(params[name] for name in names if name in params)[:1]
     bodies = tuple(
         # Plain and closed jaxprs alike; the two are one class since jax 0.11.
         Body(getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ())))
         for jaxpr in inner
     )
-    return Call(kind, bodies)
+    operands = len(equation.invars) - (kind == "cond")
+    understood = [
+        isinstance(body.jaxpr, Jaxpr) and len(body.jaxpr.invars) == operands
+        for body in bodies
+    ]
+    return Call(kind, bodies) if bodies and all(understood) else None
+
+
+def inner_jaxprs(equation: Equation) -> Iterator[Jaxpr]:
+    """The jaxprs that the parameters of `equation` hold."""
+
+    def inside(value: Any) -> Iterator[Jaxpr]:
+        if isinstance(jaxpr := getattr(value, "jaxpr", value), Jaxpr):
+            yield jaxpr
+            return
+        if isinstance(value, Mapping):
+            value = tuple(value.values())
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        if isinstance(value, tuple | list):
+            for item in value:
+                yield from inside(item)
+
+    return inside(equation.params)
 
 
 def has_constants(equation: Equation) -> bool:
     """Whether a jaxpr inside of `equation`, however deep, closes over constants."""
-
-    def holds(value: Any) -> bool:
-        if isinstance(value, tuple | list):
-            return any(map(holds, value))
-        jaxpr = getattr(value, "jaxpr", value)
-        if not isinstance(jaxpr, Jaxpr):
-            return False
-        return bool(jaxpr.constvars) or any(map(has_constants, jaxpr.eqns))
-
-    return any(map(holds, equation.params.values()))
+    return any(
+        bool(jaxpr.constvars) or any(map(has_constants, jaxpr.eqns))
+        for jaxpr in inner_jaxprs(equation)
+    )
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[Equation]:
     """The equations of a jaxpr and of all that they run, however deep."""
-
-    def inside(value: Any) -> Iterator[Equation]:
-        if isinstance(value, tuple | list):
-            for item in value:
-                yield from inside(item)
-        elif isinstance(jaxpr := getattr(value, "jaxpr", value), Jaxpr):
-            yield from equations(jaxpr)
-
     for equation in jaxpr.eqns:
         yield equation
-        yield from inside(list(equation.params.values()))
+        for inner in inner_jaxprs(equation):
+            yield from equations(inner)
 
 
 def scan_sizes(equation: Equation) -> tuple[int, int]:
@@ -154,8 +168,89 @@ def scan_options(equation: Equation) -> dict[str, Any]:
 
 
 def remat_options(equation: Equation) -> dict[str, Any]:
-    """The keyword arguments of `jax.checkpoint` for `equation`."""
-    return {name: equation.params[name] for name in ("prevent_cse", "policy")}
+    """The keyword arguments of `jax.checkpoint` for `equation`.
+
+    Its function is to be called with a list of the operands and one more argument.
+    """
+    prevent_cse = equation.params["prevent_cse"]
+    if isinstance(prevent_cse, tuple):
+        prevent_cse = (list(prevent_cse), True)
+    return {"prevent_cse": prevent_cse, "policy": equation.params["policy"]}
+
+
+def branch_platforms(equation: Equation) -> list[tuple[str, ...]] | None:
+    """For each branch of `jax.lax.platform_dependent` its platforms.
+
+    Args:
+      equation: A cond.
+
+    Returns:
+      No platform for the default branch, which comes last; None where data choose.
+    """
+    platforms = equation.params.get("branches_platforms")
+    return None if platforms is None else [tuple(names or ()) for names in platforms]
+
+
+def branch_order(equation: Equation) -> list[int]:
+    """The branches of a cond, that of JAX's default backend first, if there is one."""
+    platforms = branch_platforms(equation)
+    if platforms is None:
+        return list(range(len(equation.params["branches"])))
+    backend = jax.default_backend()
+    here = {"cuda", "rocm"} if backend == "gpu" else {backend}
+    named = [bool(here.intersection(names)) for names in platforms]
+    # The default is taken where no branch names the backend.
+    taken = named if any(named) else [not names for names in platforms]
+    return sorted(range(len(platforms)), key=lambda branch: not taken[branch])
+
+
+def switch(equation: Equation, branches: Sequence[Any], operands: Sequence[Any]) -> Any:
+    """Runs a cond with other branches.
+
+    Args:
+      equation: The cond.
+      branches: One function of a list of operands for each of its own.
+      operands: The index, and what the branches get.
+
+    Returns:
+      What the branch that is taken returns. Branches of other platforms are not
+      lowered where the cond's own would not be.
+    """
+    platforms, (index, *operands) = branch_platforms(equation), operands
+    if platforms is None:
+        return jax.lax.switch(index, branches, operands)
+    named = {
+        name: branch
+        for names, branch in zip(platforms, branches, strict=True)
+        for name in names
+    }
+    default = None if platforms[-1] else branches[-1]
+    return jax.lax.platform_dependent(operands, default=default, **named)
+
+
+def constrain(equation: Equation, which: str, values: Sequence[Any]) -> list[Any]:
+    """Values with the shardings that a jit asks for of its operands or results.
+
+    Args:
+      equation: Any call.
+      which: `"in_shardings"` or `"out_shardings"`.
+      values: Its operands or results.
+
+    Returns:
+      The values.
+    """
+    asked = equation.params.get(which) or [None] * len(values)
+    return [
+        jax.lax.with_sharding_constraint(value, sharding)
+        if isinstance(sharding, jax.sharding.Sharding)
+        else value
+        for value, sharding in zip(values, asked, strict=True)
+    ]
+
+
+def context(equation: Equation) -> contextlib.AbstractContextManager[None]:
+    """Where `equation` was traced (mesh, metadata, device), to bind others there."""
+    return equation.ctx.manager
 
 
 def is_literal(atom: Any) -> bool:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax.layers import primitives
-from dsbp_jax.layers.leaf_view import Digit, in_order
-from dsbp_jax.layers.sites import Site
+from dsbp_jax.layers.leaf_view import Digit, in_order, unflip
+from dsbp_jax.layers.sites import Site, block
 
 _COLUMNS = Digit(-1, 1, 0)  # stands for the columns of the basis; its size is open
 
@@ -32,16 +32,39 @@ class Product:
     Attributes:
       site: The site.
       equation: Its equation.
+      response: What the equation answered, where it is that of several sites (a
+        kernel joined from several leaves) and another of them has run it.
     """
 
     site: Site
     equation: primitives.Equation
+    response: jax.Array | None = None
 
     def __call__(self, x: jax.Array, w: jax.Array) -> jax.Array:
         """The response, all parameters of the equation kept."""
+        if self.response is not None:
+            return self.response
         values = (w, x) if self.site.position == 0 else (x, w)
         (result,) = primitives.bind(self.equation, values)
         return result
+
+    def summand(self, x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Operands of the equation that leave what the leaf itself answers.
+
+        Args:
+          x: The input.
+          w: The weight.
+
+        Returns:
+          Both, with no other contracted features than those of `site.summed`; other
+          leaves' part of the response's own features is left to `Operand.to_rows`.
+        """
+        if self.site.kind == "convolution":
+            contracted = {self._channel_axes()[1]}
+        else:
+            contracted = {*self._dimensions(self.site.position)[0][0]}
+        spans = [span for span in self.site.weight.spans if span.axis in contracted]
+        return block(x, self.site.summed), block(w, spans)
 
     def compress(self, x: jax.Array, basis: jax.Array) -> jax.Array:
         """`XB`: the input with q features in place of its own.
@@ -158,7 +181,12 @@ class Product:
 
         Returns:
           The response.
+
+        Raises:
+          ValueError: The leaf is part of a fused kernel.
         """
+        if self.site.fused:  # the rule would drop the other parts' derivatives
+            raise ValueError(f"{self.site.name!r} is part of a fused kernel")
         basis = jax.lax.stop_gradient(basis)
 
         @jax.custom_jvp
@@ -224,6 +252,7 @@ def _rearrange(
     known = math.prod(digit.size for digit in present if digit is not _COLUMNS)
     size = lambda digit: array.size // known if digit is _COLUMNS else digit.size
     split = array.reshape([size(digit) for digit in present])
+    split = unflip(split, present)
     order = [
         present.index(digit) for group in target for digit in group if digit.size != 1
     ]

@@ -18,7 +18,7 @@ from dsbp_jax.layers.product import Product
 from dsbp_jax.layers.sites import Site
 
 Visit = Callable[[Product, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-_Plan = dict[int, Any]  # equation or branch index -> Site or a nested plan
+_Plan = dict[int, Any]  # equation or branch index -> list of sites or a nested plan
 _Collected = dict[str, Any]
 
 
@@ -36,7 +36,8 @@ def evaluate(
     as they are, input first, and returns its result and a pytree of arrays to
     collect (or None). `product(x, w)` runs the equation itself, all its parameters
     kept; `product.site` says which it is. `visit` must be pure: branches are traced
-    twice.
+    twice. A fused kernel has a site for each leaf that it was joined from: the first
+    visit answers for all, and the others get its result from `product(x, w)`.
 
     Args:
       trace: What `finder.trace` found.
@@ -72,15 +73,15 @@ def _plan(sites: Iterable[Site]) -> _Plan:
         inner = plan
         for index in site.key[:-1]:
             inner = inner.setdefault(index, {})
-        inner[site.key[-1]] = site
+        inner.setdefault(site.key[-1], []).append(site)
     return plan
 
 
 def _sites(plan: _Plan) -> list[Site]:
     """All sites of a nested plan."""
-    found = []
+    found: list[Site] = []
     for entry in plan.values():
-        found += [entry] if isinstance(entry, Site) else _sites(entry)
+        found += entry if isinstance(entry, list) else _sites(entry)
     return found
 
 
@@ -127,31 +128,37 @@ class _Interpreter:
             if entry is None:
                 results = primitives.bind(equation, values)
                 found: _Collected = {}
-            elif isinstance(entry, Site):
-                results, found = self.site(equation, entry, values, extras)
+            elif isinstance(entry, list):
+                results, found = self.product(equation, entry, values, extras)
             else:
                 call = primitives.call_of(equation)
                 assert call is not None
                 enter = getattr(self, call.kind)
-                results, found = enter(
-                    _Entered(equation, call.bodies, values, entry, extras, depth)
-                )
+                with primitives.context(equation):
+                    results, found = enter(
+                        _Entered(equation, call.bodies, values, entry, extras, depth)
+                    )
             collected.update(found)
             env.update(zip(equation.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars], collected
 
-    def site(
+    def product(
         self,
         equation: primitives.Equation,
-        site: Site,
+        sites: Sequence[Site],
         values: Sequence[Any],
         extras: Mapping[str, Any],
     ) -> _Results:
-        """Hands one equation to the visitor."""
-        x, w = values[::-1] if site.position == 0 else values
-        extra = extras.get(site.name)
-        result, found = self.visit(Product(site, equation), x, w, extra)
-        return [result], {} if found is None else {site.name: found}
+        """Hands one equation to the visitor, for each leaf of its kernel."""
+        x, w = values[::-1] if sites[0].position == 0 else values
+        result, collected = None, {}
+        for site in sites:
+            product = Product(site, equation, result)
+            answer, found = self.visit(product, x, w, extras.get(site.name))
+            result = answer if result is None else result
+            if found is not None:
+                collected[site.name] = found
+        return [result], collected
 
     def inside(
         self,
@@ -165,8 +172,10 @@ class _Interpreter:
         return self.run(call.bodies[0], values, call.plan, extras, call.depth + loops)
 
     def call(self, call: _Entered) -> _Results:
-        """Runs the body in place."""
-        return self.inside(call, call.values, call.extras)
+        """Runs the body in place, between the shardings that a jit asks for."""
+        values = primitives.constrain(call.equation, "in_shardings", call.values)
+        outputs, found = self.inside(call, values, call.extras)
+        return primitives.constrain(call.equation, "out_shardings", outputs), found
 
     def remat(self, call: _Entered) -> _Results:
         """Wraps the body in `jax.checkpoint` again, under the same policy."""
@@ -206,7 +215,7 @@ class _Interpreter:
 
     def cond(self, call: _Entered) -> _Results:
         """Switches again; each branch returns zeros for the others' sites."""
-        index, *operands = call.values
+        operands = call.values[1:]
 
         def run(branch: int, operands: Sequence[Any]) -> _Results:
             plan = call.plan.get(branch, {})
@@ -231,4 +240,4 @@ class _Interpreter:
         branches = [
             functools.partial(taken, branch) for branch in range(len(call.bodies))
         ]
-        return jax.lax.switch(index, branches, operands)
+        return primitives.switch(call.equation, branches, call.values)

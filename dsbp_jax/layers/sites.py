@@ -8,11 +8,12 @@ rows, so that whatever visits it works on plain `(*batch, n, d)` matrices.
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 
-from dsbp_jax.layers.leaf_view import Digit, LeafView, in_order
+from dsbp_jax.layers.leaf_view import Digit, LeafView, Span, in_order, unflip
 from dsbp_jax.layers.matrix_view import MatrixView
 
 Axes = tuple[tuple[int, tuple[Digit, ...]], ...]
@@ -29,12 +30,15 @@ class Operand:
       rows: The axes of batch, space and sequence positions.
       features: Pairs of an axis and the digits of the leaf that it meets (for
         a response: that it comes from).
+      spans: The axes of which the leaf meets a part only, as one of several leaves
+        that were joined into one kernel.
     """
 
     shape: tuple[int, ...]
     batch: Axes
     rows: tuple[int, ...]
     features: Axes
+    spans: tuple[Span, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -52,6 +56,7 @@ class Operand:
         """
         batch = [digit for _, digits in self.batch for digit in digits]
         features = [digit for _, digits in self.features for digit in digits]
+        array = block(array, self.spans)
         order = [axis for axis, _ in self.batch]
         order += [*self.rows, *(axis for axis, _ in self.features)]
         array = jnp.transpose(array, order)
@@ -60,12 +65,21 @@ class Operand:
             + [self.num_rows]
             + [digit.size for digit in features]
         )
+        array = unflip(array, [*batch, None, *features])
         order = [batch.index(digit) for digit in in_order(batch)]
         order.append(len(batch))
         order += [len(order) + features.index(digit) for digit in in_order(features)]
         array = jnp.transpose(array, order)
         width = math.prod(digit.size for digit in features)
         return array.reshape(*array.shape[: len(batch) + 1], width)
+
+
+def block(array: jax.Array, spans: Iterable[Span]) -> jax.Array:
+    """The part of an array that some spans leave."""
+    for span in spans:
+        stop = span.start + span.size
+        array = jax.lax.slice_in_dim(array, span.start, stop, axis=span.axis)
+    return array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +100,7 @@ class Site:
       lengths: The lengths of the enclosing loops, outermost first. Where
         `weight.loops` has digits the leaf is stacked, else shared.
       conditional: Whether a branch must be taken for the site to run.
+      platforms: The platforms whose branch it is in, where that is decided so.
       rule: The derivative rule (`"custom_vjp_call"`, …) the site is inside
         of, or None. Its derivative is the user's, so it must not be replaced.
     """
@@ -102,7 +117,22 @@ class Site:
     outputs: Operand
     lengths: tuple[int, ...] = ()
     conditional: bool = False
+    platforms: tuple[str, ...] = ()
     rule: str | None = None
+
+    @property
+    def fused(self) -> bool:
+        """Whether the leaf is one of several that the equation takes as one kernel."""
+        return bool(self.weight.spans)
+
+    @property
+    def summed(self) -> tuple[Span, ...]:
+        """Of such a leaf, the features of the input that meet it and no other.
+
+        The equation's response is then the sum of what several leaves answer.
+        """
+        features = [axis for axis, _ in self.inputs.features]
+        return tuple(span for span in self.inputs.spans if span.axis in features)
 
     @property
     def repeats(self) -> int:
@@ -130,6 +160,7 @@ class Site:
         for length, loop in zip(self.lengths, self.weight.loops, strict=True):
             digits += [None] if loop is None else loop
             sizes += [length] if loop is None else [digit.size for digit in loop]
+        looped = list(digits)  # what visits collect has the rest in order already
         local = in_order(digit for _, group in self.inputs.batch for digit in group)
         digits += local
         sizes += [digit.size for digit in local]
@@ -138,7 +169,8 @@ class Site:
         order = [digits.index(digit) for digit in batch]
         order += [axis for axis, digit in enumerate(digits) if digit is None]
         order += [len(digits), len(digits) + 1]
-        array = jnp.transpose(stacked.reshape(*sizes, rows, features), order)
+        stacked = unflip(stacked.reshape(*sizes, rows, features), looped)
+        array = jnp.transpose(stacked, order)
         return array.reshape(*self.batch_shape, rows * self.repeats, features)
 
     def scatter(self, matrices: jax.Array) -> jax.Array:
@@ -159,5 +191,6 @@ class Site:
         order = [batch.index(digit) for digit in wanted]
         order += range(len(batch), array.ndim)
         array = jnp.transpose(array, order)
+        array = unflip(array, [digit for loop in stacked for digit in loop])
         lengths = [math.prod(digit.size for digit in loop) for loop in stacked]
         return array.reshape(*lengths, *(digit.size for digit in local), *rest)

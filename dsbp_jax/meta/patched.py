@@ -66,7 +66,8 @@ def keeps_convolutions(
     if not _on_cpu():
         return False
     traced = trace(fn, params, args, kwargs)
-    replaced = sum(map(_is_replaced, traced.sites))
+    # Several leaves may be parts of the kernel of one convolution.
+    replaced = len({site.key for site in traced.sites if _is_replaced(site)})
     found = traced.convolutions()
     return len(found) > replaced or not all(map(is_product, found))
 

@@ -273,6 +273,69 @@ def plain_rules():
     return Model(fn, params, (normal(5, 4),), shapes)
 
 
+def linen_fused_rnn():
+    model, x = nn.RNN(nn.OptimizedLSTMCell(4)), normal(2, 5, 3)
+    shapes = {
+        f"params/cell/{side}{gate}/kernel": ((10, width), (10, 4))
+        for side, width in (("h", 4), ("i", 3))
+        for gate in "ifgo"
+    }
+    return Model(model.apply, filled(model.init, KEY, x), (x,), shapes)
+
+
+class FusedAttention(eqx.Module):
+    """Queries, keys and values in one product; their kernels are `(out, in)`."""
+
+    to_query: jax.Array
+    to_key: jax.Array
+    to_value: jax.Array
+    out: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jax.random.split(key, 4)
+        self.to_query, self.to_key, self.to_value = (
+            jax.random.normal(k, (4, 6)) for k in keys[:3]
+        )
+        self.out = eqx.nn.Linear(4, 6, key=keys[3])
+
+    def __call__(self, x):
+        kernel = jnp.concatenate([self.to_query, self.to_key, self.to_value])
+        q, k, v = jnp.split(jax.vmap(lambda x: kernel @ x)(x), 3, axis=-1)
+        return jax.vmap(self.out)(jax.nn.softmax(q @ k.T) @ v)
+
+
+def equinox_fused_attention():
+    shapes = {f"to_{name}": ((10, 6), (10, 4)) for name in ("query", "key", "value")}
+    shapes["out/weight"] = ((10, 4), (10, 6))
+    fn = lambda net, x: jax.vmap(net)(x)
+    return Model(fn, filled(FusedAttention, KEY), (normal(2, 5, 6),), shapes)
+
+
+def haiku_fused_gates():
+    """`[x, h] @ [[W_x], [W_h]]`: a kernel of blocks on both of its axes."""
+
+    def net(x):
+        init = hk.initializers.RandomNormal()
+        get = lambda name, rows: hk.get_parameter(name, (rows, 3), init=init)
+        of_x = jnp.concatenate([get("forget_x", 4), get("update_x", 4)], axis=1)
+        of_h = jnp.concatenate([get("forget_h", 3), get("update_h", 3)], axis=1)
+        kernel = jnp.concatenate([of_x, of_h])
+        h = jnp.zeros((x.shape[0], 3))
+        for _ in range(2):
+            f, u = jnp.split(jnp.concatenate([x, h], axis=1) @ kernel, 2, axis=1)
+            h = jax.nn.sigmoid(f) * h + jnp.tanh(u)
+        return h
+
+    transformed, x = hk.without_apply_rng(hk.transform(net)), normal(5, 4)
+    shapes = {
+        f"~/{gate}_{name}{use}": ((5, width), (5, 3))
+        for use in ("", "#1")
+        for name, width in (("x", 4), ("h", 3))
+        for gate in ("forget", "update")
+    }
+    return Model(transformed.apply, filled(transformed.init, KEY, x), (x,), shapes)
+
+
 CLOSED_OVER = np.asarray(normal(5, 4, seed=2))
 
 
@@ -315,4 +378,7 @@ BUILDERS = (
     plain_switch,
     plain_experts,
     plain_rules,
+    linen_fused_rnn,
+    equinox_fused_attention,
+    haiku_fused_gates,
 )

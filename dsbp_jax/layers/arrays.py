@@ -1,0 +1,35 @@
+"""Which leaves of a function's arguments and results are arrays, and so traced."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is traced; all others are static, as in a plain call."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def array_leaves(tree: Any) -> list[Any]:
+    """The leaves of a tree that are arrays, in flattening order."""
+    return [leaf for leaf in jax.tree.leaves(tree) if is_array(leaf)]
+
+
+def split(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
+    """The array leaves of a tree, and a function that puts others in place."""
+    leaves, treedef = jax.tree.flatten(tree)
+    arrays = [leaf for leaf in leaves if is_array(leaf)]
+    # What the arrays were must not outlive the call: they may be tracers.
+    static = [_ARRAY if is_array(leaf) else leaf for leaf in leaves]
+
+    def rebuild(values: Iterable[Any]) -> Any:
+        rest = iter(values)
+        return jax.tree.unflatten(
+            treedef, [next(rest) if leaf is _ARRAY else leaf for leaf in static]
+        )
+
+    return arrays, rebuild
+
+
+_ARRAY = object()

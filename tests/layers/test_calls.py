@@ -1,0 +1,310 @@
+"""Calls that are bound anew keep what the user said of them; others are named."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dsbp_jax import explain, spectral_backprop
+from dsbp_jax.layers import capture_activations, primitives
+from dsbp_jax.layers.finder import trace
+from tests.layers.models import normal
+
+X = normal(5, 4)
+SQUARES = {name: normal(4, 4, seed=i) / 2 for i, name in enumerate("abc")}
+
+
+def equations(fn, *args, primitive):
+    """The equations of one primitive that a function runs, however deep."""
+    found = primitives.equations(jax.make_jaxpr(fn)(*args).jaxpr)
+    return [e for e in found if e.primitive.name == primitive]
+
+
+def captured(model):
+    return lambda *args: capture_activations(model)(*args)[0]
+
+
+# Branches by platform. `alien` has no lowering: whoever lowers it fails.
+
+alien_p = jex.Primitive("alien")
+alien_p.def_abstract_eval(lambda x, w: x.update(shape=(x.shape[0], w.shape[1])))
+
+
+def alien(x, w):
+    return alien_p.bind(x, w)
+
+
+def by_platform(x, w):
+    return lax.platform_dependent(x, w, tpu=alien, cpu=jnp.matmul, default=alien)
+
+
+def alien_default(p, x):
+    return jnp.tanh(by_platform(x, p["a"])) @ p["b"]
+
+
+def default_here(p, x):
+    only_elsewhere = lambda x, w: jnp.sin(x @ w) + alien(x, w)
+    h = lax.platform_dependent(x, p["a"], tpu=only_elsewhere, default=jnp.matmul)
+    return h @ p["b"]
+
+
+def in_a_scan(p, x):
+    stack = jnp.stack([p["a"], p["b"]]) if "stack" not in p else p["stack"]
+    return lax.scan(lambda h, w: (jnp.tanh(by_platform(h, w)), None), x, stack)[0]
+
+
+def shared_by_platforms(p, x):
+    h = lax.platform_dependent(x, p["a"], tpu=alien, cuda=alien, cpu=jnp.matmul)
+    return h @ p["b"]
+
+
+def in_remat(p, x):
+    return jax.checkpoint(alien_default)(p, x)
+
+
+PLATFORMS = [alien_default, default_here, shared_by_platforms, in_remat]
+
+
+@pytest.mark.parametrize("model", PLATFORMS)
+def test_branches_of_other_platforms_are_not_lowered(model):
+    wanted = jax.jit(model)(SQUARES, X)
+    out, seen = jax.jit(capture_activations(model))(SQUARES, X)
+    np.testing.assert_allclose(out, wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(seen["a"].inputs, X)
+    assert seen["a"].count == seen["b"].count == 5
+    np.testing.assert_allclose(capture_activations(model)(SQUARES, X)[0], wanted, 1e-5)
+    kinds = lambda fn: [
+        e.params.get("branches_platforms")
+        for e in equations(fn, SQUARES, X, primitive="cond")
+    ]
+    assert kinds(captured(model)) == kinds(model)
+    assert None not in kinds(model)
+
+
+def test_branches_by_platform_in_a_loop():
+    params = {"stack": normal(3, 4, 4)}
+    wanted = jax.jit(in_a_scan)(params, X)
+    out, seen = jax.jit(capture_activations(in_a_scan))(params, X)
+    np.testing.assert_allclose(out, wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(seen["stack"].count, [5, 5, 5])
+    np.testing.assert_array_equal(seen["stack"].inputs[0], X)
+
+
+def test_gradients_through_branches_by_platform():
+    def elsewhere(x, w):
+        return jnp.exp(x @ w)
+
+    def loss(p, x):
+        h = lax.platform_dependent(x, p["a"], tpu=elsewhere, default=jnp.matmul)
+        return jnp.sum(jnp.tanh(h) @ p["b"])
+
+    wanted = jax.grad(loss)(SQUARES, X)
+    got = jax.jit(jax.grad(captured(loss)))(SQUARES, X)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), got, wanted)
+
+
+def test_the_first_use_is_that_of_the_platform_in_use():
+    found = trace(default_here, SQUARES, (X,), {})
+    platforms = {site.name: site.platforms for site in found.sites}
+    assert platforms == {"a": (), "a#1": ("tpu",), "b": ()}
+    _, seen = capture_activations(default_here)(SQUARES, X)
+    assert {name: int(layer.count) for name, layer in seen.items()} == {
+        "a": 5,
+        "a#1": 0,
+        "b": 5,
+    }
+    assert not np.any(seen["a#1"].inputs)
+    table = explain(default_here, SQUARES, X)
+    assert table["a#1"].use.endswith("in a branch for tpu")
+    assert table["a"].use.endswith("in a branch")
+
+
+def test_a_layer_of_another_platform_only():
+    def loss(p, x):
+        x = x @ p["a"]
+        h = lax.platform_dependent(
+            x, p["b"], tpu=jnp.matmul, cuda=jnp.matmul, default=lambda x, w: x
+        )
+        return jnp.sum(h**2)
+
+    params, x = {"a": normal(16, 16), "b": normal(16, 16)}, normal(32, 16)
+    _, seen = jax.jit(capture_activations(loss))(params, x)
+    assert (seen["a"].count, seen["b"].count) == (32, 0)
+    assert explain(loss, params, x)["b"].use.endswith("in a branch for tpu, cuda")
+    backprop = spectral_backprop(loss, rank=2)
+    state = backprop.init(params, x, key=jax.random.key(0))
+    value, grads, _ = jax.jit(backprop.value_and_grad)(params, state, x)
+    np.testing.assert_allclose(value, loss(params, x), rtol=1e-6)
+    assert not np.any(grads["b"])
+
+
+# What else a call was given
+
+
+def test_loops_keep_their_options():
+    def model(p, x):
+        def body(h, w):
+            return jnp.tanh(h @ w), jnp.sum(h)
+
+        h, _ = lax.scan(body, x, p["stack"], reverse=True, unroll=2)
+        return lax.scan(lambda h, _: (h @ p["a"], None), h, length=3)[0]
+
+    params = SQUARES | {"stack": normal(4, 4, 4)}
+    options = lambda fn: [
+        primitives.scan_options(e) for e in equations(fn, params, X, primitive="scan")
+    ]
+    assert options(captured(model)) == options(model)
+    assert options(model)[0]["unroll"] == 2
+
+
+@pytest.mark.parametrize("prevent_cse", [True, False, (True, (False, True))])
+def test_remat_keeps_its_options(prevent_cse):
+    policy = jax.checkpoint_policies.dots_saveable
+    block = jax.checkpoint(
+        lambda x, ab: jnp.tanh(x @ ab[0]) @ ab[1],
+        policy=policy,
+        prevent_cse=prevent_cse,
+    )
+    model = lambda p, x: block(x, (p["a"], p["b"]))
+    (plain,) = equations(model, SQUARES, X, primitive="remat2")
+    (again,) = equations(captured(model), SQUARES, X, primitive="remat2")
+    assert again.params["policy"] is policy
+    assert again.params["prevent_cse"] == plain.params["prevent_cse"]
+    np.testing.assert_allclose(
+        capture_activations(model)(SQUARES, X)[0], model(SQUARES, X), rtol=1e-6
+    )
+
+
+def test_inner_jits_keep_their_shardings():
+    mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("i"))
+    columns = NamedSharding(mesh, PartitionSpec(None, "i"))
+    product = jax.jit(jnp.matmul, in_shardings=(rows, columns), out_shardings=columns)
+    model = lambda p, x: product(x, p["w"])
+    params, x = {"w": normal(4, 8)}, normal(8, 4)
+    asked = equations(captured(model), params, x, primitive="sharding_constraint")
+    assert [e.params["sharding"].spec for e in asked] == [
+        rows.spec,
+        columns.spec,
+        columns.spec,
+    ]
+    out, _ = jax.jit(capture_activations(model))(params, x)
+    assert out.sharding.is_equivalent_to(columns, 2)
+    np.testing.assert_allclose(out, x @ params["w"], rtol=1e-5, atol=1e-5)
+    # Of a jit that says nothing, nothing is asked.
+    quiet = lambda p, x: jax.jit(jnp.matmul)(x, p["w"])
+    assert not equations(captured(quiet), params, x, primitive="sharding_constraint")
+
+
+@pytest.mark.parametrize("primitive", ["scan", "cond", "remat2", "dot_general"])
+def test_calls_keep_the_context_that_they_were_traced_in(primitive):
+    def model(p, x):
+        with set_xla_metadata(mark="kept"):
+            x = lax.scan(lambda h, w: (h @ w, None), x, p["a"][None])[0]
+            x = lax.cond(x[0, 0] > 0, lambda x: x @ p["b"], lambda x: x, x)
+            return jax.checkpoint(lambda x: x @ p["c"])(x)
+
+    marks = lambda fn: [
+        e.ctx.xla_metadata for e in equations(fn, SQUARES, X, primitive=primitive)
+    ]
+    assert marks(captured(model)) == marks(model)
+    assert all(mark == {"mark": "kept"} for mark in marks(model))
+
+
+# Calls that other versions of JAX make, or nobody knows
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    body: object
+
+
+def call_primitive(name, key):
+    """A call of one body under any name, its jaxpr in any parameter."""
+    primitive = jex.Primitive(name)
+    primitive.multiple_results = True
+    hold = key if callable(key) else lambda closed: {key: closed}
+
+    def impl(*args, **params):
+        (jaxpr,) = _jaxprs(params)
+        return jax.core.eval_jaxpr(jaxpr, (), *args)
+
+    primitive.def_impl(impl)
+    primitive.def_abstract_eval(
+        lambda *_, **params: [var.aval for var in next(iter(_jaxprs(params))).outvars]
+    )
+
+    def call(fn, *args):
+        closed = jax.make_jaxpr(fn)(*args)
+        return primitive.bind(*args, **hold(closed))[0]
+
+    return call
+
+
+def _jaxprs(value):
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, Holder):
+        value = value.body
+    if isinstance(value, tuple):
+        return [jaxpr for item in value for jaxpr in _jaxprs(item)]
+    jaxpr = getattr(value, "jaxpr", value)
+    return [jaxpr] if isinstance(jaxpr, jex.Jaxpr) else []
+
+
+@pytest.mark.parametrize("name", ["closed_call", "eval_jaxpr"])
+@pytest.mark.parametrize("key", ["call_jaxpr", "jaxpr"])
+def test_closed_calls_are_followed_by_either_name(name, key):
+    call = call_primitive(name, key)
+    model = lambda p, x: call(jnp.matmul, x, p["a"]) @ p["b"]
+    out, seen = capture_activations(model)(SQUARES, X)
+    assert set(seen) == {"a", "b"}
+    np.testing.assert_allclose(out, model(SQUARES, X), rtol=1e-6)
+    np.testing.assert_array_equal(seen["a"].inputs, X)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("mystery", "jaxpr"),
+        ("mystery", lambda closed: {"bodies": ((3, closed), "one")}),
+        ("mystery", lambda closed: {"bodies": (Holder(closed),)}),
+        ("mystery", lambda closed: {"body": closed.jaxpr}),
+        ("jit", lambda closed: {"hidden": closed}),  # a name we know, in another form
+    ],
+)
+def test_calls_that_are_not_understood_are_named(name, key):
+    call = call_primitive(name, key)
+    joint = lambda p: jnp.concatenate([p["b"], p["c"]], 1)
+    model = lambda p, x: call(jnp.matmul, x, p["a"]) @ call(lambda w: w, joint(p))
+    table = explain(model, SQUARES, X)
+    assert {report.view for report in table.values()} == {None}
+    assert f"enters {name}, which is not followed" in table["a"].reason
+    for leaf in "bc":
+        assert f"then enters {name}, which is not followed" in table[leaf].reason
+
+
+def test_known_constructs_that_are_not_followed_keep_their_reasons():
+    def model(p, x):
+        composite = lax.composite(lambda x, w: x @ w, "dsbp.product")
+        looped = lambda h: h @ p["b"]
+        return lax.while_loop(lambda h: h[0, 0] < -1, looped, composite(x, p["a"]))
+
+    table = explain(model, SQUARES, X)
+    assert "enters composite, which is not followed" in table["a"].reason
+    assert "inside a while loop" in table["b"].reason
+
+
+def test_data_that_an_unknown_call_holds_is_data_after_it():
+    call = call_primitive("mystery", lambda closed: {"bodies": (Holder(closed),)})
+    model = lambda p: call(lambda w: np.asarray(X) @ w, p["a"]) @ p["b"]
+    found = trace(model, SQUARES, (), {})
+    assert [site.path for site in found.sites] == ["b"]
+    assert "enters mystery" in dict(found.uses)["a"]

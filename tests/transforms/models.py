@@ -10,6 +10,9 @@ SHAPES = {
     "conv": (3, 3, 6, 8),
     "attention": (12, 2, 5),
     "stacked": (3, 10, 8),
+    "square": (9, 9),
+    "stored (out, in)": (7, 11),
+    "with#mark": (6, 8),
 }
 
 LAYOUT = Layout(
@@ -18,6 +21,9 @@ LAYOUT = Layout(
         ("conv", MatrixView((2,), (3,))),
         ("dense", MatrixView((0,), (1,))),
         ("stacked", MatrixView((1,), (2,), (0,))),
+        ("square", MatrixView((0,), (1,))),
+        ("stored (out, in)", MatrixView((1,), (0,))),
+        ("with#mark", MatrixView((0,), (1,))),
     )
 )
 
@@ -27,10 +33,11 @@ def params(dtype=jnp.float32, seed=0):
     keys = jax.random.split(jax.random.key(seed), len(SHAPES))
     tree = {
         name: jax.random.normal(key, shape, dtype)
-        * (0.5 ** jnp.arange(shape[-1])).astype(dtype)
+        * (0.5 ** jnp.arange(shape[-1], dtype=jnp.float32)).astype(dtype)
         for key, (name, shape) in zip(keys, SHAPES.items(), strict=True)
     }
-    return {**tree, "bias": jnp.ones(7, dtype), "hole": None}
+    empty = jnp.zeros((0, 4), dtype)
+    return {**tree, "bias": jnp.ones(7, dtype), "hole": None, "empty": empty}
 
 
 def loss_fn(tree):
@@ -38,5 +45,5 @@ def loss_fn(tree):
     weights = {name: jnp.arange(1, shape[-1] + 1) for name, shape in SHAPES.items()}
     total = jnp.sum((tree["bias"].astype(jnp.float32) - 1) ** 2)
     for name, weight in weights.items():
-        total += jnp.sum(weight / 10 * (tree[name].astype(jnp.float32) - 1) ** 2)
+        total += jnp.sum(weight.astype(jnp.float32) / 10 * (tree[name].astype(jnp.float32) - 1) ** 2)
     return total

@@ -13,6 +13,7 @@ import pytest
 
 import dsbp_jax
 from dsbp_jax import linalg
+from dsbp_jax.tracking import Eigenspace
 from tests.layers.models import normal
 from tests.transforms import models
 
@@ -30,7 +31,15 @@ def basis(dim, *batch):
     )
 
 
-SOURCE_BASES = {"dense": basis(12), "conv": basis(6), "stacked": basis(10, 3)}
+SOURCE_BASES = {
+    "dense": basis(12),
+    "conv": basis(6),
+    "stacked": basis(10, 3),
+    "stored (out, in)": basis(11),
+    "square": Eigenspace(
+        basis(9), jnp.array(True), models.LAYOUT["square"], "input", "activation"
+    ),
+}
 
 
 def gradients(params, step):
@@ -93,6 +102,11 @@ TRANSFORMS = {
     ),
 }
 UNTRACKED = ("add_spectral_transfer", "project_away")
+# Those that hand whatever is no matrix to an optimizer of optax.
+OPTIMIZERS = [
+    TRANSFORMS[name]
+    for name in ("dsbp", "spectral_subspace", "spectral_sam", "lie_rotation")
+]
 
 transforms = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
 dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -114,7 +128,7 @@ def is_basis(node):
 
 def turned(params, step):
     """Gradients whose eigenbasis turns: stale and fresh make a difference."""
-    weigh = lambda p: 1 + 0.5 * jnp.cos(step * jnp.arange(p.shape[-1]))
+    weigh = lambda p: 1 + 0.5 * jnp.cos((step * jnp.arange(p.shape[-1])).astype(jnp.float32))
     return jax.tree.map(lambda p: p * weigh(p).astype(p.dtype), params)
 
 
@@ -141,6 +155,20 @@ def test_shapes_dtypes_and_holes_are_kept(make, dtype):
     assert all(
         np.isfinite(np.asarray(u, "float32")).all() for u in jax.tree.leaves(updates)
     )
+
+
+@transforms
+@pytest.mark.parametrize(
+    "odd", [jnp.tanh, 0.5, jnp.ones((3, 2), jnp.complex64)], ids=["f", "number", "c64"]
+)
+def test_odd_leaves_pass_and_the_others_are_updated_as_without_them(make, odd):
+    if make in OPTIMIZERS and callable(odd):
+        pytest.skip("optax's own optimizers take no functions")
+    params = {"dense": models.params()["dense"]}
+    expected, _ = make().update(params, make().init(params), params)
+    both = {**params, "odd": odd}
+    updates, _ = make().update(both, make().init(both), both)
+    np.testing.assert_allclose(updates["dense"], expected["dense"], atol=1e-6)
 
 
 @transforms
@@ -201,6 +229,24 @@ INJECTED = {
     ),
     "project_away": ({"source_bases": SOURCE_BASES}, "energy"),
 }
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_injected_hyperparams_in_bfloat16(name):
+    """optax hands them over as arrays in the params' dtype."""
+    factory = getattr(dsbp_jax, name)
+    arguments, number = INJECTED[name]
+    shared = {"layout": models.LAYOUT} if name in UNTRACKED else SHARED
+    static = "layout" if name in UNTRACKED else dsbp_jax.STATIC_ARGS
+    tx = optax.inject_hyperparams(factory, static_args=static)(
+        **arguments, **{number: 0.2}, **shared
+    )
+    tx = with_gradients(tx) if name == "spectral_sam" else tx
+    params = models.params(jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):  # optax's own parts promote
+        updates, state = tx.update(params, tx.init(params), params)
+    assert state.hyperparams[number].dtype == jnp.bfloat16
+    assert_same_types(updates, params)
 
 
 @pytest.mark.parametrize("name", INJECTED)

@@ -162,7 +162,7 @@ def gather_rows(
     else:
         rows = found[sides[-1]]
         count = jnp.full(rows.shape[:-2], rows.shape[-2], jnp.int32)
-    return LayerActivations(found.get("inputs"), found.get("outputs"), count)
+    return LayerActivations(found.get("inputs"), found.get("outputs"), count, site.view)
 
 
 def _subsample(rows: jax.Array, limit: int | None) -> jax.Array:

@@ -8,7 +8,7 @@ leaf (and not only its gradient) must know that there is none.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,7 @@ from dsbp_jax.layers.leaf_view import LeafView, follow, whole
 from dsbp_jax.layers.matrix_view import MatrixView
 from dsbp_jax.layers.paths import leaves_by_path
 from dsbp_jax.layers.sites import Site
-
-
-class Use(NamedTuple):
-    """A use of a leaf that is no site, and why."""
-
-    path: str
-    reason: str
+from dsbp_jax.layers.uses import Scaling, Use, reason, settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +29,8 @@ class Trace:
       body: The jaxpr; its inputs are the array leaves of `(params, args,
         kwargs)` in flattening order.
       leaves: Canonical path to shape and dtype, for every array leaf of params.
-      sites: In the order in which the model runs them.
+      sites: In the order in which the model runs them, but for those without a
+        gradient, which come last.
       uses: Every other use of a leaf.
       unflatten: Builds the function's result from the jaxpr's outputs.
     """
@@ -106,6 +101,9 @@ def trace(
 
     Returns:
       The trace.
+
+    Raises:
+      ValueError: Two leaves, or a leaf and a further use, have one name.
     """
     arrays, rebuild = _split((params, args, dict(kwargs)))
     unflatten: list[Callable[[Iterable[Any]], Any]] = []
@@ -125,7 +123,8 @@ def trace(
     walk = _Walk(leaves)
     body = primitives.Body(closed.jaxpr, closed.consts)
     walk.run(body)
-    return Trace(body, leaves, tuple(walk.sites), tuple(walk.uses), unflatten[-1])
+    sites, others = settle(body, walk.sites, walk.scalings, leaves)
+    return Trace(body, leaves, tuple(sites), (*walk.uses, *others), unflatten[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +161,7 @@ class _Walk:
         ]
         self.sites: list[Site] = []
         self.uses: list[Use] = []
-        self.counts: dict[str, int] = {}
+        self.scalings: list[Scaling] = []
 
     def run(self, body: primitives.Body) -> None:
         """Walks the jaxpr of a whole function."""
@@ -173,10 +172,10 @@ class _Walk:
         for value in self.walk(body.jaxpr, values, _Context()):
             self.use(value, "returned by the function")
 
-    def use(self, value: _Value | None, reason: str) -> None:
+    def use(self, value: _Value | None, why: str) -> None:
         """Writes down a use of a leaf that is no site."""
         if value is not None and value.view is not None:
-            use = Use(self.paths[value.view.leaf], reason)
+            use = Use(self.paths[value.view.leaf], why)
             if use not in self.uses:
                 self.uses.append(use)
 
@@ -222,7 +221,10 @@ class _Walk:
                 continue
             view = follow(equation, value.view, index)
             if view is None:
-                self.use(value, _reason(equation, value.view))
+                self.use(value, reason(equation, value.view))
+                if equation.primitive.name in ("mul", "div"):
+                    path = self.paths[value.view.leaf]
+                    self.scalings.append(Scaling(path, context.key))
             else:
                 results[index] = _Value(view)
         return results
@@ -239,8 +241,9 @@ class _Walk:
         shape = self.shapes[value.view.leaf]
         view: MatrixView | str
         if other is not None:
-            reason = "multiplied with parameters or constants only"
-            roles: axis_roles.Roles | str = reason
+            roles: axis_roles.Roles | str = (
+                "multiplied with parameters or constants only"
+            )
         elif dense:
             roles = axis_roles.dense(equation, value.view, position)
         else:
@@ -251,10 +254,8 @@ class _Walk:
             self.use(other, str(view))
             return
         path = self.paths[value.view.leaf]
-        number = self.counts.get(path, 0)
-        self.counts[path] = number + 1
         site = Site(
-            name=f"{path}#{number}" if number else path,
+            name=path,
             path=path,
             kind="dense" if dense else "convolution",
             view=view,
@@ -263,6 +264,7 @@ class _Walk:
             position=position,
             inputs=roles.inputs,
             outputs=roles.outputs,
+            precision=equation.params["precision"],
             **vars(context),
         )
         self.sites.append(site)
@@ -376,17 +378,3 @@ class _Walk:
 
 def _enter(view: LeafView, loop: Any, axes: Any) -> LeafView:
     return dataclasses.replace(view, axes=axes, loops=(*view.loops, loop))
-
-
-def _reason(equation: primitives.Equation, view: LeafView) -> str:
-    """Why a use of a leaf that is no product is no site either."""
-    name = equation.primitive.name
-    known = {
-        "gather": "looked up by index (gather)",
-        "dynamic_slice": "sliced before use; jax.lax.scan over the stack is followed",
-        "slice": "sliced before use; jax.lax.scan over the stack is followed",
-        "while": "inside a while loop, whose number of iterations is not known",
-        "shard_map": "inside a shard_map",
-        "convert_element_type": "converted to a type that is not floating",
-    }
-    return known.get(name, f"used by {name}")

@@ -8,6 +8,7 @@ rows, so that whatever visits it works on plain `(*batch, n, d)` matrices.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,8 @@ class Site:
     """One use of a parameter leaf as the weight of a linear map.
 
     Attributes:
-      name: The canonical path, followed by `#1`, `#2`, … for further uses.
+      name: The canonical path, followed by `#1`, `#2`, … for further uses. The
+        first is the first use that carries gradient, where there is one.
       path: The canonical path of the leaf.
       key: Where the equation is: its indices down the calls and branches.
       kind: `"dense"` or `"convolution"`.
@@ -88,6 +90,9 @@ class Site:
       conditional: Whether a branch must be taken for the site to run.
       rule: The derivative rule (`"custom_vjp_call"`, …) the site is inside
         of, or None. Its derivative is the user's, so it must not be replaced.
+      precision: That of its equation.
+      carries_gradient: Whether a derivative of the function's outputs flows back
+        to the response.
     """
 
     name: str
@@ -103,6 +108,13 @@ class Site:
     lengths: tuple[int, ...] = ()
     conditional: bool = False
     rule: str | None = None
+    precision: Any = None
+    carries_gradient: bool = True
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether this use gives the leaf a gradient."""
+        return self.carries_gradient and not self.weight.frozen
 
     @property
     def repeats(self) -> int:

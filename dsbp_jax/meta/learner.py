@@ -159,7 +159,7 @@ def _pool(layer: LayerActivations) -> LayerActivations:
         rows = jnp.moveaxis(rows, 0, -3)
         return rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
 
-    return LayerActivations(
+    return layer._replace(
         inputs=pool(layer.inputs),
         outputs=pool(layer.outputs),
         count=jnp.sum(layer.count, axis=0),

@@ -193,7 +193,7 @@ def _matched(
     if site.weight.frozen:
         reasons.append("no gradient: behind stop_gradient")
     elif not site.carries_gradient:
-        reasons.append("no gradient: what becomes of its answer has no derivative")
+        reasons.append("no gradient: its answer only meets stop_gradient, or argmax")
     reasons += [f"also {reason}" for reason in other_uses]
     ranks = min(rank, d_in), min(rank, d_out)
     numbers_in, numbers_out = (

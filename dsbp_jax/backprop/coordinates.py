@@ -54,6 +54,9 @@ class Frame:
 class SpectralCoordinates(NamedTuple):
     """Training in spectral coordinates: four pure functions.
 
+    What `init`, `fold` and `merge` return shares no buffer with what they were given,
+    which may be donated.
+
     Attributes:
       init: `init(params, *args, key=key) -> (coords, frame)`; `args` as the loss gets
         them, a batch of the size to come.
@@ -87,8 +90,9 @@ def spectral_coordinates(
     Between two folds a layer moves in the span of V only, so its weight gradient is
     `VᵀG = (XV)ᵀΔ`, of shape `(k, d_out)`, and that is also the size of whatever the
     optimizer keeps and writes. The loss is that of `W = W₀ + VS`, and so are all its
-    derivatives by S; where a layer has many rows the sum is formed in each step, in the
-    kernel's dtype, as that is cheaper than the products apart. Which leaves are held so
+    derivatives by S, whatever else it does with the kernel; where a layer has many rows
+    the sum is formed in each step, in the kernel's dtype, as that is cheaper than the
+    products apart. Which leaves are held so
     is decided as in `spectral_backprop`; all others are trained whole.
 
     `fold` every so many steps (10 to 100 do equally well): it takes one exact gradient

@@ -1,6 +1,7 @@
 """Spectral backpropagation: weight gradients through a sketch of the layer's input."""
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from dsbp_jax.backprop.columns import (
 )
 from dsbp_jax.backprop.cost import other_uses, sketched_sites, thin_uses
 from dsbp_jax.layers import (
+    LayerActivations,
     Layout,
     Product,
     Site,
@@ -31,6 +33,7 @@ from dsbp_jax.layers import (
     use_name,
 )
 from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.meshes import specs_of, with_auto_axes
 from dsbp_jax.ownership import own
 
 _MAX_ROWS = 1024  # of a layer's inputs, kept for the refresh
@@ -51,6 +54,9 @@ class SketchState(NamedTuple):
 
 class SpectralBackprop(NamedTuple):
     """Spectral backpropagation of one loss: four pure functions.
+
+    The states that they return share no buffer with what they were given, which may
+    be donated.
 
     Attributes:
       init: `init(params, *args, key=key) -> state`; `args` as the loss gets them, a
@@ -208,7 +214,6 @@ def spectral_backprop(
                 )
                 for index, path in enumerate(sorted(first))
             }
-
         bases = {path: jax.lax.stop_gradient(bases[path]) for path in first}
         kernels, held = leaves_by_path(params), other_uses(traced, sites)
         variables = map_paths(
@@ -263,14 +268,7 @@ def spectral_backprop(
         )
         new = state.columns
         if automatic and first:
-            rows = {}
-            for path in first:
-                uses = [site for site in sites.values() if site.path == path]
-                for number, site in enumerate(uses):
-                    found = collected[site.name]
-                    rows[use_name(path, number)] = gather_rows(
-                        site, found, ("inputs",), _MAX_ROWS
-                    )
+            rows = _rows(sites, collected)
             new = columns.update(new, params, Layout(views), activations=rows)
         return out, grads, own(SketchState(key, new))
 
@@ -285,15 +283,21 @@ def spectral_backprop(
 
         (_, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
         first = _sketched(trace(loss_fn, params, args, {}), state, total)
-        bases = vectors(*state.columns)
 
-        def weigh(path: str, gradient: Any) -> Any:
-            if path not in first:
-                return gradient
-            rest = outside(gradient, first[path].view, bases[path])
-            return (gradient + (every - 1) * rest).astype(gradient.dtype)
+        def weigh(grads: Any, bases: Any, more: jax.Array) -> Any:
+            def add(path: str, gradient: Any) -> Any:
+                if path not in first:
+                    return gradient
+                rest = outside(gradient, first[path].view, bases[path])
+                return (gradient + more * rest).astype(gradient.dtype)
 
-        return out, map_paths(weigh, grads), own(state)
+            return map_paths(add, grads)
+
+        bases, more = vectors(*state.columns), jnp.float32(every) - 1
+        grads = with_auto_axes(
+            weigh, grads, bases, more, out_specs=lambda: specs_of(grads)
+        )
+        return out, grads, own(state)
 
     return SpectralBackprop(init, value_and_grad, catch_up, refresh)
 
@@ -303,6 +307,19 @@ def _sketched(traced: Trace, state: SketchState, columns: int) -> dict[str, Site
     held = vectors(*state.columns)
     sites = sketched_sites(traced, columns)
     return {path: site for path, site in sites.items() if path in held}
+
+
+def _rows(
+    sites: Mapping[str, Site], collected: Mapping[str, Any]
+) -> dict[str, LayerActivations]:
+    """The inputs of all uses of each leaf, numbered without those left out."""
+    rows: dict[str, LayerActivations] = {}
+    counts = collections.Counter[str]()
+    for name, site in sites.items():
+        layer = gather_rows(site, collected[name], ("inputs",), _MAX_ROWS)
+        rows[use_name(site.path, counts[site.path])] = layer
+        counts[site.path] += 1
+    return rows
 
 
 def _layout(

@@ -29,8 +29,8 @@ class Trace:
       body: The jaxpr; its inputs are the array leaves of `(params, args,
         kwargs)` in flattening order.
       leaves: Canonical path to shape and dtype, for every array leaf of params.
-      sites: In the order in which the model runs them, but for those without a
-        gradient, which come last.
+      sites: In the order in which the model runs them, but for further uses
+        without a gradient, which come last.
       uses: Every other use of a leaf.
       unflatten: Builds the function's result from the jaxpr's outputs.
     """

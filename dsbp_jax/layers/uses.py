@@ -38,7 +38,7 @@ def settle(
     scalings: Iterable[Scaling],
     leaves: Container[str],
 ) -> tuple[list[Site], list[Use]]:
-    """Names the sites of a function, those that carry gradient first.
+    """Names the sites of a function, of each leaf those with a gradient first.
 
     Args:
       body: The function.
@@ -47,8 +47,8 @@ def settle(
       leaves: The paths of all leaves.
 
     Returns:
-      The sites, in program order but for those without a gradient, which come last;
-      and what turned out to be none.
+      The sites, in program order but for further uses without a gradient, which come
+      last; and what turned out to be none.
 
     Raises:
       ValueError: A further use would have the name of another leaf.
@@ -60,9 +60,9 @@ def settle(
         for number, site in enumerate(sites)
         if number not in power
     ]
-    kept.sort(key=lambda site: not site.has_gradient)  # stable
-    named, counts = [], dict.fromkeys((site.path for site in kept), 0)
-    for site in kept:
+    names: dict[dataflow.Key, str] = {}
+    counts = dict.fromkeys((site.path for site in kept), 0)
+    for site in sorted(kept, key=lambda site: not site.has_gradient):  # stable
         name = use_name(site.path, counts[site.path])
         if counts[site.path] and name in leaves:
             raise ValueError(
@@ -70,7 +70,9 @@ def settle(
                 f"{site.path!r}; give the leaf another name in params"
             )
         counts[site.path] += 1
-        named.append(dataclasses.replace(site, name=name))
+        names[site.key] = name
+    named = [dataclasses.replace(site, name=names[site.key]) for site in kept]
+    named.sort(key=lambda site: not site.has_gradient and site.name != site.path)
     none = dict.fromkeys(Use(sites[n].path, _POWER_ITERATION) for n in sorted(power))
     return named, list(none)
 

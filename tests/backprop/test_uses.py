@@ -196,6 +196,9 @@ def test_random_columns_sketch_every_use_alike():
     draws = np.asarray(mean(state))
     error = (draws.mean(0) - exact) / (draws.std(0) / len(draws) ** 0.5)
     assert np.abs(error).max() < 5
+    # As BBᵀG has as few dimensions as B, which no exact part would have.
+    singular = np.linalg.svd(draws[:20], compute_uv=False)
+    assert (singular[:, 5] < 1e-5 * singular[:, 0]).all()
     # In the span of the columns each draw is exact.
     basis = np.asarray(vectors(*state.columns)["w"])
     inside = basis.T @ (draws - exact)
@@ -261,6 +264,20 @@ def test_a_catch_up_on_few_rows_is_exact_where_the_steps_are():
     close(last["b"], exact["b"], 1e-5)
     total = jax.tree.map(lambda g, c: 3 * g + c, grads, last)
     close(total, jax.tree.map(lambda g: 4 * g, exact), 1e-5)
+
+
+def test_columns_follow_the_inputs_of_every_use():
+    case = square(two_passes)
+    # And none of the inputs of a use in the other orientation.
+    other = lambda p, x: jnp.sum((9 * x) @ p["w"].T)
+    case = case._replace(loss=lambda p, x: two_passes(p, x) + other(p, x))
+    backprop = dsbp_jax.spectral_backprop(case.loss, 3, refresh_every=1)
+    state = sketch_state(case, 3)
+    _, _, state = jax.jit(backprop.value_and_grad)(case.params, state, case.x)
+    second = case.x + jnp.roll(case.x, 1, 1) / 3
+    total = jnp.vdot(case.x, case.x) + jnp.vdot(second, second)
+    found = dsbp_jax.bases(state)["w"].trace
+    np.testing.assert_allclose(found, total / (2 * len(case.x)), rtol=1e-4)
 
 
 def test_a_leaf_whose_uses_carry_no_gradient_stays_whole():

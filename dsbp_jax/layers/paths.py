@@ -34,7 +34,17 @@ def canonical_path(path: KeyPath) -> str:
     """
     if path and path[-1] == _VALUE:
         path = path[:-1]
-    return _join(path)
+    return path_name(path)
+
+
+def path_name(path: KeyPath) -> str:
+    """The keys of a path from `leaves_with_path`, joined by `/`.
+
+    Example:
+      >>> path_name((jax.tree_util.DictKey("dense"), jax.tree_util.SequenceKey(0)))
+      'dense/0'
+    """
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def leaves_with_path(tree: Any) -> list[tuple[KeyPath, Any]]:
@@ -84,7 +94,7 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     """
     leaves: dict[str, Any] = {}
     for path, leaf in leaves_with_path(tree):
-        name = _join(path)
+        name = path_name(path)
         if name in leaves:
             raise ValueError(
                 f"two parameter leaves share the canonical path {name!r}; "
@@ -108,7 +118,7 @@ def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
       >>> map_paths(lambda path, leaf: f"{path}={leaf}", {"a": {"b": 1}, "c": None})
       {'a': {'b': 'a/b=1'}, 'c': None}
     """
-    leaves = [function(_join(path), leaf) for path, leaf in leaves_with_path(tree)]
+    leaves = [function(path_name(path), leaf) for path, leaf in leaves_with_path(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
@@ -182,10 +192,6 @@ def require_paths(wanted: Iterable[str], known: Iterable[str], argument: str) ->
 
 
 _VALUE = GetAttrKey("value")
-
-
-def _join(path: KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _is_variable(node: Any) -> bool:

@@ -141,7 +141,15 @@ def test_which_products_run_through_the_sketch(name):
     assert len(thin_uses(traced, views)) == SKETCHED[name]
     report = dsbp_jax.explain(case.loss, case.params, case.x, rank=4)
     names = [site.name for site in traced.sites if site.path == "w"]
-    assert sum(not report[name].no_sketch for name in names) == SKETCHED[name]
+    assert sum(not report[use].no_sketch for use in names) == SKETCHED[name]
+    for use in names[1:]:
+        how = "sketched with the first's"
+        if report[use].no_sketch:
+            how = "projected once formed"
+        if report[use].no_sketch == "no gradient":
+            how = "no gradient: its answer only meets stop_gradient"
+        assert how in report[use].reason
+        assert report[use].reason.startswith("further use: transforms go by the first")
 
 
 @pytest.mark.parametrize("name", USES)
@@ -223,6 +231,13 @@ def test_second_derivatives_of_leaves_used_twice():
 
     actual, wanted = (jax.grad(inner)(case.params, exact) for exact in (False, True))
     close(actual, wanted, 2e-5)
+    direction = jax.tree.map(jnp.cos, case.params)
+    along = lambda fn: jax.jvp(fn, (case.params,), (direction,))[1]
+    close(
+        along(lambda p: backprop.value_and_grad(p, state, case.x)[1]),
+        along(lambda p: projected(case, jax.grad(loss)(p, case.x), columns)),
+        1e-5,
+    )
     by_value = lambda p: backprop.value_and_grad(p, state, case.x)[0]
     close(jax.grad(by_value)(case.params), jax.grad(loss)(case.params, case.x), 1e-5)
 

@@ -55,7 +55,8 @@ def capture_activations(
     Returns:
       A function of the same arguments that returns `(out, activations)`: the
       result of `fn` and a dict from canonical path (`path#1`, … for further
-      uses of a leaf) to `LayerActivations`, in the dtype of the computation.
+      uses of a leaf) to `LayerActivations`, in the dtype of the computation; each
+      knows the matrix view of its use.
 
     Raises:
       ValueError: `max_rows` is no positive integer, or `which` names something

@@ -44,7 +44,8 @@ class LeafReport:
       sketch_saving: The share of the weight gradient's products that
         `spectral_backprop` and `spectral_coordinates` save, with a sketch of `rank`
         columns on the input side. No transform depends on it.
-      no_sketch: Why they leave the leaf alone, or empty.
+      no_sketch: Why they save nothing here, or empty. Where the first use of a leaf
+        is sketched, the gradient of any other is at least projected.
     """
 
     name: str
@@ -117,7 +118,12 @@ def explain(
     `spectral_backprop` and `spectral_coordinates` save with `q = rank` columns:
     `n·d_in·q + n·q·d_out + q·d_in·d_out` instead of `n·d_in·d_out` for `n` rows. Where
     it would save nothing, or cannot be, the gradient stays exact, and the column says
-    why.
+    why. A further use of a leaf goes with the first: sketched, or formed as it is and
+    projected.
+
+    The first use is the first that a gradient flows back to. A use under
+    `stop_gradient`, or whose answer only meets what has no derivative, comes after it,
+    and the products of a power iteration are none.
 
     A leaf axis that `jax.vmap` made is shown as an output axis where the members
     share their input, since it cannot be told from an axis of heads; `layout`
@@ -155,14 +161,16 @@ def explain(
         sites = [site for site in traced.sites if site.path == path]
         reasons = [use.reason for use in traced.uses if use.path == path]
         if sites:
-            reports += [_matched(site, rank, reasons) for site in sites]
+            reports += [_matched(site, rank, reasons, sites[0]) for site in sites]
         else:
             reason = _alone(leaf, reasons)
             reports.append(LeafReport(path, leaf.shape, reason))
     return Explanation(tuple(reports))
 
 
-def _matched(site: Site, rank: int, other_uses: Iterable[str]) -> LeafReport:
+def _matched(
+    site: Site, rank: int, other_uses: Iterable[str], first: Site
+) -> LeafReport:
     *stack, _, d_in, d_out = site.view.matrix_shape(site.shape)
     batch = math.prod(stack)
     plain, sketched = sketch_flops(site, rank)
@@ -175,12 +183,18 @@ def _matched(site: Site, rank: int, other_uses: Iterable[str]) -> LeafReport:
         named = f" for {', '.join(site.platforms)}" if site.platforms else ""
         use.append(f"in a branch{named}")
     dims, further = {"d_in": d_in, "d_out": d_out}, site.name != site.path
+    no_sketch = why_plain(site, rank, first)
     reasons = ["further use: transforms go by the first"] if further else []
+    if further and site.has_gradient and not why_plain(first, rank):
+        how = "projected once formed" if no_sketch else "sketched with the first's"
+        reasons.append(f"its gradient is {how}")
     full = [f"{name} {dim}" for name, dim in dims.items() if rank >= dim]
     if full and not further:
         reasons.append(f"identity: rank {rank} ≥ {', '.join(full)}")
     if site.weight.frozen:
         reasons.append("no gradient: behind stop_gradient")
+    elif not site.carries_gradient:
+        reasons.append("no gradient: its answer only meets stop_gradient, or argmax")
     reasons += [f"also {reason}" for reason in other_uses]
     ranks = min(rank, d_in), min(rank, d_out)
     numbers_in, numbers_out = (
@@ -196,7 +210,7 @@ def _matched(site: Site, rank: int, other_uses: Iterable[str]) -> LeafReport:
         ranks,
         (numbers_in * _NUMBER_BYTES, numbers_out * _NUMBER_BYTES),
         saved,
-        why_plain(site, rank),
+        no_sketch,
     )
 
 

@@ -265,7 +265,7 @@ def find_layers(
             "dsbp_jax.explain(loss_fn, params, *args) says why, leaf by leaf"
         )
     sites = sketched_sites(traced, columns)
-    return Layout(tuple((path, site.view) for path, site in sites.items()))
+    return Layout((path, site.view) for path, site in sites.items())
 
 
 def outside(

@@ -15,6 +15,7 @@ from dsbp_jax.backprop.columns import (
     find_layers,
     vectors,
 )
+from dsbp_jax.backprop.cost import other_uses, thin_uses
 from dsbp_jax.layers import (
     Layout,
     Product,
@@ -26,6 +27,7 @@ from dsbp_jax.layers import (
     map_paths,
     trace,
 )
+from dsbp_jax.ownership import own
 from dsbp_jax.tracking import Coordinate, Rule, rotation, transport_moments
 
 # Forming W₀ + VS also writes and reads whole kernels: measured on a CPU, at widths of
@@ -51,6 +53,9 @@ class Frame:
 
 class SpectralCoordinates(NamedTuple):
     """Training in spectral coordinates: four pure functions.
+
+    What `init`, `fold` and `merge` return shares no buffer with what they were given,
+    which may be donated.
 
     Attributes:
       init: `init(params, *args, key=key) -> (coords, frame)`; `args` as the loss gets
@@ -85,8 +90,9 @@ def spectral_coordinates(
     Between two folds a layer moves in the span of V only, so its weight gradient is
     `VᵀG = (XV)ᵀΔ`, of shape `(k, d_out)`, and that is also the size of whatever the
     optimizer keeps and writes. The loss is that of `W = W₀ + VS`, and so are all its
-    derivatives by S; where a layer has many rows the sum is formed in each step, in the
-    kernel's dtype, as that is cheaper than the products apart. Which leaves are held so
+    derivatives by S, whatever else it does with the kernel; where a layer has many rows
+    the sum is formed in each step, in the kernel's dtype, as that is cheaper than the
+    products apart. Which leaves are held so
     is decided as in `spectral_backprop`; all others are trained whole.
 
     `fold` every so many steps (10 to 100 do equally well): it takes one exact gradient
@@ -156,17 +162,14 @@ def spectral_coordinates(
         layout = find_layers(loss_fn, params, args, rank, has_aux)
         state = columns.init(params, layout, key)
         state = columns.measure(loss_fn, state, params, layout, args, has_aux=has_aux)
-        return _split(params, state, layout)
+        # Kernels and whole leaves are the caller's own.
+        return own(_split(params, state, layout))
 
     def value_and_grad(coords: Any, frame: Frame, *args: Any) -> tuple[Any, Any]:
         bases = vectors(*frame.columns)
-        whole = jax.eval_shape(merge, coords, frame)
+        whole = jax.eval_shape(_merged, coords, frame)
         traced = trace(loss_fn, whole, args, {})
-        sites = {
-            site.name: site
-            for site in traced.sites
-            if site.name in frame.kernels and not site.rule
-        }
+        sites = thin_uses(traced, frame.layout)
         apart = _kept_apart(traced, sites, bases)
 
         def visit(
@@ -174,7 +177,7 @@ def spectral_coordinates(
         ) -> tuple[jax.Array, None]:
             basis, coordinate = extra
             thin = product.operand(coordinate).astype(w.dtype)
-            if product.site.name in apart:
+            if product.site.path in apart:
                 return product(x, w) + product.expand(
                     product.compress(x, jax.lax.stop_gradient(basis)), thin
                 ), None
@@ -183,11 +186,12 @@ def spectral_coordinates(
         def loss(coords: Any) -> tuple[jax.Array, Any]:
             held = leaves_by_path(coords)
             extras = {
-                path: (bases[path], _taps(held[path], bases[path])) for path in sites
+                name: (bases[site.path], _taps(held[site.path], bases[site.path]))
+                for name, site in sites.items()
             }
             params = map_paths(
                 lambda path, leaf: frame.kernels[path] if path in apart else leaf,
-                merge(coords, frame),
+                _merged(coords, frame),
             )
             values = array_leaves((params, args, {}))
             outputs, _ = evaluate(traced, visit, values, extras, sites=sites.values())
@@ -200,7 +204,7 @@ def spectral_coordinates(
     def fold(
         coords: Any, frame: Frame, opt_state: Any, *args: Any, steps: Any = None
     ) -> tuple[Any, Frame, Any]:
-        params = merge(coords, frame)
+        params = _merged(coords, frame)
         if not checks.is_static(weight_decay, 0):
             if steps is None:
                 raise ValueError(
@@ -230,8 +234,9 @@ def spectral_coordinates(
             coords,
         )
         opt_state = transport_moments(opt_state, moved, betas=betas, rules=transport)
-        coords, frame = _split(params, state, frame.layout)
-        return coords, frame, opt_state
+        coords, frame = _split(params, own(state), frame.layout)
+        # Kernels are sums and new; whole leaves, and moments of theirs, are not.
+        return own(coords), frame, own(opt_state)
 
     return SpectralCoordinates(init, value_and_grad, fold, merge)
 
@@ -245,15 +250,16 @@ def _kept_apart(
     reverse pass, the latter one of the kernel's size, and memory for the sum. Only a
     leaf without any other use can be kept apart.
     """
-    uses = collections.Counter(site.path for site in traced.sites)
-    uses.update(use.path for use in traced.uses)
+    elsewhere = other_uses(traced, sites)
+    uses = collections.Counter(site.path for site in sites.values())
     apart = set()
-    for path, site in sites.items():
+    for site in sites.values():
         *_, taps, d_in, d_out = site.view.matrix_shape(site.shape)
-        rank = bases[path].shape[-1]
+        path, rank = site.path, bases[site.path].shape[-1]
         rows = site.repeats * site.inputs.num_rows
         by_rows = rank * rows * (d_in + 2 * taps * d_out)
-        if uses[path] == 1 and by_rows < _SUM_COST * rank * taps * d_in * d_out:
+        alone = uses[path] == 1 and path not in elsewhere
+        if alone and by_rows < _SUM_COST * rank * taps * d_in * d_out:
             apart.add(path)
     return apart
 
@@ -266,8 +272,15 @@ def merge(coords: Any, frame: Frame) -> Any:
       frame: Their frame.
 
     Returns:
-      A tree of the same structure, in the shapes and dtypes of the parameters.
+      A tree of the same structure, in the shapes and dtypes of the parameters. It
+      shares no buffer with `coords`, which may be donated.
     """
+    whole = lambda path, leaf: leaf if path in frame.kernels else own(leaf)
+    return map_paths(whole, _merged(coords, frame))
+
+
+def _merged(coords: Any, frame: Frame) -> Any:
+    """`merge`, with the whole leaves as they are."""
     bases = vectors(*frame.columns)
 
     def whole(path: str, leaf: jax.Array) -> jax.Array:

@@ -6,8 +6,9 @@ through a basis of q columns on the input side, `B((XB)ᵀΔ)`, it takes
 """
 
 import math
+from collections.abc import Container, Mapping
 
-from dsbp_jax.layers import Site, Trace
+from dsbp_jax.layers import MatrixView, Site, Trace
 
 
 def sketch_flops(site: Site, rank: int) -> tuple[int, int]:
@@ -18,23 +19,29 @@ def sketch_flops(site: Site, rank: int) -> tuple[int, int]:
       rank: Columns `q` of the sketch.
 
     Returns:
-      Those of the plain gradient, and of one sketched on the input side.
+      Those of the plain gradient, and of one sketched on the input side. A further
+      use shares the last product, from q rows to d_in, with the first.
     """
     *batch, taps, d_in, d_out = site.view.matrix_shape(site.shape)
     n_in, n_out = (
         operand.num_rows * site.repeats for operand in (site.inputs, site.outputs)
     )
     plain = n_out * taps * d_in * d_out
-    sketched = n_in * d_in * rank + taps * rank * d_out * (n_out + d_in)
+    last = d_in if site.name == site.path else 0
+    sketched = n_in * d_in * rank + taps * rank * d_out * (n_out + last)
     return math.prod(batch) * plain, math.prod(batch) * sketched
 
 
-def why_plain(site: Site, rank: int) -> str:
+def why_plain(site: Site, rank: int, first: Site | None = None) -> str:
     """Why the weight gradient of a site is not sketched; empty where it is.
+
+    A further use goes with the first, if that sees the leaf as the same matrix. Of any
+    other the gradient is formed whole, and projected where the first is sketched.
 
     Args:
       site: The site.
       rank: Columns of the sketch.
+      first: The first use of its leaf.
 
     Returns:
       A reason in a few words, or an empty string.
@@ -42,12 +49,14 @@ def why_plain(site: Site, rank: int) -> str:
     d_in = site.view.matrix_shape(site.shape)[-2]
     if site.rule:
         return f"inside {site.rule}"
-    if site.weight.frozen:
+    if not site.has_gradient:
         return "no gradient"
     if site.fused:
         return "part of a fused kernel"
     if site.name != site.path:
-        return "further use"
+        if first is None or first.view != site.view or why_plain(first, rank):
+            return "further use"
+        return ""
     if rank >= d_in:
         return f"rank {rank} ≥ d_in {d_in}"
     plain, sketched = sketch_flops(site, rank)
@@ -55,13 +64,40 @@ def why_plain(site: Site, rank: int) -> str:
 
 
 def sketched_sites(trace: Trace, rank: int) -> dict[str, Site]:
-    """The sites whose weight gradient is cheaper through a sketch.
+    """The leaves whose weight gradient is cheaper through a sketch.
 
     Args:
       trace: A traced model function.
       rank: Columns of the sketch.
 
     Returns:
-      A dict from canonical path to site; of each leaf the first use only.
+      A dict from canonical path to the first use of the leaf, which decides.
     """
-    return {site.path: site for site in trace.sites if not why_plain(site, rank)}
+    return {
+        site.path: site
+        for site in trace.sites
+        if site.name == site.path and not why_plain(site, rank)
+    }
+
+
+def thin_uses(trace: Trace, views: Mapping[str, MatrixView]) -> dict[str, Site]:
+    """All uses of some leaves that can run through a sketch of one view each.
+
+    Args:
+      trace: A traced model function.
+      views: Canonical path to the view that the columns are of.
+
+    Returns:
+      A dict from name to site, of a leaf the first use first.
+    """
+    return {
+        site.name: site
+        for site in trace.sites
+        if site.has_gradient and not site.rule and views.get(site.path) == site.view
+    }
+
+
+def other_uses(trace: Trace, uses: Container[str]) -> set[str]:
+    """The paths of leaves that are used elsewhere than in the sites named."""
+    elsewhere = {site.path for site in trace.sites if site.name not in uses}
+    return elsewhere | {use.path for use in trace.uses}

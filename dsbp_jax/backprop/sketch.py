@@ -1,12 +1,14 @@
 """Spectral backpropagation: weight gradients through a sketch of the layer's input."""
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks
+from dsbp_jax.backprop import thin
 from dsbp_jax.backprop.columns import (
     Columns,
     ColumnsState,
@@ -14,18 +16,25 @@ from dsbp_jax.backprop.columns import (
     outside,
     vectors,
 )
-from dsbp_jax.backprop.cost import sketched_sites
+from dsbp_jax.backprop.cost import other_uses, sketched_sites, thin_uses
 from dsbp_jax.layers import (
+    LayerActivations,
     Layout,
     Product,
+    Site,
+    Trace,
     array_leaves,
     collect_rows,
     evaluate,
     gather_rows,
+    leaves_by_path,
     map_paths,
     trace,
+    use_name,
 )
 from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.meshes import specs_of, with_auto_axes
+from dsbp_jax.ownership import own
 
 _MAX_ROWS = 1024  # of a layer's inputs, kept for the refresh
 _REFRESH_EVERY = 20
@@ -45,6 +54,9 @@ class SketchState(NamedTuple):
 
 class SpectralBackprop(NamedTuple):
     """Spectral backpropagation of one loss: four pure functions.
+
+    The states that they return share no buffer with what they were given, which may
+    be donated.
 
     Attributes:
       init: `init(params, *args, key=key) -> state`; `args` as the loss gets them, a
@@ -85,6 +97,10 @@ def spectral_backprop(
     are exact. The weight gradient needs only `XB`, so X is freed unless something else
     keeps it: the derivative of the activation that made it (tanh), another consumer,
     and up to 1,024 rows for the refresh. In expectation Ĝ is `VVᵀG + κ(I − VVᵀ)G`.
+
+    Whatever else the loss does with a sketched leaf, `Ĝ = BBᵀG` of its whole gradient
+    G: further products that see it as the same matrix are sketched as well, and the
+    gradient of any other use (tied the other way round, penalised) is projected.
 
     A leaf is sketched where it is the weight of a matrix product or an ungrouped
     convolution (over input channels) and the sketch is cheaper than the exact
@@ -175,18 +191,16 @@ def spectral_backprop(
         new = columns.measure(
             loss_fn, state.columns, params, layout, args, has_aux=has_aux
         )
-        return state._replace(columns=new)
+        return own(state._replace(columns=new))
 
     def value_and_grad(
         params: Any, state: SketchState, *args: Any
     ) -> tuple[Any, Any, SketchState]:
         traced = trace(loss_fn, params, args, {})
+        first = _sketched(traced, state, total)
+        views = {path: site.view for path, site in first.items()}
+        sites = thin_uses(traced, views)
         bases = vectors(*state.columns)
-        sites = {
-            path: site
-            for path, site in sketched_sites(traced, total).items()
-            if path in bases
-        }
         key, draw = jax.random.split(state.key)
         if random:
             leading = state.columns.activation.tracked.get("input", {})
@@ -198,40 +212,65 @@ def spectral_backprop(
                     random,
                     residual,
                 )
-                for index, path in enumerate(sorted(sites))
+                for index, path in enumerate(sorted(first))
             }
+        bases = {path: jax.lax.stop_gradient(bases[path]) for path in first}
+        kernels, held = leaves_by_path(params), other_uses(traced, sites)
+        variables = map_paths(
+            lambda path, leaf: (
+                thin.zero(first[path], leaf, bases[path]) if path in first else leaf
+            ),
+            params,
+        )
 
         def visit(
-            product: Product, x: jax.Array, w: jax.Array, basis: jax.Array
+            product: Product, x: jax.Array, w: jax.Array, extra: Any
         ) -> tuple[jax.Array, Any]:
-            y = product.sketched(x, w, basis, product.restrict(w, basis))
+            basis, variable = extra
+            operand = product.operand(variable).astype(w.dtype)
+            y = product.sketched(x, w, basis, operand)
             if not automatic:
                 return y, None
             limit = -(-_MAX_ROWS // product.site.repeats)
             x = jax.lax.stop_gradient(x)
             return y, collect_rows(product.site, x, None, ("inputs",), limit)
 
-        def loss(params: Any) -> tuple[jax.Array, Any]:
+        def kernel(path: str, variable: jax.Array) -> Any:
+            if path not in first:
+                return variable
+            if path not in held:
+                return kernels[path]
+            return thin.hold(first[path], kernels[path], bases[path], variable)
+
+        def loss(variables: Any) -> tuple[jax.Array, Any]:
+            by_path = leaves_by_path(variables)
             outputs, collected = evaluate(
                 traced,
                 visit,
-                array_leaves((params, args, {})),
-                {path: bases[path] for path in sites},
+                array_leaves((map_paths(kernel, variables), args, {})),
+                {
+                    name: (bases[site.path], by_path[site.path])
+                    for name, site in sites.items()
+                },
                 sites=sites.values(),
             )
             out = traced.unflatten(outputs)
             return checks.scalar_loss(out, has_aux), (out, collected)
 
-        (_, (out, collected)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, (out, collected)), grads = jax.value_and_grad(loss, has_aux=True)(variables)
+        grads = map_paths(
+            lambda path, grad: (
+                thin.expand(first[path], bases[path], grad, kernels[path])
+                if path in first
+                else grad
+            ),
+            grads,
+        )
         new = state.columns
-        if automatic and sites:
-            layout = Layout(tuple((path, site.view) for path, site in sites.items()))
-            rows = {
-                path: gather_rows(site, collected[path], ("inputs",), _MAX_ROWS)
-                for path, site in sites.items()
-            }
-            new = columns.update(new, params, layout, activations=rows)
-        return out, grads, SketchState(key, new)
+        if automatic and first:
+            rows = _rows(sites, collected)
+            new = columns.update(new, params, Layout(views), activations=rows)
+        return out, grads, own(SketchState(key, new))
 
     def catch_up(
         params: Any, state: SketchState, *args: Any, every: float | jax.Array
@@ -243,18 +282,44 @@ def spectral_backprop(
             return checks.scalar_loss(out, has_aux), out
 
         (_, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        layout = _layout(loss_fn, params, state, args)
-        bases = vectors(*state.columns)
+        first = _sketched(trace(loss_fn, params, args, {}), state, total)
 
-        def weigh(path: str, gradient: Any) -> Any:
-            if path not in layout:
-                return gradient
-            rest = outside(gradient, layout[path], bases[path])
-            return (gradient + (every - 1) * rest).astype(gradient.dtype)
+        def weigh(grads: Any, bases: Any, more: jax.Array) -> Any:
+            def add(path: str, gradient: Any) -> Any:
+                if path not in first:
+                    return gradient
+                rest = outside(gradient, first[path].view, bases[path])
+                return (gradient + more * rest).astype(gradient.dtype)
 
-        return out, map_paths(weigh, grads), state
+            return map_paths(add, grads)
+
+        bases, more = vectors(*state.columns), jnp.float32(every) - 1
+        grads = with_auto_axes(
+            weigh, grads, bases, more, out_specs=lambda: specs_of(grads)
+        )
+        return out, grads, own(state)
 
     return SpectralBackprop(init, value_and_grad, catch_up, refresh)
+
+
+def _sketched(traced: Trace, state: SketchState, columns: int) -> dict[str, Site]:
+    """The leaves that are sketched on this batch, by their first use."""
+    held = vectors(*state.columns)
+    sites = sketched_sites(traced, columns)
+    return {path: site for path, site in sites.items() if path in held}
+
+
+def _rows(
+    sites: Mapping[str, Site], collected: Mapping[str, Any]
+) -> dict[str, LayerActivations]:
+    """The inputs of all uses of each leaf, numbered without those left out."""
+    rows: dict[str, LayerActivations] = {}
+    counts = collections.Counter[str]()
+    for name, site in sites.items():
+        layer = gather_rows(site, collected[name], ("inputs",), _MAX_ROWS)
+        rows[use_name(site.path, counts[site.path])] = layer
+        counts[site.path] += 1
+    return rows
 
 
 def _layout(
@@ -263,7 +328,7 @@ def _layout(
     """The views of the leaves that a state has columns for."""
     held = vectors(*state.columns)
     sites = trace(loss_fn, params, args, {}).sites
-    return Layout(tuple((s.path, s.view) for s in sites if s.name in held))
+    return Layout((s.path, s.view) for s in sites if s.name in held)
 
 
 def _with_random(
@@ -276,7 +341,8 @@ def _with_random(
     """The columns `[V, √κ (I − VVᵀ)R]`."""
     *batch, dim, rank = basis.shape
     signs = jax.random.rademacher(key, (*batch, dim, number), jnp.float32)
-    noise = (signs - basis @ (basis.mT @ signs)) / jnp.sqrt(number)
+    with jax.default_matmul_precision("highest"):
+        noise = (signs - basis @ (basis.mT @ signs)) / jnp.sqrt(number)
     kappa = jnp.asarray(
         _stable_residual(leading, dim, rank, number) if residual is None else residual
     )

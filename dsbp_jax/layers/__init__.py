@@ -27,9 +27,13 @@ from dsbp_jax.layers.matrix_view import (
 from dsbp_jax.layers.patches import convolve as convolve, is_product as is_product
 from dsbp_jax.layers.paths import (
     canonical_path as canonical_path,
+    is_further_use as is_further_use,
     leaves_by_path as leaves_by_path,
+    leaves_with_path as leaves_with_path,
     map_paths as map_paths,
+    path_name as path_name,
     require_paths as require_paths,
+    use_name as use_name,
 )
 from dsbp_jax.layers.product import Product as Product
 from dsbp_jax.layers.rewrite import evaluate as evaluate

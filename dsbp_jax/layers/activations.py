@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 
+from dsbp_jax.layers.matrix_view import MatrixView
+
 
 class LayerActivations(NamedTuple):
     """The rows that met one kernel in one evaluation of a model.
@@ -18,11 +20,14 @@ class LayerActivations(NamedTuple):
         d_out)`, or None where not asked for.
       count: Valid rows of `outputs` (of `inputs` where there are no outputs),
         shape `(*batch)`, int32. The same share of the inputs is valid.
+      view: How this use sees the leaf as a matrix, or None where that is not
+        known; no data, so static to every transformation of JAX.
     """
 
     inputs: jax.Array | None
     outputs: jax.Array | None
     count: jax.Array  # type: ignore[assignment]  # shadows tuple.count
+    view: MatrixView | None = None
 
     def rows(self, side: str) -> tuple[jax.Array, jax.Array]:
         """The rows of one side and how many of them are valid.
@@ -46,3 +51,17 @@ class LayerActivations(NamedTuple):
         counted = rows if self.outputs is None else self.outputs
         share = self.count.astype("float32") / counted.shape[-2]
         return rows, share * rows.shape[-2]
+
+
+_ARRAYS = LayerActivations._fields[:-1]
+
+# A NamedTuple is a pytree of all of its fields unless it is registered.
+jax.tree_util.register_pytree_with_keys(
+    LayerActivations,
+    lambda layer: (
+        [(jax.tree_util.GetAttrKey(name), getattr(layer, name)) for name in _ARRAYS],
+        layer.view,
+    ),
+    lambda view, arrays: LayerActivations(*arrays)._replace(view=view),
+    lambda layer: (layer[:-1], layer.view),
+)

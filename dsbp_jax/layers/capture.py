@@ -62,7 +62,8 @@ def capture_activations(
     Returns:
       A function of the same arguments that returns `(out, activations)`: the
       result of `fn` and a dict from canonical path (`path#1`, … for further
-      uses of a leaf) to `LayerActivations`, in the dtype of the computation.
+      uses of a leaf) to `LayerActivations`, in the dtype of the computation; each
+      knows the matrix view of its use.
 
     Raises:
       ValueError: `max_rows` is no positive integer, or `which` names something
@@ -172,7 +173,7 @@ def gather_rows(
     else:
         rows = found[sides[-1]]
         count = jnp.full(rows.shape[:-2], rows.shape[-2], jnp.int32)
-    return LayerActivations(found.get("inputs"), found.get("outputs"), count)
+    return LayerActivations(found.get("inputs"), found.get("outputs"), count, site.view)
 
 
 def _subsample(rows: jax.Array, limit: int | None) -> jax.Array:

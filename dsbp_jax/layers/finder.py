@@ -8,7 +8,7 @@ leaf (and not only its gradient) must know that there is none.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,7 @@ from dsbp_jax.layers.matrix_view import MatrixView
 from dsbp_jax.layers.paths import leaves_by_path
 from dsbp_jax.layers.reasons import STACKED, joined, reason_of
 from dsbp_jax.layers.sites import Site
-
-
-class Use(NamedTuple):
-    """A use of a leaf that is no site, and why."""
-
-    path: str
-    reason: str
+from dsbp_jax.layers.uses import Scaling, Use, settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +39,8 @@ class Trace:
       body: The jaxpr; its inputs are the array leaves of `(params, args,
         kwargs)` in flattening order.
       leaves: Canonical path to shape and dtype, for every array leaf of params.
-      sites: In the order in which the model runs them.
+      sites: In the order in which the model runs them, but for further uses
+        without a gradient, which come last.
       uses: Every other use of a leaf.
       unflatten: Builds the function's result from the jaxpr's outputs.
     """
@@ -87,6 +82,9 @@ def trace(
 
     Returns:
       The trace.
+
+    Raises:
+      ValueError: Two leaves, or a leaf and a further use, have one name.
     """
     arrays, rebuild = split((params, args, dict(kwargs)))
     unflatten: list[Callable[[Iterable[Any]], Any]] = []
@@ -106,7 +104,8 @@ def trace(
     walk = _Walk(leaves)
     body = primitives.Body(closed.jaxpr, closed.consts)
     walk.run(body)
-    return Trace(body, leaves, tuple(walk.sites), tuple(walk.uses), unflatten[-1])
+    sites, others = settle(body, walk.sites, walk.scalings, leaves)
+    return Trace(body, leaves, tuple(sites), (*walk.uses, *others), unflatten[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +146,7 @@ class _Walk:
         ]
         self.sites: list[Site] = []
         self.uses: list[Use] = []
-        self.counts: dict[str, int] = {}
+        self.scalings: list[Scaling] = []
 
     def run(self, body: primitives.Body) -> None:
         """Walks the jaxpr of a whole function."""
@@ -158,10 +157,10 @@ class _Walk:
         for value in self.walk(body.jaxpr, values, _Context()):
             self.use(value, "returned by the function")
 
-    def use(self, value: _Value | None, reason: str) -> None:
+    def use(self, value: _Value | None, why: str) -> None:
         """Writes down a use of a leaf that is no site."""
         for view in value.views if value is not None else ():
-            said = joined(reason, self.shapes[view.leaf]) if view.spans else reason
+            said = joined(why, self.shapes[view.leaf]) if view.spans else why
             use = Use(self.paths[view.leaf], said)
             if use not in self.uses:
                 self.uses.append(use)
@@ -212,6 +211,11 @@ class _Walk:
             followed = tuple(view for view in views if view is not None)
             if len(followed) < len(views):
                 self.use(value, reason_of(equation))
+                if equation.primitive.name in ("mul", "div"):
+                    self.scalings += [
+                        Scaling(self.paths[view.leaf], context.key)
+                        for view in value.views
+                    ]
             else:
                 results[index] = _Value(followed)
         return results
@@ -249,8 +253,9 @@ class _Walk:
         shape = self.shapes[weight.leaf]
         view: MatrixView | str
         if other is not None:
-            reason = "multiplied with parameters or constants only"
-            roles: axis_roles.Roles | str = reason
+            roles: axis_roles.Roles | str = (
+                "multiplied with parameters or constants only"
+            )
         elif dense:
             roles = axis_roles.dense(equation, weight, position)
         else:
@@ -261,10 +266,8 @@ class _Walk:
             self.use(other, str(view))
             return
         path = self.paths[weight.leaf]
-        number = self.counts.get(path, 0)
-        self.counts[path] = number + 1
         site = Site(
-            name=f"{path}#{number}" if number else path,
+            name=path,
             path=path,
             kind="dense" if dense else "convolution",
             view=view,
@@ -273,6 +276,7 @@ class _Walk:
             position=position,
             inputs=roles.inputs,
             outputs=roles.outputs,
+            precision=equation.params["precision"],
             **vars(context),
         )
         self.sites.append(site)
@@ -384,3 +388,7 @@ class _Walk:
             data = any(value is None for value in (operands[0], *values))
             results.append(None if data else _Value())
         return results
+
+
+def _enter(view: LeafView, loop: Any, axes: Any) -> LeafView:
+    return dataclasses.replace(view, axes=axes, loops=(*view.loops, loop))

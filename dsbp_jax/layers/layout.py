@@ -1,28 +1,42 @@
 """The layout of a model: the matrix view of each of its leaves, read off its use."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dsbp_jax.layers.finder import trace
 from dsbp_jax.layers.matrix_view import MatrixView
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Layout(Mapping[str, MatrixView]):
     """The matrix view of every matched leaf; hashable, so it can be static.
 
     Attributes:
-      views: Pairs of canonical path and view. A second use of a leaf has its
-        own entry `path#1`, a third `path#2`, and so on.
+      views: Pairs of canonical path and view, from a mapping or any iterable of
+        pairs. A second use of a leaf has its own entry `path#1`, a third `path#2`,
+        and so on.
+
+    Raises:
+      ValueError: A path is no string or there twice, or a view is no `MatrixView`.
 
     Example:
-      >>> layout = Layout((("kernel", MatrixView((0,), (1,))),))
+      >>> layout = Layout({"kernel": MatrixView((0,), (1,))})
       >>> layout["kernel"].output_axes
       (1,)
+      >>> Layout({"kernel": ((0,), (1,))})
+      Traceback (most recent call last):
+      ...
+      ValueError: views must be a mapping or pairs of a path and a MatrixView, got ...
     """
 
-    views: tuple[tuple[str, MatrixView], ...] = ()
+    views: tuple[tuple[str, MatrixView], ...]
+
+    def __init__(
+        self,
+        views: Mapping[str, MatrixView] | Iterable[tuple[str, MatrixView]] = (),
+    ) -> None:
+        object.__setattr__(self, "views", _pairs(views))
 
     def __getitem__(self, path: str) -> MatrixView:
         """The view of the use `path`."""
@@ -76,8 +90,28 @@ def layout(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> La
       >>> found["stack"]
       MatrixView(input_axes=(1,), output_axes=(0, 2), batch_axes=())
       >>> own = MatrixView(input_axes=(1,), output_axes=(2,), batch_axes=(0,))
-      >>> Layout(tuple({**found, "stack": own}.items()))["stack"].batch_axes
+      >>> Layout({**found, "stack": own})["stack"].batch_axes
       (0,)
     """
     sites = trace(fn, params, args, kwargs).sites
-    return Layout(tuple((site.name, site.view) for site in sites))
+    return Layout((site.name, site.view) for site in sites)
+
+
+def _pairs(views: Any) -> tuple[tuple[str, MatrixView], ...]:
+    """The views as a tuple of pairs, or a ValueError."""
+    accepted = "views must be a mapping or pairs of a path and a MatrixView"
+    given = views.items() if isinstance(views, Mapping) else views
+    if not isinstance(given, Iterable):
+        raise ValueError(f"{accepted}, got {views!r}")
+    pairs: dict[str, MatrixView] = {}
+    for pair in given:
+        items = tuple(pair) if isinstance(pair, Iterable) else ()
+        if len(items) != 2:
+            raise ValueError(f"{accepted}, got {pair!r} among them")
+        path, view = items
+        if not isinstance(path, str) or not isinstance(view, MatrixView):
+            raise ValueError(f"{accepted}, got {view!r} for {path!r}")
+        if path in pairs:
+            raise ValueError(f"views must name each path once, got {path!r} twice")
+        pairs[path] = view
+    return tuple(pairs.items())

@@ -46,6 +46,9 @@ AXISWISE = frozenset(
     }
 )
 
+# Operations through which no derivative flows; what gives integers is not listed.
+_STOPS = frozenset({"ceil", "floor", "round", "sign", "stop_gradient"})
+
 _CALLS = {
     "call": "call",
     "closed_call": "call",
@@ -261,6 +264,22 @@ def is_literal(atom: Any) -> bool:
 def aval(atom: Any) -> jax.core.ShapedArray:
     """The shape and dtype of an operand or a result."""
     return atom.aval
+
+
+def is_inexact(atom: Any) -> bool:
+    """Whether an operand or a result is of a type that has derivatives."""
+    dtype = getattr(aval(atom), "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def is_ref(atom: Any) -> bool:
+    """Whether an operand is a reference to a mutable array."""
+    return hasattr(aval(atom), "inner_aval")
+
+
+def stops_gradient(equation: Equation) -> bool:
+    """Whether the derivative of an operation is zero, whatever its operands."""
+    return equation.primitive.name in _STOPS
 
 
 def is_dropped(var: Any) -> bool:

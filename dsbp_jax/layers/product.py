@@ -211,7 +211,7 @@ class Product:
 
     @property
     def _precision(self) -> Any:
-        return self.equation.params["precision"]
+        return self.site.precision
 
     def _channel_axes(self) -> tuple[int, int]:
         """Of a convolution: where input and kernel have the input's channels."""

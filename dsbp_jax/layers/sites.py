@@ -9,6 +9,7 @@ rows, so that whatever visits it works on plain `(*batch, n, d)` matrices.
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,8 @@ class Site:
     """One use of a parameter leaf as the weight of a linear map.
 
     Attributes:
-      name: The canonical path, followed by `#1`, `#2`, … for further uses.
+      name: The canonical path, followed by `#1`, `#2`, … for further uses. The
+        first is the first use that carries gradient, where there is one.
       path: The canonical path of the leaf.
       key: Where the equation is: its indices down the calls and branches.
       kind: `"dense"` or `"convolution"`.
@@ -103,6 +105,9 @@ class Site:
       platforms: The platforms whose branch it is in, where that is decided so.
       rule: The derivative rule (`"custom_vjp_call"`, …) the site is inside
         of, or None. Its derivative is the user's, so it must not be replaced.
+      precision: That of its equation.
+      carries_gradient: Whether a derivative of the function's outputs flows back
+        to the response.
     """
 
     name: str
@@ -119,6 +124,13 @@ class Site:
     conditional: bool = False
     platforms: tuple[str, ...] = ()
     rule: str | None = None
+    precision: Any = None
+    carries_gradient: bool = True
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether this use gives the leaf a gradient."""
+        return self.carries_gradient and not self.weight.frozen
 
     @property
     def fused(self) -> bool:

@@ -72,6 +72,12 @@ def extend_basis(basis: jax.Array, block: jax.Array) -> jax.Array:
        [0.]
        [1.]]
     """
+    # The products of the accelerators' own choice are good to three digits only.
+    with jax.default_matmul_precision("highest"):
+        return _extend(basis, block)
+
+
+def _extend(basis: jax.Array, block: jax.Array) -> jax.Array:
     project_out = lambda w: w - basis @ (basis.T @ w)
 
     # A block at rounding level points back into the basis once normalised: hence

@@ -12,6 +12,7 @@ from dsbp_jax.meshes import specs_of, with_auto_axes
 from dsbp_jax.meta.adaptation import START, Adaptation, key_argument, plain_params
 from dsbp_jax.meta.patched import keeps_convolutions, with_patches
 from dsbp_jax.meta.tasks import TaskAxis, check_task_axis, num_tasks, over_tasks
+from dsbp_jax.ownership import own
 
 
 class Maml(NamedTuple):
@@ -92,7 +93,7 @@ def make_learner(
         check(params)
 
         def run(params: Any, support: Any, bases: Any, key: Any) -> Any:
-            return adaptation.run(params, support, bases=bases, key=key)[0]
+            return own(adaptation.run(params, support, bases=bases, key=key)[0])
 
         specs = lambda: specs_of(plain_params(params))
         return with_auto_axes(run, params, support, bases, key, out_specs=specs)
@@ -159,7 +160,7 @@ def _pool(layer: LayerActivations) -> LayerActivations:
         rows = jnp.moveaxis(rows, 0, -3)
         return rows.reshape(*rows.shape[:-3], -1, rows.shape[-1])
 
-    return LayerActivations(
+    return layer._replace(
         inputs=pool(layer.inputs),
         outputs=pool(layer.outputs),
         count=jnp.sum(layer.count, axis=0),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import linalg
-from dsbp_jax.layers import LayerActivations, MatrixView
+from dsbp_jax.layers import LayerActivations, MatrixView, use_name
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.tracking.eigenspace import Eigenspace
 
@@ -110,12 +110,12 @@ def activation_signal(
     """
     *batch, dim, _ = basis.vectors.shape
     pooled, counts = [], []
-    view = getattr(activations[path], "view", None)
+    view = activations[path].view
     for use in range(len(activations)):
-        name = f"{path}#{use}" if use else path
+        name = use_name(path, use)
         if name not in activations:
             break
-        if use and getattr(activations[name], "view", None) != view:
+        if use and activations[name].view != view:
             continue
         rows, count = activations[name].rows(side)
         if rows.shape[:-2] == tuple(batch) and rows.shape[-1] == dim:
@@ -141,7 +141,7 @@ def fits(
     somebody's mistake, and that of a stack one of the guess.
     """
     assert space.view is not None
-    used = getattr(activations[path], "view", None)
+    used = activations[path].view
     if used is not None:
         return used == space.view
     *batch, dim, _ = space.vectors.shape

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks, linalg
-from dsbp_jax.layers import LayerActivations, MatrixView
+from dsbp_jax.layers import LayerActivations, MatrixView, is_further_use
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import with_auto_axes
 from dsbp_jax.tracking.eigenspace import SIDES, Eigenspace
@@ -48,7 +48,7 @@ def activation_bases(
     rank = checks.positive_int("rank", rank)
     checks.one_of("side", side, SIDES)
     key = jax.random.key(0) if key is None else key
-    paths = [path for path in activations if "#" not in path]
+    paths = [path for path in activations if not is_further_use(path, activations)]
     run = lambda activations, key: {
         path: _basis(activations, path, rank, side, key) for path in paths
     }
@@ -57,7 +57,7 @@ def activation_bases(
         run, activations, key, out_specs=lambda: dict.fromkeys(paths, replicated)
     )
     return {
-        path: _space(basis, getattr(activations[path], "view", None), side)
+        path: _space(basis, activations[path].view, side)
         for path, basis in found.items()
     }
 

@@ -54,6 +54,51 @@ def test_sharded_batches_and_kernels(kind, form):
     close(jax.device_get(got), wanted, 1e-4)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_kernels_that_are_tied_and_penalised(kind):
+    params = {"w": normal(12, 16) / 4, "heads": normal(16, 4, 8, seed=1) / 4}
+    x = normal(64, 12, seed=2) * 2.0 ** -jnp.arange(12.0)
+
+    def loss(params, x, explicit=False):
+        spec = lambda *names: PartitionSpec(*names) if explicit else None
+        product = lambda terms, a, b, *names: jnp.einsum(
+            terms, a, b, out_sharding=spec(*names)
+        )
+        h = jnp.tanh(product("nd,de->ne", x, params["w"], "data", "model"))
+        y = product("ne,ehk->nhk", h, params["heads"], "data", "model", None)
+        back = product("ne,de->nd", h, params["w"], "data")
+        penalty = sum(jnp.sum(leaf**2) for leaf in params.values())
+        return jnp.mean(y**2) + jnp.mean(back**2) + 0.1 * penalty
+
+    def run(params, x, explicit=False):
+        sharded = lambda params, x: loss(params, x, explicit)
+        backprop = dsbp_jax.spectral_backprop(sharded, 4, refresh_every=2)
+        state = backprop.init(params, x, key=KEY)
+        assert set(dsbp_jax.bases(state)) == {"w", "heads"}
+        _, grads, _ = backprop.value_and_grad(params, state, x)
+        _, last, _ = backprop.catch_up(params, state, x, every=4)
+        return grads, jax.tree.map(lambda g, c: (3 * g + c) / 4, grads, last)
+
+    wanted = jax.jit(run)(params, x)
+    close(wanted[1], jax.grad(loss)(params, x), 1e-5)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+    put = lambda a, *names: jax.device_put(
+        a, NamedSharding(mesh, PartitionSpec(*names))
+    )
+    with jax.set_mesh(mesh):
+        params = {
+            "w": put(params["w"], "data", "model"),
+            "heads": put(params["heads"], None, "model", None),
+        }
+        got = jax.jit(run, static_argnums=2)(
+            params, put(x, "data"), kind == AxisType.Explicit
+        )
+        if kind == AxisType.Explicit:
+            specs = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+            assert jax.tree.map(lambda leaf: leaf.sharding.spec, got[0]) == specs
+    close(jax.device_get(got), wanted, 1e-4)
+
+
 def test_policies_of_checkpoint_see_the_products():
     """Under a policy that saves products nothing is computed twice."""
     width, rows, rank = 64, 128, 4

@@ -45,5 +45,7 @@ def loss_fn(tree):
     weights = {name: jnp.arange(1, shape[-1] + 1) for name, shape in SHAPES.items()}
     total = jnp.sum((tree["bias"].astype(jnp.float32) - 1) ** 2)
     for name, weight in weights.items():
-        total += jnp.sum(weight.astype(jnp.float32) / 10 * (tree[name].astype(jnp.float32) - 1) ** 2)
+        total += jnp.sum(
+            weight.astype(jnp.float32) / 10 * (tree[name].astype(jnp.float32) - 1) ** 2
+        )
     return total

@@ -126,9 +126,13 @@ def is_basis(node):
     return isinstance(node, linalg.EigenBasis)
 
 
+def angles(leaf, step):
+    return (step * jnp.arange(leaf.shape[-1])).astype(jnp.float32)
+
+
 def turned(params, step):
     """Gradients whose eigenbasis turns: stale and fresh make a difference."""
-    weigh = lambda p: 1 + 0.5 * jnp.cos((step * jnp.arange(p.shape[-1])).astype(jnp.float32))
+    weigh = lambda p: 1 + 0.5 * jnp.cos(angles(p, step))
     return jax.tree.map(lambda p: p * weigh(p).astype(p.dtype), params)
 
 

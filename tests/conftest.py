@@ -31,6 +31,21 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+# What the package's own tests live in; those of experiments run whole programs.
+STRICT = ("linalg", "layers", "tracking", "transforms", "backprop", "meta")
+
+
+@pytest.fixture(autouse=True)
+def _strict_dtypes(request):
+    """The package leans on no implicit promotion; `promotes` marks what else does."""
+    folder = request.path.parent.name
+    if folder not in STRICT or request.node.get_closest_marker("promotes"):
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 @pytest.fixture
 def strict_promotion():
     """Implicit dtype and rank promotion is an error inside the test."""

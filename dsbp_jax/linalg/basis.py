@@ -29,7 +29,7 @@ class EigenBasis(NamedTuple):
     Attributes:
       vectors: Orthonormal columns, shape `(…, d, k)`, float32.
       values: Their eigenvalues, descending, shape `(…, k)`, float32.
-      trace: Trace of the operator, shape `(…)`, float32.
+      trace: Trace of the operator, shape `(…)`, float32; zero where it is not known.
     """
 
     vectors: jax.Array

@@ -30,7 +30,7 @@ class SymmetricOperator:
     Attributes:
       matmat: Maps V of shape `(dim, k)` to CV, float32.
       dim: Size of C; static.
-      trace: Trace of C, shape `()`, float32; NaN where it is not known.
+      trace: Trace of C, shape `()`, float32; zero where it is not known.
       half: Optional factor, `half(V)` of shape `(n, k)` with `half(V)ᵀ half(V) =
         VᵀCV`. With it, a projection of C on a subspace needs half the products
         and its error is not squared.
@@ -259,7 +259,7 @@ class _AlongTree:
 
 def _tree_operator(product: _AlongTree, params: Any, args: tuple) -> SymmetricOperator:
     flat, _ = ravel_pytree(params)
-    unknown = jnp.asarray(jnp.nan, jnp.float32)
+    unknown = jnp.zeros((), jnp.float32)
     return SymmetricOperator(Partial(product, params, args), flat.size, unknown)
 
 
@@ -275,7 +275,7 @@ def hessian(
 
     Returns:
       An operator whose dimension is the number of parameters; its products are
-      forward-over-reverse. Its trace is not known (NaN).
+      forward-over-reverse. Its trace is not known (zero).
 
     References:
       [P] Pearlmutter, Fast exact multiplication by the Hessian, 1994.
@@ -305,7 +305,7 @@ def gradient_jacobian(
 
     Returns:
       An operator like that of `hessian`: of the number of parameters, its trace not
-      known (NaN).
+      known (zero).
 
     References:
       [T] The Jacobian of a gradient is the Hessian, hence symmetric.
@@ -342,7 +342,7 @@ def gauss_newton(
 
     Returns:
       An operator whose dimension is the number of parameters. Its trace is not
-      known (NaN).
+      known (zero).
 
     References:
       [P] Schraudolph, Fast curvature matrix-vector products, 2002.

@@ -26,9 +26,11 @@ def _cholesky_qr(w: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @one_by_one
 def _inverse_factor(gram: jax.Array) -> jax.Array:
+    """`L⁻¹`, zero where there is no factor: a breakdown is no NaN."""
     factor = jnp.linalg.cholesky(gram)
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    return solve_triangular(factor, identity, lower=True)
+    inverse = solve_triangular(factor, identity, lower=True)
+    return jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, 0)
 
 
 #: The Q factor of Householder QR.

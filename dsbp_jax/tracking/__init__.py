@@ -12,6 +12,7 @@ from dsbp_jax.tracking.eigenspace import (
     SIDES as SIDES,
     Eigenspace as Eigenspace,
     Number as Number,
+    common_dtype as common_dtype,
     coordinates as coordinates,
     in_dtype as in_dtype,
     lift as lift,

@@ -6,6 +6,7 @@ use it on a leaf without asking again.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -201,14 +202,20 @@ class Eigenspace:
         return v[..., None, :, :] @ thin
 
 
-def wide(dtype: Any) -> Any:
-    """The dtype that a leaf is computed in: float32, or its own where that is wider.
+def wide(*dtypes: Any) -> Any:
+    """The dtype that leaves are computed in: float32, or their own where it is wider.
 
     Example:
-      >>> wide(jnp.bfloat16).__name__
-      'float32'
+      >>> wide(jnp.bfloat16), wide(np.complex64)
+      (dtype('float32'), dtype('complex64'))
     """
-    return jnp.promote_types(dtype, jnp.float32).type
+    return common_dtype(jnp.float32, *dtypes)
+
+
+def common_dtype(*dtypes: Any) -> Any:
+    """The narrowest dtype that holds all of them; asked for, so never an error."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
 
 
 def rotation(new: jax.Array, old: jax.Array) -> jax.Array:

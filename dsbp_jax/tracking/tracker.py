@@ -233,6 +233,8 @@ class Tracker:
             return SpectralState(count, state.tracked)
         if self.source == "activation":
             present = self._layers(present, activations)
+            if not present:
+                return SpectralState(count, state.tracked)
 
         offsets = self._offsets(state)
         count_in_period = state.count % self.refresh_every

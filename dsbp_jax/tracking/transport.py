@@ -164,7 +164,7 @@ def _second(
         return coordinate.rotate(nu, 2)
     correct = [1.0, 1.0]
     if count is not None:
-        steps = jnp.maximum(count, 1)
+        steps = jnp.maximum(count, 1).astype(jnp.float32)
         correct = [1 - jnp.float32(beta) ** steps for beta in betas]
     mean = mu.astype(wide(mu.dtype)) / correct[0]
     variance = nu.astype(wide(nu.dtype)) / correct[1] - mean**2

@@ -8,7 +8,6 @@ applied to W and has the shape of W always.
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks
@@ -26,6 +25,7 @@ from dsbp_jax.tracking import (
     in_dtype,
     labelled,
     tracked,
+    wide,
 )
 
 
@@ -136,7 +136,7 @@ def add_decay(
         if path not in spaces:
             return update
         term = spaces[path].weighted(kernels[path])
-        dtype = jnp.promote_types(term.dtype, update.dtype)
+        dtype = wide(term.dtype, update.dtype)
         decayed = update.astype(dtype) + in_dtype(strength, dtype) * term.astype(dtype)
         return decayed.astype(update.dtype)
 

@@ -37,6 +37,7 @@ from dsbp_jax.tracking import (
     Step,
     Tracker,
     array_leaves,
+    common_dtype,
     in_dtype,
     is_placeholder,
     tracked,
@@ -283,7 +284,7 @@ def rotated_descent(
             if path in master:
                 master[path] = new
             # Narrower gradients must not round the steps of wider kernels.
-            widest = jnp.promote_types(gradient.dtype, held.dtype)
+            widest = common_dtype(gradient.dtype, held.dtype)
             return (new - held.astype(dtype)).astype(widest)
 
         with jax.default_matmul_precision("highest"):

@@ -169,7 +169,7 @@ def perturb(
     # Scaled by the largest entry: squares would lose 1e±30.
     entries = [jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(unit)]
     entries = [entry.astype(wide(entry.dtype)) for entry in entries]
-    dtype = functools.reduce(jnp.promote_types, [e.dtype for e in entries], jnp.float32)
+    dtype = wide(*(entry.dtype for entry in entries))
     zero = jnp.zeros((), dtype)
     largest = functools.reduce(jnp.maximum, [e.astype(dtype) for e in entries], zero)
     unit = _scaled(unit, 1 / jnp.where(largest > 0, largest, 1))
@@ -184,15 +184,15 @@ def perturb(
     def move(direction: jax.Array | None, param: Any) -> Any:
         if direction is None:  # not differentiated, such as a function in the tree
             return param
-        step = in_dtype(rho, direction.real.dtype) * direction
-        dtype = jnp.promote_types(wide(jnp.result_type(param)), direction.dtype)
+        step = in_dtype(rho, direction.dtype) * direction
+        dtype = wide(jnp.result_type(param), direction.dtype)
         return jnp.asarray(param, dtype) + step.astype(dtype)
 
     return jax.tree.map(move, unit, params, is_leaf=lambda leaf: leaf is None)
 
 
 def _scaled(tree: Any, factor: jax.Array) -> Any:
-    return jax.tree.map(lambda leaf: factor.astype(leaf.real.dtype) * leaf, tree)
+    return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
 
 
 def leading(basis: EigenBasis, grads: Any) -> Any:

@@ -23,12 +23,14 @@ from dsbp_jax.tracking import (
     SpectralState,
     Step,
     Tracker,
+    array_leaves,
     coordinates,
     in_dtype,
     is_placeholder,
     lift,
     tracked,
     transport_moments,
+    wide,
 )
 
 
@@ -39,7 +41,7 @@ class SubspaceState(NamedTuple):
       spectral: The bases.
       inner: The state of the optimizer on coordinates.
       complement: Path to the norm of the last step outside the basis, shape
-        `(*batch)`, float32; empty where its growth has no limit.
+        `(*batch)`, float32 or wider; empty where its growth has no limit.
     """
 
     spectral: SpectralState
@@ -152,8 +154,9 @@ def spectral_subspace(
             thin = jax.eval_shape(lambda leaf: coordinates(leaf, spaces[path]), leaf)
             return vary(jnp.zeros(thin.shape, thin.dtype), varying_axes(leaf))
 
+        leaves = array_leaves(params)
         norms = {
-            path: jnp.zeros(found[0].solved.shape, jnp.float32)
+            path: jnp.zeros(found[0].solved.shape, wide(leaves[path].dtype))
             for path, found in (spaces.items() if limits else ())
         }
         return SubspaceState(spectral, inner.init(map_paths(zeros, params)), norms)
@@ -217,9 +220,10 @@ def _complement(
     view = spaces[0].view
     assert view is not None
     axes = tuple(range(len(view.batch_axes), move.ndim))
-    sign = jnp.sign(jnp.sum(move * thin, axes))
+    scaled = _scaled(move, axes)[0] * _scaled(thin, axes)[0]
     before = _norm(thin, axes)
-    ratio = sign * _norm(move, axes) / jnp.where(before > 0, before, 1)
+    ratio = _norm(move, axes) / jnp.where(before > 0, before, 1)
+    ratio *= jnp.sign(jnp.sum(scaled, axes))
     inside = lift(thin, spaces, gradient)
     return _spread(ratio) * (view.to_matrix(gradient).astype(inside.dtype) - inside)
 
@@ -236,10 +240,19 @@ def _limited(
     return scaled, new.astype(last.dtype)
 
 
+def _scaled(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Divided by the largest entry: squares would lose 1e±30; and that entry."""
+    x_max = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axes, keepdims=True))
+    largest = jnp.where(x_max > 0, x_max, 1)
+    return x / largest, largest.squeeze(axes)
+
+
 def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Euclidean norm; its derivative at zero is zero, as meta-learning needs."""
+    x, largest = _scaled(x, axes)
     square = jnp.sum(x**2, axes)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    root = jnp.sqrt(jnp.where(square > 0, square, 1))
+    return largest * jnp.where(square > 0, root, 0)
 
 
 def _spread(x: jax.Array) -> jax.Array:

@@ -7,10 +7,17 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
+from dsbp_jax.tracking import Eigenspace
+
 
 def array(x):
     """In the default dtype, which `jax.enable_x64` moves."""
     return jnp.asarray(x, float)
+
+
+def labelled(basis, side="input"):
+    """A solved eigenspace of these numbers."""
+    return Eigenspace(basis, jnp.array(True), None, side, "activation")
 
 
 def normal(*shape, seed=0):

@@ -43,6 +43,7 @@ def at_the_adapted(learner, params, tasks, wrt=lambda grads, *_: grads):
 
 @pytest.mark.parametrize("inner", [SGD, ADAM, ADAMW], ids=["sgd", "adam", "adamw"])
 @pytest.mark.usefixtures("wide")
+@pytest.mark.promotes  # optax.adam
 def test_the_meta_gradient(inner):
     params, tasks = models.mlp(width=3), models.sines()
     meta_loss = meta.maml(loss_fn, inner, 2).meta_loss
@@ -56,6 +57,7 @@ def test_the_meta_gradient(inner):
 
 
 @pytest.mark.parametrize("inner", [SGD, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.promotes  # optax.adam
 def test_first_order_is_the_gradient_at_the_adapted_params(inner):
     params, tasks = models.mlp(), models.sines()
     learner = meta.maml(loss_fn, inner, 3, first_order=True)
@@ -97,6 +99,7 @@ def test_checkpoint_saves_memory_only():
 
 
 @pytest.mark.parametrize("head", ["head", ("head/kernel",)])
+@pytest.mark.promotes  # optax.adam
 def test_anil_adapts_the_head_only(head):
     params, tasks = models.mlp(), models.sines()
     inner = ADAMW
@@ -155,6 +158,7 @@ def test_reptile_goes_round_the_examples():
     assert optax.apply_updates(params, updates) == pytest.approx(np.mean(ends))
 
 
+@pytest.mark.promotes  # optax.adam
 def test_reptile_moves_to_the_mean_of_the_adapted():
     params, (support, query) = models.mlp(), models.sines()
     inner = ADAM
@@ -239,6 +243,7 @@ def test_a_convolutional_model():
     close(actual, value_and_grad(reference, params, tasks), 1e-4, 1e-5)
 
 
+@pytest.mark.promotes  # optax.adam
 def test_an_outer_loop_compiles_once_and_learns():
     learner = meta.maml(loss_fn, SGD, 2)
     params, outer, traces = models.mlp(width=16), optax.adam(0.02), []
@@ -274,6 +279,7 @@ def test_rates_scale_updates_of_any_dtype(dtype):
 
 
 @pytest.mark.parametrize("make", [meta.maml, meta.reptile])
+@pytest.mark.promotes  # optax.adam
 def test_params_keep_their_dtype(make):
     half = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree)
     params, tasks = half(models.mlp()), half(models.sines())

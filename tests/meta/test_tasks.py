@@ -143,7 +143,7 @@ def unsharded(name):
     inner = SGD if name == "plain" else SPECTRAL
     vectors = jnp.linalg.qr(models.normal(6, 2))[0]
     basis = linalg.EigenBasis(vectors, jnp.ones(2), jnp.ones(()))
-    bases = {"body/kernel": basis} if name == "given bases" else None
+    bases = {"body/kernel": models.labelled(basis)} if name == "given bases" else None
     learner = meta.maml(loss_fn, inner, 2)
     grad = jax.jit(jax.value_and_grad(lambda p, t, b: learner.meta_loss(p, t, bases=b)))
     args = (models.mlp(6, 6, 4), models.decaying(8, 12, 6, 4), bases)

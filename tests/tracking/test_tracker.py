@@ -14,7 +14,9 @@ def gradients(step, shape=(12, 10)):
     """A gradient of decaying spectrum that turns slowly."""
     key = jax.random.key(0)
     drift = 0.05 * step * jax.random.normal(jax.random.key(1), shape)
-    return (jax.random.normal(key, shape) + drift) * 0.7 ** jnp.arange(shape[-1])
+    return (jax.random.normal(key, shape) + drift) * 0.7 ** jnp.arange(
+        shape[-1], dtype=jnp.float32
+    )
 
 
 def refreshes(state):

@@ -41,6 +41,7 @@ def found(state, field):
     ],
     ids=["plain", "chain", "multisteps", "apply_if_finite", "partition"],
 )
+@pytest.mark.promotes  # optax's own
 def test_first_moments_rotate_wherever_they_are(wrap):
     state = state_of(wrap(optax.trace(0.9)))
     moved = transport_moments(state, MOVE)
@@ -52,6 +53,7 @@ def test_first_moments_rotate_wherever_they_are(wrap):
         np.testing.assert_array_equal(after["bias"], before["bias"])
 
 
+@pytest.mark.promotes  # optax's own
 def test_second_moments_keep_the_variance():
     """Against the rule, written out on bias-corrected moments."""
     state = state_of(optax.scale_by_adam(b1=0.8, b2=0.99))

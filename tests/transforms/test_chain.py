@@ -11,7 +11,7 @@ import pytest
 import dsbp_jax
 from tests.layers.models import normal
 
-X = normal(64, 16) * 0.8 ** jnp.arange(16)
+X = normal(64, 16) * 0.8 ** jnp.arange(16, dtype=jnp.float32)
 Y = jnp.sin(X[:, :4] * 2)
 SOURCE = {"a": 0.3 * normal(16, 24), "b": 0.3 * normal(24, 4, seed=1)}
 
@@ -56,6 +56,7 @@ def train(tx, params, x, y, steps=60):
     return losses, step._cache_size()
 
 
+@pytest.mark.promotes  # optax.adam
 def test_trains_under_jit_with_donated_state():
     losses, compilations = train(everything(), SOURCE, X, Y)
     assert compilations == 1
@@ -63,6 +64,7 @@ def test_trains_under_jit_with_donated_state():
 
 
 @pytest.mark.parametrize("mode", ["Auto", "Explicit"])
+@pytest.mark.promotes  # optax.adam
 def test_trains_alike_on_a_mesh(mode):
     alone, _ = train(everything(), SOURCE, X, Y, steps=12)
     kind = getattr(jax.sharding.AxisType, mode)

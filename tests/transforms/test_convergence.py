@@ -12,7 +12,7 @@ import dsbp_jax
 from tests.layers.models import normal
 from tests.transforms import models
 
-TARGET = normal(10, 8) * 0.7 ** jnp.arange(8)
+TARGET = normal(10, 8) * 0.7 ** jnp.arange(8, dtype=jnp.float32)
 
 
 def parabola(params):
@@ -81,9 +81,13 @@ def test_the_known_minimum_is_reached(optimizer, problem):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.promotes  # optax.MultiSteps
 def test_accumulated_gradients_are_one_large_batch(optimizer):
     """Each half of a batch in turn, through `optax.MultiSteps`."""
-    x, y = normal(32, 6), normal(32, 5, seed=1) * 0.4 ** jnp.arange(5)
+    x, y = (
+        normal(32, 6),
+        normal(32, 5, seed=1) * 0.4 ** jnp.arange(5, dtype=jnp.float32),
+    )
     loss_fn = lambda w, x, y: jnp.mean((x @ w - y) ** 2)
     tx = OPTIMIZERS[optimizer](0.1)
     w = jnp.zeros((6, 5))

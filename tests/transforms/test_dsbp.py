@@ -183,7 +183,7 @@ def test_spectral_decay_tracks_what_it_needs():
     _, state = tx.update(grads, tx.init(params), params)
     assert dsbp_jax.bases(state)["dense"].vectors.shape == (10, 1)
     # Bases of another transform serve as well.
-    shared = dsbp_jax.bases(state)
+    shared = dsbp_jax.eigenspaces(state)
     updates, after = tx.update(grads, state, params, bases=shared)
     assert dsbp_jax.diagnostics(after)["dense"].refreshes == 1
     assert jnp.abs(updates["dense"] - grads["dense"]).max() > 1e-3

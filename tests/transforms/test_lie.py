@@ -62,6 +62,7 @@ def rotation(state, product, side, rate):
 
 
 @pytest.mark.parametrize("retraction", ["exp", "cayley"])
+@pytest.mark.promotes  # the gradients of the test
 def test_singular_values_outlive_a_thousand_steps(retraction):
     params = {"w": normal(48, 32)}
     noise = lambda p, count: {"w": jnp.cos(p["w"] + count) * jnp.arange(1.0, 33.0) / 32}
@@ -72,6 +73,7 @@ def test_singular_values_outlive_a_thousand_steps(retraction):
     assert np.abs(after - before).max() < 1e-4 * before[0]
 
 
+@pytest.mark.promotes  # the gradients of the test
 def test_low_precision_kernels_follow_a_float32_master():
     params = {"w": normal(24, 16).astype(jnp.bfloat16)}
     noise = lambda p, count: {"w": jnp.cos(p["w"] + count).astype(jnp.bfloat16)}
@@ -168,6 +170,7 @@ def test_taps_and_stacks_share_and_do_not_share_rotations():
         np.testing.assert_allclose(together[index], alone, atol=1e-4)
 
 
+@pytest.mark.promotes  # optax.adam
 def test_rotations_on_some_leaves_adam_on_others():
     params = {"w": normal(8, 8), "head": normal(8, 3), "b": jnp.ones(3)}
     labels = {"w": "rotate", "head": "adam", "b": "adam"}
@@ -203,6 +206,7 @@ def test_narrow_gradients_do_not_round_the_steps_of_wide_kernels():
     )
 
 
+@pytest.mark.promotes  # the gradients of the test
 def test_under_x64_the_state_stays_float32():
     with jax.enable_x64(True):
         w = normal(8, 3).astype(jnp.float32)

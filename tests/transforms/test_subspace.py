@@ -14,7 +14,7 @@ RANK = 3
 
 
 def decaying(*shape, seed=0):
-    return normal(*shape, seed=seed) * 0.5 ** jnp.arange(shape[-1])
+    return normal(*shape, seed=seed) * 0.5 ** jnp.arange(shape[-1], dtype=jnp.float32)
 
 
 def step(tx, grads, state, params=None, **extra):
@@ -51,6 +51,7 @@ def test_full_residual_of_sgd_is_sgd():
     )
 
 
+@pytest.mark.promotes  # optax.adam
 def test_the_residual_of_a_stack_is_that_of_each_matrix():
     stack = decaying(3, 9, 8) * jnp.array([1.0, 10.0, 0.1])[:, None, None]
     tx = dsbp_jax.spectral_subspace(optax.adam(0.1), RANK, residual=0.5, num_blocks=12)
@@ -166,6 +167,7 @@ def test_the_complement_grows_by_a_factor_at_most():
     assert other.complement == {}
 
 
+@pytest.mark.promotes  # optax.adam
 def test_leaves_of_one_name_are_told_apart():
     params = {"w": normal(32, 48), "head": {"w": normal(4, 7)}}
     tx = dsbp_jax.spectral_subspace(optax.adam(1e-2), 4)
@@ -188,3 +190,24 @@ def test_bad_arguments():
     grads = {"w": decaying(12, 10)}
     with pytest.raises(ValueError, match=r"trace.* for no parameter"):
         flat.update(grads, flat.init(grads), grads)
+
+
+def test_a_second_derivative_at_a_gradient_of_zero_is_finite():
+    """The first inner step of a network with a head of zeros."""
+    x, y = normal(3, 10, 6), normal(3, 10, 2, seed=1)
+    params = {"body": normal(6, 5, seed=2), "head": jnp.zeros((5, 2))}
+    loss_fn = lambda p, b: jnp.mean(
+        (jnp.tanh(b[0] @ p["body"]) @ p["head"] - b[1]) ** 2
+    )
+    inner = dsbp_jax.spectral_subspace(optax.sgd(0.1), 2, residual=0.1)
+    learner = dsbp_jax.meta.maml(loss_fn, inner, 1)
+    grads = jax.grad(learner.meta_loss)(params, ((x, y), (x, y)))
+    assert all(bool(jnp.isfinite(g).all()) for g in grads.values())
+    assert any(bool(g.any()) for g in grads.values())
+
+
+def test_functions_among_the_params():
+    params = {"w": normal(8, 6), "f": jnp.tanh}
+    tx = dsbp_jax.spectral_subspace(optax.identity(), 2)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["f"] is jnp.tanh

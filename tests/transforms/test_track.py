@@ -45,7 +45,9 @@ def equal(actual, expected):
 )
 def test_tracks_like_a_projection_and_changes_no_update(source, side):
     options = dict(source=source, side=side, refresh_every=2, seed=3, num_blocks=4)
-    rows = lambda dim: normal(10, dim, seed=dim) * 0.5 ** jnp.arange(dim)
+    rows = lambda dim: (
+        normal(10, dim, seed=dim) * 0.5 ** jnp.arange(dim, dtype=jnp.float32)
+    )
     seen = dsbp_jax.LayerActivations(rows(8), rows(6), jnp.int32(10))
     extra = {"activations": {"wide": seen}}
     updates, state = run(dsbp_jax.track_bases(2, **options), **extra)
@@ -166,3 +168,30 @@ def test_bad_arguments():
     tx = dsbp_jax.track_bases(2, source="activation")
     with pytest.raises(ValueError, match="update needs activations="):
         tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_a_chain_of_two_trackers_takes_leading_columns():
+    tx = optax.chain(
+        dsbp_jax.spectral_projection(3),
+        dsbp_jax.add_spectral_decay(0.1, source="gradient"),
+    )
+    params = {"w": normal(8, 6), "v": normal(6, 5, seed=1)}
+    _, state = tx.update(params, tx.init(params), params)
+    for bases in (dsbp_jax.eigenspaces(state), dsbp_jax.bases(state)):
+        held = dsbp_jax.with_bases(tx.init(params), bases)
+        for path, (first, second) in dsbp_jax.eigenspaces(held).items():
+            expected = dsbp_jax.bases(state)[path].vectors
+            np.testing.assert_array_equal(first.vectors, expected)
+            np.testing.assert_array_equal(second.vectors, expected[:, :1])
+            assert first.solved
+            assert second.solved
+
+
+def test_what_is_put_into_a_state_outlives_its_donation():
+    tx = dsbp_jax.track_bases(2)
+    params = {"w": normal(8, 6)}
+    _, state = tx.update(params, tx.init(params), params)
+    spaces = dsbp_jax.eigenspaces(state)
+    held = dsbp_jax.with_bases(tx.init(params), spaces)
+    jax.jit(lambda state: jax.tree.map(jnp.negative, state), donate_argnums=0)(held)
+    assert not spaces["w"][0].vectors.is_deleted()

@@ -10,7 +10,7 @@ import dsbp_jax
 from dsbp_jax import linalg
 from tests.layers.models import normal
 
-X = normal(40, 12) * 0.7 ** jnp.arange(12)
+X = normal(40, 12) * 0.7 ** jnp.arange(12, dtype=jnp.float32)
 SOURCE = {"a": normal(12, 8), "b": normal(8, 5, seed=1), "bias": jnp.zeros(5)}
 
 
@@ -56,6 +56,7 @@ def test_the_transform_adds_the_gradient_of_the_penalty():
     np.testing.assert_allclose(updates["a"], grads["a"] + term, atol=1e-5)
 
 
+@pytest.mark.promotes  # optax.adam
 def test_steps_away_from_the_source_space_leave_its_response():
     bases, params = source_bases(4), dict(SOURCE)
     tx = optax.chain(optax.adam(0.05), dsbp_jax.project_away(bases))

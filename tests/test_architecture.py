@@ -1,7 +1,9 @@
 """The house rules: which way imports go, and who may multiply by a basis."""
 
 import ast
+import importlib
 import pathlib
+import types
 
 import pytest
 
@@ -60,6 +62,14 @@ def test_imports_go_down_and_through_the_front_door(module):
         assert floor(other) < floor(own) or same_floor, f"{own} imports {name}"
         # Of another package only what its __init__ hands out.
         assert name.count(".") == 1, f"{own} reaches into {name}"
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        package = getattr(node, "module", None) or ""
+        if isinstance(node, ast.ImportFrom) and package.startswith("dsbp_jax."):
+            home = importlib.import_module(package)
+            for alias in node.names:
+                found = getattr(home, alias.name)
+                inside = package.split(".")[1] == own
+                assert inside or not isinstance(found, types.ModuleType), alias.name
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(PACKAGE)))

@@ -2,8 +2,9 @@
 
 With columns V of a kernel's input side, a loss as a function of `W + VS` at S = 0 has
 the derivative `VᵀG` by S, of shape `(*batch, window, q, d_out)`, whatever the loss does
-with the kernel. A layer's own product gives it as `(XV)ᵀΔ`; any other use sees the
-kernel through `hold`. The projected gradient is `V(VᵀG)`, one product per leaf.
+with the kernel. A layer's own product gives it as `(XV)ᵀΔ` (the backward rule itself is
+`layers.Product.sketched`); any other use sees the kernel through `hold`. The projected
+gradient is `V(VᵀG)`, one product per leaf.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from dsbp_jax.layers import Site, primitives
+from dsbp_jax.layers import Site, explicit_sharding
 
 
 def zero(site: Site, kernel: Any, basis: jax.Array) -> jax.Array:
@@ -28,7 +29,7 @@ def zero(site: Site, kernel: Any, basis: jax.Array) -> jax.Array:
       Explicit axes sharded like the kernel along the axes that it keeps.
     """
     *batch, taps, _, d_out = site.view.matrix_shape(site.shape)
-    sharding = primitives.explicit_sharding(kernel)
+    sharding = explicit_sharding(kernel)
     if sharding is not None:
         spec = [*sharding.spec, *[None] * (len(site.shape) - len(sharding.spec))]
         out = site.view.output_axes
@@ -55,7 +56,7 @@ def expand(site: Site, basis: jax.Array, thin: jax.Array, kernel: Any) -> jax.Ar
     basis = basis.astype(thin.dtype)[..., None, :, :]
     matrix = jnp.matmul(basis, thin, precision=site.precision)
     change = site.view.from_matrix(matrix, site.shape)
-    sharding = primitives.explicit_sharding(kernel)
+    sharding = explicit_sharding(kernel)
     return change if sharding is None else jax.sharding.reshard(change, sharding)
 
 

@@ -14,6 +14,7 @@ from dsbp_jax.layers.capture import (
     collect_rows as collect_rows,
     gather_rows as gather_rows,
 )
+from dsbp_jax.layers.convolution import convolve as convolve, is_product as is_product
 from dsbp_jax.layers.finder import (
     Trace as Trace,
     array_leaves as array_leaves,
@@ -24,7 +25,6 @@ from dsbp_jax.layers.matrix_view import (
     MatrixView as MatrixView,
     guess_view as guess_view,
 )
-from dsbp_jax.layers.patches import convolve as convolve, is_product as is_product
 from dsbp_jax.layers.paths import (
     canonical_path as canonical_path,
     is_further_use as is_further_use,
@@ -35,6 +35,7 @@ from dsbp_jax.layers.paths import (
     require_paths as require_paths,
     use_name as use_name,
 )
+from dsbp_jax.layers.primitives import explicit_sharding as explicit_sharding
 from dsbp_jax.layers.product import Product as Product
 from dsbp_jax.layers.rewrite import evaluate as evaluate
 from dsbp_jax.layers.sites import Site as Site

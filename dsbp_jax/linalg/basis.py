@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 from dsbp_jax import checks
 from dsbp_jax.batching import one_by_one, unbatched_max
+from dsbp_jax.linalg.lanczos import block_lanczos
 from dsbp_jax.linalg.operators import SymmetricOperator
-from dsbp_jax.linalg.orthogonal import extend_basis, orthonormal, polish
+from dsbp_jax.linalg.orthogonal import orthonormal, polish
 
 _TINY = 1e-30
 
@@ -170,7 +171,7 @@ def refresh_with_info(
         def solve() -> tuple[EigenBasis, jax.Array]:
             if num_blocks * rank >= dim:
                 return _dense_eigenpairs(operator, rank)
-            return _block_lanczos(operator, basis.vectors, outside, num_blocks)
+            return _krylov_eigenpairs(operator, basis.vectors, outside, num_blocks)
 
         def rotate() -> tuple[EigenBasis, jax.Array]:
             values, rotation = _keep_top(*_scaled_eigh(0.5 * (inside + inside.T)), rank)
@@ -224,46 +225,12 @@ def _dense_eigenpairs(
     return _finish(operator, vectors, values)
 
 
-def _block_lanczos(
+def _krylov_eigenpairs(
     operator: SymmetricOperator, start: jax.Array, outside: jax.Array, num_blocks: int
 ) -> tuple[EigenBasis, jax.Array]:
-    """Rayleigh-Ritz on the Krylov block of `start`.
-
-    `outside` is the part of `C start` that is orthogonal to `start`. The products
-    that build a block also give its image, from which T is assembled: nothing is
-    multiplied twice.
-    """
-    dim, rank = start.shape
-    # With a factor the images are half(Q), without one they are CQ.
-    image = operator.matmat if operator.half is None else operator.half
-    first = image(start)
-
-    if num_blocks == 2:
-        block = extend_basis(start, outside)
-        q = jnp.concatenate([start, block], axis=1)
-        images = jnp.concatenate([first, image(block)], axis=1)
-    else:
-        width = num_blocks * rank
-        write = lambda buffer, block, index: jax.lax.dynamic_update_slice_in_dim(
-            buffer, block, index * rank, 1
-        )
-        q = jnp.zeros((dim, width), jnp.float32).at[:, :rank].set(start)
-        images = jnp.zeros((first.shape[0], width), jnp.float32).at[:, :rank].set(first)
-
-        def step(index: jax.Array, carry: tuple) -> tuple:
-            q, images, outside = carry
-            block = extend_basis(q, outside)
-            q, images = write(q, block, index), write(images, image(block), index)
-            product = operator.matmat(block)
-            return q, images, product - q @ (q.T @ product)
-
-        # The last block's product under C leads nowhere, hence it is peeled off.
-        carry = jax.lax.fori_loop(1, num_blocks - 1, step, (q, images, outside))
-        q, images, outside = carry
-        block = extend_basis(q[:, :-rank], outside)
-        q = write(q, block, num_blocks - 1)
-        images = write(images, image(block), num_blocks - 1)
-
+    """Rayleigh-Ritz on the Krylov block of `start`."""
+    rank = start.shape[1]
+    q, images = block_lanczos(operator, start, outside, num_blocks)
     largest = jnp.maximum(jnp.max(jnp.abs(images)), _TINY)
     images = images / largest
     if operator.half is None:

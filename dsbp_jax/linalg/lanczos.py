@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from dsbp_jax import checks
 from dsbp_jax.linalg.operators import SymmetricOperator
+from dsbp_jax.linalg.orthogonal import extend_basis
 
 
 class Lanczos(NamedTuple):
@@ -123,3 +124,68 @@ def _lanczos(operator: SymmetricOperator, start: jax.Array, num_steps: int) -> L
         step, (vectors, first, jnp.float32(0)), jnp.arange(num_steps)
     )
     return Lanczos(carry[0], alphas, betas[:-1], residuals[-1])
+
+
+def block_lanczos(
+    operator: SymmetricOperator, start: jax.Array, outside: jax.Array, num_blocks: int
+) -> tuple[jax.Array, jax.Array]:
+    """The Krylov block `[V, CV, …, C^{b-1}V]`, orthonormal, and its image.
+
+    The products that build a block also give its image, from which a projection of C
+    is assembled: nothing is multiplied twice.
+
+    Args:
+      operator: The matrix C, of dimension d.
+      start: V, orthonormal, shape `(d, k)`, float32.
+      outside: The part of CV that is orthogonal to V, at any scale, shape `(d, k)`.
+      num_blocks: b, at least 2, with `b·k ≤ d`.
+
+    Returns:
+      Q of shape `(d, b·k)`, its first columns V; and `half(Q)` where the operator has
+      a factor, CQ otherwise.
+
+    References:
+      Golub and Underwood, The block Lanczos method, 1977.
+
+    Example:
+      >>> from dsbp_jax import linalg
+      >>> c = linalg.matrix(jnp.diag(jnp.array([1.0, 2.0, 3.0, 4.0])))
+      >>> start = jnp.full((4, 1), 0.5)
+      >>> image = c.matmat(start)
+      >>> outside = image - start * (start.T @ image)
+      >>> q, _ = block_lanczos(c, start, outside, 2)
+      >>> print((q.T @ q).round(4))
+      [[1. 0.]
+       [0. 1.]]
+    """
+    dim, rank = start.shape
+    # With a factor the images are half(Q), without one they are CQ.
+    image = operator.matmat if operator.half is None else operator.half
+    first = image(start)
+
+    if num_blocks == 2:
+        block = extend_basis(start, outside)
+        q = jnp.concatenate([start, block], axis=1)
+        images = jnp.concatenate([first, image(block)], axis=1)
+    else:
+        width = num_blocks * rank
+        write = lambda buffer, block, index: jax.lax.dynamic_update_slice_in_dim(
+            buffer, block, index * rank, 1
+        )
+        q = jnp.zeros((dim, width), jnp.float32).at[:, :rank].set(start)
+        images = jnp.zeros((first.shape[0], width), jnp.float32).at[:, :rank].set(first)
+
+        def step(index: jax.Array, carry: tuple) -> tuple:
+            q, images, outside = carry
+            block = extend_basis(q, outside)
+            q, images = write(q, block, index), write(images, image(block), index)
+            product = operator.matmat(block)
+            return q, images, product - q @ (q.T @ product)
+
+        # The last block's product under C leads nowhere, hence it is peeled off.
+        carry = jax.lax.fori_loop(1, num_blocks - 1, step, (q, images, outside))
+        q, images, outside = carry
+        block = extend_basis(q[:, :-rank], outside)
+        q = write(q, block, num_blocks - 1)
+        images = write(images, image(block), num_blocks - 1)
+    return q, images

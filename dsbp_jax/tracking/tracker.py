@@ -35,6 +35,7 @@ from dsbp_jax.tracking.leaves import (
     matrix_views,
 )
 from dsbp_jax.tracking.refresh import Label, Refresh, TrackedBasis, refresh_due
+from dsbp_jax.tracking.schedule import take_turns
 from dsbp_jax.tracking.signals import (
     Signal,
     activation_signal,
@@ -236,8 +237,12 @@ class Tracker:
             if not present:
                 return SpectralState(count, state.tracked)
 
-        offsets = self._offsets(state)
-        count_in_period = state.count % self.refresh_every
+        costs = {
+            key: math.prod(entry.basis.vectors.shape)
+            for key, entry in state.entries().items()
+        }
+        turns = take_turns(costs, self.refresh_every)
+        step = state.count % self.refresh_every
         tracked = {side: dict(entries) for side, entries in state.tracked.items()}
         # A constant to every derivative; and reverse mode has no while_loop.
         leaves, activations, kernels, present = jax.lax.stop_gradient(
@@ -261,12 +266,11 @@ class Tracker:
 
         refreshes = {}
         for key, entry in present.items():
-            turn = offsets[key]
             refreshes[key] = Refresh(
                 entry=entry,
                 signal=functools.partial(signal, *key),
-                due=jnp.array(True) if refresh else count_in_period == turn,
-                turn=turn,
+                due=jnp.array(True) if refresh else step == turns[key],
+                turn=turns[key],
             )
         solved = refresh_due(
             refreshes, num_blocks=self.num_blocks, tolerance=self.tolerance
@@ -303,23 +307,6 @@ class Tracker:
                 continue
             layers[side, path] = entry
         return layers
-
-    def _offsets(self, state: SpectralState) -> dict[tuple[str, str], int]:
-        """The step of the period at which each leaf is due, balanced by cost."""
-        cost = {
-            key: math.prod(entry.basis.vectors.shape)
-            for key, entry in state.entries().items()
-        }
-        # The longest first, each to the slot with the least to do so far; slots are
-        # as far from each other as the period allows.
-        slots = max(1, min(self.refresh_every, len(cost)))
-        load = [0] * slots
-        offsets = {}
-        for key in sorted(cost, key=lambda key: -cost[key]):
-            slot = min(range(slots), key=lambda slot: load[slot])
-            load[slot] += cost[key]
-            offsets[key] = slot * (self.refresh_every // slots)
-        return offsets
 
 
 def _start(

@@ -56,11 +56,12 @@ def add_spectral_decay(
         with them nothing is tracked, and leaves without one are left alone. They may
         also come with each update, as `update(..., bases=...)`, which goes first.
       rank: Number of leading directions; the paper's term has 1.
-      refresh_every: As `dsbp_jax.spectral_projection`; so are those below.
-      num_blocks: See there.
-      tolerance: See there.
-      layout: See there.
-      seed: See there.
+      refresh_every: Steps between two refreshes of a leaf; the leaves take turns.
+      num_blocks: Krylov blocks of a refresh, at least 2.
+      tolerance: While a basis is invariant to this relative residual, in [0, 1], only
+        rotate it inside its span.
+      layout: Matrix views from `dsbp_jax.layout`; None goes by the shapes.
+      seed: Of the bases' random start.
 
     Returns:
       A transformation whose state is a `SpectralState`; `update` needs `params`.

@@ -94,66 +94,14 @@ def dsbp(
       >>> print(optax.apply_updates(params, updates)["kernel"][0].round(2))
       [1.2 1.2 1.2]
     """
-    checks.in_unit_interval("momentum", momentum)
-    momentums = [] if checks.is_static(momentum, 0) else [optax.trace(momentum)]
-    return projected_descent(
-        optax.chain(*momentums, optax.scale_by_learning_rate(learning_rate)),
-        rank,
-        source=source,
-        side=side,
-        residual=residual,
-        decay=decay,
-        refresh_every=refresh_every,
-        num_blocks=num_blocks,
-        tolerance=tolerance,
-        energy=energy,
-        layout=layout,
-        seed=seed,
-    )
-
-
-def projected_descent(
-    descent: optax.GradientTransformation,
-    rank: int,
-    *,
-    source: str,
-    side: str,
-    residual: Number,
-    decay: Number | None,
-    refresh_every: int,
-    num_blocks: int,
-    tolerance: float,
-    energy: Number | None,
-    layout: LayoutLike,
-    seed: int,
-) -> optax.GradientTransformationExtraArgs:
-    """Any optimizer on projected gradients, with a decay in the same eigenspaces.
-
-    Args:
-      descent: The optimizer; its updates go to `optax.apply_updates`.
-      rank: As `dsbp`; so are all others.
-      source: `"gradient"` or `"activation"`.
-      side: `"output"`, `"input"` or `"both"`.
-      residual: κ in [0, 1].
-      decay: β, or None.
-      refresh_every: Steps between two refreshes of a leaf.
-      num_blocks: Krylov blocks of a refresh.
-      tolerance: Relative residual up to which a basis is only rotated.
-      energy: Share of the trace to use, or None.
-      layout: Matrix views, or None.
-      seed: Of the random start.
-
-    Returns:
-      A transformation with a `DsbpState`.
-    """
     checks.one_of("side", side, (*SIDES, "both"))
     checks.in_unit_interval("residual", residual)
+    checks.in_unit_interval("momentum", momentum)
     if decay is not None:
         checks.non_negative("decay", decay)
     if energy is not None:
         checks.in_unit_interval("energy", energy, open_left=True)
     decays = decay is not None and not checks.is_static(decay, 0)
-    projects = not checks.is_static(residual, 1)
     tracker = Tracker(
         rank=rank,
         source=source,
@@ -165,19 +113,49 @@ def projected_descent(
         seed=seed,
         # A layer that is too narrow to project still decays.
         cap_rank=decays,
-        inert=not (decays or projects),
+        inert=not decays and checks.is_static(residual, 1),
     )
-    decay_side = "input" if side == "input" else "output"
+    momentums = [] if checks.is_static(momentum, 0) else [optax.trace(momentum)]
+    return projected_descent(
+        optax.chain(*momentums, optax.scale_by_learning_rate(learning_rate)),
+        tracker,
+        residual=residual,
+        decay=decay if decays else None,
+        energy=energy,
+    )
+
+
+def projected_descent(
+    descent: optax.GradientTransformation,
+    tracker: Tracker,
+    *,
+    residual: Number,
+    decay: Number | None,
+    energy: Number | None,
+) -> optax.GradientTransformationExtraArgs:
+    """Any optimizer on projected gradients, with a decay in the same eigenspaces.
+
+    Args:
+      descent: The optimizer; its updates go to `optax.apply_updates`.
+      tracker: What is tracked.
+      residual: κ in [0, 1]; a static 1 leaves the gradients as they are.
+      decay: β, or None.
+      energy: Share of the trace to project on, or None for all columns.
+
+    Returns:
+      A transformation with a `DsbpState`.
+    """
+    decay_side = "input" if tracker.side == "input" else "output"
 
     def begin(params: optax.Params, spectral: SpectralState) -> DsbpState:
         return DsbpState(spectral, descent.init(params))
 
     def use(step: Step) -> tuple[optax.Updates, DsbpState]:
         updates = step.updates
-        if projects:
+        if not checks.is_static(residual, 1):
             updates = project_step(step, residual, energy)
         updates, state = descent.update(updates, step.state.descent, step.params)
-        if decay is not None and decays:
+        if decay is not None:
             require_params("dsbp with decay", step.params)
             leading = {
                 path: space.leading(1)

@@ -134,66 +134,7 @@ def lie_rotation(
       >>> print(jnp.linalg.svd(kernel, compute_uv=False).round(4))
       [3. 2. 1.]
     """
-    carries = not checks.is_static(momentum, 0)
-    return rotated_descent(
-        learning_rate,
-        optax.sgd(learning_rate, momentum if carries else None),
-        rank=rank,
-        side=side,
-        retraction=retraction,
-        momentum=momentum,
-        radial=radial,
-        source=source,
-        refresh_every=refresh_every,
-        num_blocks=num_blocks,
-        tolerance=tolerance,
-        layout=layout,
-        seed=seed,
-    )
-
-
-def rotated_descent(
-    learning_rate: optax.ScalarOrSchedule,
-    plain: optax.GradientTransformation,
-    *,
-    rank: int,
-    side: str,
-    retraction: str,
-    momentum: Number,
-    radial: Number,
-    source: str,
-    refresh_every: int,
-    num_blocks: int,
-    tolerance: float,
-    layout: LayoutLike,
-    seed: int,
-) -> optax.GradientTransformationExtraArgs:
-    """Rotations of the kernels, and any optimizer for the other leaves.
-
-    Args:
-      learning_rate: η, a number or a schedule.
-      plain: The optimizer of leaves that are no matrices.
-      rank: As `lie_rotation`; so are all others.
-      side: `"input"`, `"output"` or `"both"`.
-      retraction: `"exp"` or `"cayley"`.
-      momentum: β.
-      radial: κ in [0, 1].
-      source: `"rotation"`, `"gradient"` or `"activation"`.
-      refresh_every: Steps between two refreshes of a leaf.
-      num_blocks: Krylov blocks of a refresh.
-      tolerance: Relative residual up to which a basis is only rotated.
-      layout: Matrix views, or None.
-      seed: Of the random start.
-
-    Returns:
-      A transformation with a `LieState`.
-    """
-    if not callable(learning_rate):
-        checks.non_negative("learning_rate", learning_rate)
     checks.one_of("side", side, (*SIDES, "both"))
-    checks.one_of("retraction", retraction, RETRACTIONS)
-    checks.in_unit_interval("momentum", momentum)
-    checks.in_unit_interval("radial", radial)
     rank = checks.positive_int("rank", rank)
     tracker = Tracker(
         rank=rank + rank % 2 if source == "rotation" else rank,
@@ -206,7 +147,47 @@ def rotated_descent(
         seed=seed,
         sources=SOURCES,
     )
-    sides = SIDES if side == "both" else (side,)
+    plain = optax.sgd(
+        learning_rate, None if checks.is_static(momentum, 0) else momentum
+    )
+    return rotated_descent(
+        learning_rate,
+        plain,
+        tracker,
+        retraction=retraction,
+        momentum=momentum,
+        radial=radial,
+    )
+
+
+def rotated_descent(
+    learning_rate: optax.ScalarOrSchedule,
+    plain: optax.GradientTransformation,
+    tracker: Tracker,
+    *,
+    retraction: str,
+    momentum: Number,
+    radial: Number,
+) -> optax.GradientTransformationExtraArgs:
+    """Rotations of the kernels, and any optimizer for the other leaves.
+
+    Args:
+      learning_rate: η, a number or a schedule.
+      plain: The optimizer of leaves that are no matrices.
+      tracker: What is tracked.
+      retraction: `"exp"` or `"cayley"`.
+      momentum: β.
+      radial: κ in [0, 1].
+
+    Returns:
+      A transformation with a `LieState`.
+    """
+    if not callable(learning_rate):
+        checks.non_negative("learning_rate", learning_rate)
+    checks.one_of("retraction", retraction, RETRACTIONS)
+    checks.in_unit_interval("momentum", momentum)
+    checks.in_unit_interval("radial", radial)
+    sides = SIDES if tracker.side == "both" else (tracker.side,)
     carries = not checks.is_static(momentum, 0)
     stretches = not checks.is_static(radial, 0)
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsbp_jax.layers.convolution import convolve
 from dsbp_jax.layers.finder import array_leaves, trace
-from dsbp_jax.layers.patches import convolve
 from dsbp_jax.layers.rewrite import evaluate
 
 CASES = {

@@ -58,6 +58,18 @@ def test_columns_of_a_stack_are_orthonormal_together_and_lead_their_sources():
     assert_same_span(basis[..., 2:], np.linalg.svd(rest)[0][..., :2])
 
 
+def test_columns_are_orthonormal_where_a_gradient_leaves_nothing_to_follow():
+    columns, one = Columns(rank=4, tracking=2), Layout({"w": LAYOUT["w"]})
+    state = columns.init(PARAMS, one, KEY)
+    seen, _ = problem(one)
+    none = jax.tree.map(jnp.zeros_like, PARAMS)
+    state = columns.update(
+        state, PARAMS, one, activations=seen, gradients=none, refresh=True
+    )
+    basis = vectors(*state)["w"]
+    np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-5)
+
+
 def assert_same_span(one, other):
     cosines = np.linalg.svd(np.asarray(one.mT @ other))[1]
     np.testing.assert_allclose(cosines, 1, atol=1e-3)

@@ -195,7 +195,7 @@ def blocks(np_, flip):
         "stack": lambda w, a, b: np_.stack([a, b, w], 1),
         "flat stack": lambda w, a, b: np_.reshape(np_.stack([a, b, w], 1), (4, 18)),
         "heads": lambda w, a, b: np_.reshape(beside(w, a, b), (2, 2, 9, 2)),
-        "reversed": lambda w, a, b: flip(beside(w, a, b), (0, 1)),
+        "reversed": lambda w, a, b: flip(np_.concatenate([a, b, w], 1), (0, 1)),
     }
 
 

@@ -162,51 +162,7 @@ class TestDense:
 
 
 @pytest.mark.usefixtures("strict_promotion")
-class TestConvolution:
-    @pytest.mark.parametrize("stride", [1, 2])
-    def test_channel_view(self, stride):
-        def model(params, x):
-            return lax.conv_general_dilated(
-                x,
-                params["k"],
-                (stride, stride),
-                "VALID",
-                dimension_numbers=("NCHW", "OIHW", "NCHW"),
-            )
-
-        params, x = {"k": normal(5, 3, 2, 2)}, normal(2, 3, 5, 5)
-        out, activations = capture_activations(model)(params, x)
-        rows = lambda a: jnp.moveaxis(a, 1, -1).reshape(-1, a.shape[1])
-        np.testing.assert_array_equal(activations["k"].inputs, rows(x))
-        np.testing.assert_array_equal(activations["k"].outputs, rows(out))
-        assert activations["k"].count == rows(out).shape[0]
-        view = layout(model, params, x)["k"]
-        assert (view.input_axes, view.output_axes) == ((1,), (0,))
-
-
-@pytest.mark.usefixtures("strict_promotion")
 class TestControlFlow:
-    def test_shared_kernels_have_rows_time_first(self):
-        def model(params, x):
-            return lax.scan(lambda h, x: (jnp.tanh(h @ params["w"] + x), h), x[0], x)
-
-        params, x = {"w": normal(3, 3)}, normal(4, 2, 3)
-        (_, hidden), activations = capture_activations(model)(params, x)
-        np.testing.assert_array_equal(activations["w"].inputs, hidden.reshape(8, 3))
-        assert activations["w"].count == 8
-
-    def test_stacked_kernels_lead_even_in_reverse(self):
-        def model(params, x):
-            return lax.scan(
-                lambda h, w: (jnp.tanh(h @ w), h), x, params["w"], reverse=True
-            )
-
-        params, x = {"w": normal(3, 4, 4)}, normal(2, 4)
-        (_, hidden), activations = capture_activations(model)(params, x)
-        np.testing.assert_array_equal(activations["w"].inputs, hidden)
-        np.testing.assert_array_equal(activations["w"].inputs[-1], x)
-        np.testing.assert_array_equal(activations["w"].count, [2, 2, 2])
-
     @pytest.mark.parametrize("index", [0, 1, 2])
     def test_branches_not_taken_add_no_rows(self, index):
         def model(params, x, index):

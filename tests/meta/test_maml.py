@@ -69,32 +69,6 @@ def test_first_order_is_the_gradient_at_the_adapted_params(inner):
         assert program.cost_analysis()["flops"] < limit
 
 
-def test_updates_of_first_order_are_constants_to_all():
-    params, tasks = models.mlp(), models.sines()
-
-    def meta_loss(rate):
-        learner = meta.maml(loss_fn, optax.sgd(rate), 2, first_order=True)
-        return learner.meta_loss(params, tasks)
-
-    assert jax.jit(jax.grad(meta_loss))(jnp.array(0.1)) == 0
-
-
-def test_checkpoint_saves_memory_only():
-    params = models.mlp(4, 64)
-    tasks = [(models.normal(2, 128, 4, seed=s), jnp.ones((2, 128, 1))) for s in (0, 1)]
-
-    def run(num_steps, checkpoint):
-        learner = meta.maml(loss_fn, SGD, num_steps, checkpoint=checkpoint)
-        program = models.compiled(jax.grad(learner.meta_loss), params, tasks)
-        memory = program.memory_analysis().temp_size_in_bytes
-        return program(params, tasks), memory
-
-    (plain, few), (_, many) = run(2, False), run(16, False)
-    (again, few_again), (_, many_again) = run(2, True), run(16, True)
-    close(again, plain)
-    assert many_again - few_again < 0.2 * (many - few)
-
-
 # ANIL
 
 
@@ -233,16 +207,6 @@ def test_inner_optimizers_that_evaluate_the_loss(name):
     close(grads, at_the_adapted(reference, params, tasks), 1e-4, 1e-5)
 
 
-def test_a_convolutional_model():
-    conv_loss, params, tasks = models.conv_net()
-    grad = jax.value_and_grad(meta.maml(conv_loss, SGD, 1).meta_loss)
-    traced = jax.jit(grad).trace(params, tasks)
-    assert "conv_general_dilated" not in str(traced.jaxpr)
-    actual = traced.lower().compile()(params, tasks)
-    reference = models.unrolled(conv_loss, SGD, 1)
-    close(actual, value_and_grad(reference, params, tasks), 1e-4, 1e-5)
-
-
 @pytest.mark.promotes  # optax.adam
 def test_an_outer_loop_compiles_once_and_learns():
     learner = meta.maml(loss_fn, SGD, 2)
@@ -261,21 +225,6 @@ def test_an_outer_loop_compiles_once_and_learns():
         params, state, _ = step(params, state, models.sines(16, seed=seed))
     assert step(params, state, held)[2] < 0.6 * before
     assert len(traces) == 1
-
-
-@pytest.mark.usefixtures("strict_promotion")
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_rates_scale_updates_of_any_dtype(dtype):
-    double = lambda w, x: jnp.sum(w * x)
-    learner = meta.maml(double, optax.sgd(1.0), 2)
-    w, x = jnp.ones((), dtype), jnp.ones((1,), dtype)
-    adapted = learner.adapt(meta.with_rates(w, 0.25), x)
-    assert adapted == 0.5
-    assert adapted.dtype == dtype
-    # A rate that is none of bfloat16's.
-    w, rate = jnp.full((), 0.77, dtype), jnp.float32(1.003)
-    adapted = meta.maml(double, optax.sgd(1.0), 1).adapt(meta.WithRates(w, rate), x * 3)
-    assert adapted == w - (rate * 3).astype(dtype)
 
 
 @pytest.mark.parametrize("make", [meta.maml, meta.reptile])

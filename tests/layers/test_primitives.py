@@ -1,4 +1,4 @@
-"""Calls that are bound anew keep what the user said of them; others are named."""
+"""What JAX's equations say, and that they keep it where they are bound anew."""
 
 import dataclasses
 import functools
@@ -16,6 +16,7 @@ from dsbp_jax import explain, spectral_backprop
 from dsbp_jax.layers import capture_activations, primitives
 from dsbp_jax.layers.finder import trace
 from tests.layers.models import normal
+from tests.layers.traces import equation_of
 
 X = normal(5, 4)
 SQUARES = {name: normal(4, 4, seed=i) / 2 for i, name in enumerate("abc")}
@@ -29,6 +30,104 @@ def equations(fn, *args, primitive):
 
 def captured(model):
     return lambda *args: capture_activations(model)(*args)[0]
+
+
+# Single equations
+
+
+def test_an_equation_runs_on_other_operands():
+    high = lambda x, w: lax.dot(x, w, precision="highest")
+    equation = equation_of(high, X, SQUARES["a"])
+    other, w = X + 1, SQUARES["b"]
+    (result,) = primitives.bind(equation, (other, w))
+    np.testing.assert_allclose(result, other @ w, rtol=1e-5)
+    again = equation_of(lambda x, w: primitives.bind(equation, (x, w)), X, w)
+    assert again.params == equation.params
+    (result,) = primitives.bind(equation_of(lambda x: x * 2.0, X), (other, 2.0))
+    np.testing.assert_array_equal(result, 2 * other)
+    halves = equation_of(lambda x: lax.split(x, (1, 3), axis=1), X)
+    first, second = primitives.bind(halves, (other,))
+    np.testing.assert_array_equal(first, other[:, :1])
+    np.testing.assert_array_equal(second, other[:, 1:])
+
+
+rule = jax.custom_jvp(jnp.sin)
+rule.defjvp(lambda primals, tangents: (rule(*primals), tangents[0]))
+
+KINDS = {
+    "call": (jax.jit(jnp.sin), 1),
+    "remat": (jax.checkpoint(jnp.sin), 1),
+    "rule": (rule, 1),
+    "scan": (lambda x: lax.scan(lambda c, x: (c, x), 0.0, x)[1], 1),
+    "cond": (lambda x: lax.switch(jnp.int32(1), [jnp.sin, jnp.cos, jnp.tanh], x), 3),
+    None: (lambda x: lax.while_loop(lambda x: x[0, 0] < 0, jnp.exp, x), 1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_kind_of_call_an_equation_is(kind):
+    fn, number = KINDS[kind]
+    *_, equation = jax.make_jaxpr(fn)(X).jaxpr.eqns
+    call = primitives.call_of(equation)
+    assert (call and call.kind) == kind
+    if call is None:  # its jaxprs are seen all the same
+        assert len(list(primitives.inner_jaxprs(equation))) == 2
+        return
+    assert len(call.bodies) == number
+    inner = list(primitives.inner_jaxprs(equation))
+    assert [body.jaxpr for body in call.bodies] == inner[:number]
+
+
+def test_equations_are_found_however_deep():
+    once = jax.jit(lambda x: jnp.sin(x))
+    step = lambda x, _: (jax.checkpoint(once)(x), None)
+    deep = lambda x: once(lax.scan(step, x, length=2)[0])
+    assert len(equations(deep, X, primitive="sin")) == 2
+    assert len(equations(deep, X, primitive="scan")) == 1
+
+
+@pytest.mark.parametrize("consts", [0, 2])
+def test_operands_of_a_scan(consts):
+    held = [normal(4, seed=i) for i in range(consts)]
+
+    def model(x, *held):
+        step = lambda c, x: ((sum(held, c[0] + x), 2.0 * c[1], c[2] * x), x)
+        return lax.scan(step, (jnp.zeros(4), 0.0, x[0]), x)
+
+    (scan,) = equations(model, X, *held, primitive="scan")
+    assert primitives.scan_sizes(scan) == (consts, 3)
+
+
+def test_the_platform_in_use_comes_first():
+    chosen = lambda x: lax.switch(jnp.int32(1), [jnp.sin, jnp.cos], x)
+    (by_data,) = equations(chosen, X, primitive="cond")
+    assert primitives.branch_platforms(by_data) is None
+    assert primitives.branch_order(by_data) == [0, 1]
+    by_name = lambda **named: equations(
+        lambda x: lax.platform_dependent(x, default=jnp.tanh, **named),
+        X,
+        primitive="cond",
+    )[0]
+    here = by_name(tpu=jnp.sin, cpu=jnp.cos)
+    assert primitives.branch_platforms(here) == [("tpu",), ("cpu",), ()]
+    assert primitives.branch_order(here) == [1, 0, 2]
+    assert primitives.branch_order(by_name(tpu=jnp.sin, cuda=jnp.cos)) == [2, 0, 1]
+
+
+def test_what_has_a_derivative():
+    assert primitives.stops_gradient(equation_of(jnp.sign, X))
+    assert not primitives.stops_gradient(equation_of(jnp.sin, X))
+    jaxpr = jax.make_jaxpr(lambda x, i: (x, i, 1.0))(X, jnp.int32(0)).jaxpr
+    assert [primitives.is_inexact(v) for v in jaxpr.outvars] == [True, False, True]
+    assert [primitives.is_literal(v) for v in jaxpr.outvars] == [False, False, True]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
+def test_zeros_of_a_type(dtype):
+    zeros = primitives.zeros(jax.ShapeDtypeStruct((2, 3), dtype))
+    assert zeros.dtype == dtype
+    np.testing.assert_array_equal(zeros, np.zeros((2, 3)))
+    assert primitives.explicit_sharding(zeros) is None
 
 
 # Branches by platform. `alien` has no lowering: whoever lowers it fails.
@@ -289,17 +388,6 @@ def test_calls_that_are_not_understood_are_named(name, key):
     assert f"enters {name}, which is not followed" in table["a"].reason
     for leaf in "bc":
         assert f"then enters {name}, which is not followed" in table[leaf].reason
-
-
-def test_known_constructs_that_are_not_followed_keep_their_reasons():
-    def model(p, x):
-        composite = lax.composite(lambda x, w: x @ w, "dsbp.product")
-        looped = lambda h: h @ p["b"]
-        return lax.while_loop(lambda h: h[0, 0] < -1, looped, composite(x, p["a"]))
-
-    table = explain(model, SQUARES, X)
-    assert "enters composite, which is not followed" in table["a"].reason
-    assert "inside a while loop" in table["b"].reason
 
 
 def test_data_that_an_unknown_call_holds_is_data_after_it():

@@ -30,7 +30,7 @@ from dsbp_jax.tracking import (
     SpectralState,
     TrackedBasis,
     Tracker,
-    untracked,
+    empty_state,
     wide,
 )
 
@@ -99,7 +99,9 @@ class Columns:
         ):
             tracker = self._tracker(name, layout)
             states[name] = (
-                untracked() if tracker is None else tracker.init(params, key=source_key)
+                empty_state()
+                if tracker is None
+                else tracker.init(params, key=source_key)
             )
         return ColumnsState(**states)
 
@@ -279,7 +281,7 @@ def outside(
       basis: Columns `(*batch, d_in, k)`, or None for none.
 
     Returns:
-      `(I − VVᵀ)G`, shaped like the leaf, float32.
+      `(I − VVᵀ)G`, shaped like the leaf, float32 or wider.
     """
     wider = gradient.astype(wide(gradient.dtype))
     if basis is None:

@@ -29,6 +29,18 @@ class LayerActivations(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # shadows tuple.count
     view: MatrixView | None = None
 
+    @property
+    def known_view(self) -> MatrixView | None:
+        """The view, where the rows are of the leaf that it is of.
+
+        Under `jax.vmap` over members of an ensemble the rows have an axis in front that
+        the view, of one member, knows nothing of.
+        """
+        rows = self.inputs if self.outputs is None else self.outputs
+        if self.view is None or rows is None:
+            return None
+        return self.view if len(self.view.batch_axes) == rows.ndim - 2 else None
+
     def rows(self, side: str) -> tuple[jax.Array, jax.Array]:
         """The rows of one side and how many of them are valid.
 

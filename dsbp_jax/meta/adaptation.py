@@ -11,7 +11,6 @@ import optax
 
 from dsbp_jax import checks
 from dsbp_jax.layers import map_paths, require_paths
-from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meta.patched import with_activations, with_patches
 from dsbp_jax.tracking import MissingActivations, Spaces, spectral_states
 from dsbp_jax.transforms import with_bases
@@ -187,25 +186,9 @@ def _hold(state: Any, bases: Spaces, with_rates: bool) -> Any:
     if with_rates and all(name in bases for name in named.values()):
         bases = {path: bases[name] for path, name in named.items()}
     require_paths(sorted(wanted), bases, "bases")
-    for path in wanted:
-        sides = {side for one in states for side, of in one.entries() if of == path}
-        _require_sides(path, sides, bases[path])
     if not wanted:  # every layer is as small as its basis, or nothing is projected
         return state
     return with_bases(state, jax.lax.stop_gradient(dict(bases)))
-
-
-def _require_sides(path: str, tracked: set[str], given: Any) -> None:
-    """Raises where a side that is tracked would keep a basis of its own."""
-    if isinstance(given, EigenBasis):  # of which side, with_bases asks
-        return
-    sides = {one.side for one in (given if isinstance(given, tuple) else (given,))}
-    if not tracked <= sides:
-        name = lambda of: " and the ".join(sorted(of)) + " side"
-        raise ValueError(
-            f"bases of {path!r} must be of the {name(tracked)}, which inner tracks, "
-            f"got the {name(sides)}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,15 +15,18 @@ from dsbp_jax.tracking.eigenspace import (
     Eigenspace as Eigenspace,
     Number as Number,
     common_dtype as common_dtype,
-    coordinates as coordinates,
+    from_coordinates as from_coordinates,
     in_dtype as in_dtype,
-    lift as lift,
     project as project,
     rotation as rotation,
+    to_coordinates as to_coordinates,
     wide as wide,
 )
 from dsbp_jax.tracking.labels import (
     Spaces as Spaces,
+    as_spaces as as_spaces,
+    check_shape as check_shape,
+    describe as describe,
     labelled as labelled,
     require_some as require_some,
 )
@@ -50,7 +53,7 @@ from dsbp_jax.tracking.tracker import (
     MissingActivations as MissingActivations,
     SpectralState as SpectralState,
     Tracker as Tracker,
-    untracked as untracked,
+    empty_state as empty_state,
 )
 from dsbp_jax.tracking.transform import (
     Step as Step,

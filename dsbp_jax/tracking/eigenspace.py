@@ -7,7 +7,7 @@ use it on a leaf without asking again.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ class Eigenspace:
       view: How the leaf is a matrix; static. None where it is not known yet.
       side: `"input"` or `"output"`; static.
       source: What the basis follows: `"gradient"`, `"activation"` or `"rotation"`;
+        `"given"` where it came without a label, `"columns"` inside of `backprop`;
         static.
 
     Example:
@@ -98,7 +99,11 @@ class Eigenspace:
 
     def outside(self, leaf: jax.Array, energy: Number | None = None) -> jax.Array:
         """`G − PG`; a leaf whose space was never solved as it is."""
-        return self._filtered(leaf, lambda m: m - self._inside(m, energy))
+        matrix = self._matrix(leaf)
+        with jax.default_matmul_precision("highest"):
+            result = matrix - self._inside(matrix, energy)
+        solved = self.solved[..., None, None, None]
+        return self._leaf(jnp.where(solved, result, matrix), leaf)
 
     def weighted(self, leaf: jax.Array) -> jax.Array:
         """`VΛVᵀW` or `WVΛVᵀ`, in float32 or wider, shaped like the leaf."""
@@ -106,41 +111,6 @@ class Eigenspace:
         with jax.default_matmul_precision("highest"):
             inside = self._up(self._scaled(self._down(matrix), self.values))
         return self._view.from_matrix(inside, leaf.shape)
-
-    def filter(
-        self,
-        leaf: jax.Array,
-        function: Callable[[jax.Array], jax.Array],
-        residual: Number = 1.0,
-    ) -> jax.Array:
-        """`V f(λ) VᵀG + κ f(τ) (G − VVᵀG)`: a function of the spectrum, applied.
-
-        Args:
-          leaf: G.
-          function: f, elementwise, of eigenvalues float32. τ is the mean eigenvalue of
-            the tail: what the trace holds beyond λ over the `q − k` other singular
-            values, q the smaller dimension of the matrix with its window taps.
-          residual: κ.
-
-        Returns:
-          The filtered leaf, dtype kept; as it is where the space was never solved.
-
-        References:
-          METHODS section 1, of which a projection is f = 1.
-        """
-        *_, window, d_in, d_out = self._view.matrix_shape(leaf.shape)
-        others = max(min(window * d_in, d_out) - self.rank, 0)
-        rest = self.trace - jnp.sum(self.values, axis=-1)
-        tail = jnp.where(rest > 0, rest, 0) / max(others, 1)
-
-        def run(matrix: jax.Array) -> jax.Array:
-            outer = (residual * function(tail)).astype(matrix.dtype)
-            down, outer = self._down(matrix), outer[..., None, None, None]
-            return outer * (matrix - self._up(down)) + self._up(
-                self._scaled(down, function(self.values))
-            )
-
-        return self._filtered(leaf, run)
 
     def rotation_to(self, new: "Eigenspace") -> jax.Array:
         """`V'ᵀV`, from coordinates here to those in `new`, shape `(*batch, k', k)`."""
@@ -157,16 +127,6 @@ class Eigenspace:
 
     def _leaf(self, matrix: jax.Array, like: jax.Array) -> jax.Array:
         return self._view.from_matrix(matrix, like.shape).astype(like.dtype)
-
-    def _filtered(
-        self, leaf: jax.Array, run: Callable[[jax.Array], jax.Array]
-    ) -> jax.Array:
-        """A function of the matrix, where the space was solved."""
-        matrix = self._matrix(leaf)
-        with jax.default_matmul_precision("highest"):
-            result = run(matrix)
-        solved = self.solved[..., None, None, None]
-        return self._leaf(jnp.where(solved, result, matrix), leaf)
 
     def _inside(self, matrix: jax.Array, energy: Number | None) -> jax.Array:
         kept = self.vectors
@@ -206,7 +166,7 @@ def wide(*dtypes: Any) -> Any:
     """The dtype that leaves are computed in: float32, or their own where it is wider.
 
     Example:
-      >>> wide(jnp.bfloat16), wide(np.complex64)
+      >>> wide(jnp.bfloat16), wide(jnp.complex64)
       (dtype('float32'), dtype('complex64'))
     """
     return common_dtype(jnp.float32, *dtypes)
@@ -234,8 +194,8 @@ def project(
 
     Args:
       leaf: G.
-      spaces: One or two, on different sides. One that fills its whole side, or was
-        never solved, leaves the leaf as it is.
+      spaces: One or two, on different sides. One that fills its whole side projects
+        nothing; while one was never solved, the leaf stays as it is.
       residual: κ, the share of the complement that is kept.
       energy: Use the leading columns with this share of the trace only.
 
@@ -257,7 +217,7 @@ def project(
     return spaces[0]._leaf(inside, leaf)
 
 
-def coordinates(leaf: jax.Array, spaces: Sequence[Eigenspace]) -> jax.Array:
+def to_coordinates(leaf: jax.Array, spaces: Sequence[Eigenspace]) -> jax.Array:
     """`VᵀW`, `WV` or `VᵀWU`, without an axis for window taps where there are none.
 
     Args:
@@ -277,8 +237,10 @@ def coordinates(leaf: jax.Array, spaces: Sequence[Eigenspace]) -> jax.Array:
     return matrix.squeeze(-3) if matrix.shape[-3] == 1 else matrix
 
 
-def lift(thin: jax.Array, spaces: Sequence[Eigenspace], like: jax.Array) -> jax.Array:
-    """The inverse of `coordinates` inside the spaces, as matrices.
+def from_coordinates(
+    thin: jax.Array, spaces: Sequence[Eigenspace], like: jax.Array
+) -> jax.Array:
+    """The inverse of `to_coordinates` inside the spaces, as matrices.
 
     Args:
       thin: Coordinates.

@@ -19,6 +19,8 @@ from dsbp_jax.tracking.leaves import LayoutLike, array_leaves, matrix_views
 #: Eigenspaces by canonical path, as every consumer of bases takes them.
 Spaces = Mapping[str, EigenBasis | Eigenspace | Sequence[Eigenspace]]
 
+_GIVEN = "given"  # the source of a basis that came without a label
+
 
 def labelled(
     name: str,
@@ -29,6 +31,7 @@ def labelled(
     side: str | None = None,
     need: str | None = None,
     rank: int = 1,
+    required: bool = True,
 ) -> dict[str, tuple[Eigenspace, ...]]:
     """What was passed as bases, as eigenspaces of the leaves of the params.
 
@@ -42,13 +45,14 @@ def labelled(
         whatever there is.
       need: The only side that is of use, whatever the user says; None for any.
       rank: The columns that each must have at least.
+      required: Whether one of them must be of a leaf that is here.
 
     Returns:
       Path to one space, or with `side="both"` up to two.
 
     Raises:
-      ValueError: None belongs to a leaf, a basis has another shape or no telling
-        side, or two spaces of a leaf fit.
+      ValueError: None belongs to a leaf, a basis has another shape or side or no
+        telling one, or two spaces of a leaf fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,40 +68,45 @@ def labelled(
     if side is not None:
         checks.one_of("side", side, (*SIDES, "both"))
     leaves, views = array_leaves(params), matrix_views(params, layout)
-    if leaves and not any(path in views for path in given):
-        require_paths(list(given)[:1], views, "the layout of the params")
-    result: dict[str, tuple[Eigenspace, ...]] = {}
-    seen: set[str] = set()
+    if required and leaves and not any(path in views for path in given):
+        require_paths(list(given)[:1], views, "params")
+    wanted = need or (side if side in SIDES else None)
+    result = {}
     for path, view in views.items():
         if path not in given:
             continue
-        spaces = _spaces(name, path, given[path], view, leaves[path].shape, side)
-        seen.update(space.side for space in spaces)
-        fitting = [
-            one
-            for one in spaces
-            if side in (None, "both", one.side) and need in (None, one.side)
-        ]
+        shape = leaves[path].shape
+        dims = dict(zip(SIDES, view.matrix_shape(shape)[-2:], strict=True))
+        what = f"{name} of {path!r}"
+        spaces = as_spaces(what, given[path], dims, wanted, named=side in SIDES)
+        fitting = [one for one in spaces if wanted in (None, one.side)]
         for one in fitting:
+            unknown = one.view is None and one.source != _GIVEN
+            if unknown and layout is None and len(set(dims.values())) == 1:
+                raise ValueError(
+                    f"{what} must say how the leaf is a matrix, since it is square "
+                    f"{shape}; pass layout=dsbp_jax.layout(fn, params, *args)"
+                )
             if layout is not None and one.view not in (None, view):
                 raise ValueError(
-                    f"{name} of {path!r} must be of the leaf as layout sees it, "
-                    f"{view}, got those of {one.view}"
+                    f"{what} must be of the leaf as layout sees it, {view}, got those "
+                    f"of {one.view}"
                 )
-            _check_fit(name, path, one, view, leaves[path].shape, rank)
+            check_shape(what, one, one.view or view, shape, rank)
         sides = {one.side for one in fitting}
+        if not fitting:
+            raise ValueError(
+                f"{what} must be of the {wanted} side, got those of the "
+                f"{' and the '.join(sorted({one.side for one in spaces}))} side"
+            )
         if len(fitting) > (len(sides) if side == "both" else 1):
             raise ValueError(
                 f"{name} must hold one eigenspace of {path!r} that fits, got "
-                f"{' and '.join(map(_describe, fitting))}; name the side, or pass the "
+                f"{' and '.join(map(describe, fitting))}; name the side, or pass the "
                 "one that is meant"
             )
-        if fitting:
-            result[path] = tuple(_seen_as(one, one.view or view) for one in fitting)
-    if leaves and not result:
-        raise ValueError(
-            f"{name} must hold bases of the {need or side} side, got those of the "
-            f"{' and the '.join(sorted(seen)) or 'none'} side"
+        result[path] = tuple(
+            dataclasses.replace(one, view=one.view or view) for one in fitting
         )
     return result
 
@@ -115,65 +124,74 @@ def require_some(name: str, bases: Any) -> None:
         raise ValueError(f"{name} must hold the basis of at least one leaf, got none")
 
 
-def _seen_as(space: Eigenspace, view: MatrixView) -> Eigenspace:
-    return dataclasses.replace(space, view=view)
-
-
-def _describe(space: Eigenspace) -> str:
+def describe(space: Eigenspace) -> str:
+    """A space in a few words, for messages."""
     return f"rank {space.rank} on the {space.side} side (source {space.source!r})"
 
 
-def _spaces(
-    name: str,
-    path: str,
+def as_spaces(
+    what: str,
     entry: EigenBasis | Eigenspace | Sequence[Eigenspace],
-    view: MatrixView,
-    shape: tuple[int, ...],
+    dims: Mapping[str, int],
     side: str | None,
+    *,
+    named: bool,
 ) -> tuple[Eigenspace, ...]:
-    """The spaces of one leaf; a basis without a label with the one it can only have."""
+    """What was passed for one leaf, labelled.
+
+    Args:
+      what: What it is, for the messages.
+      entry: The entry; an `EigenBasis` gets the label that it can only have.
+      dims: The dimensions of the leaf's sides.
+      side: The only side that is of use, or None.
+      named: Whether the user named it.
+
+    Returns:
+      The eigenspaces.
+
+    Raises:
+      ValueError: It is none, or it may be of either side.
+    """
     if isinstance(entry, Eigenspace):
         return (entry,)
-    if not isinstance(entry, EigenBasis):
-        if isinstance(entry, tuple | list) and all(
-            isinstance(one, Eigenspace) for one in entry
-        ):
-            return tuple(entry)
-        raise ValueError(
-            f"{name} of {path!r} must be an Eigenspace, a tuple of them or an "
-            f"EigenBasis, got {type(entry).__name__}"
-        )
-    dims = dict(zip(SIDES, view.matrix_shape(shape)[-2:], strict=True))
-    dim = entry.vectors.shape[-2]
-    fitting = [one for one, size in dims.items() if size == dim]
-    if side in SIDES:
-        fitting = [one for one in SIDES if one == side]
-    if len(fitting) > 1:
-        raise ValueError(
-            f"{name} of {path!r} must say which side they are of, as "
-            "dsbp_jax.eigenspaces(opt_state) does, or by side=: the kernel is square "
-            f"({dim} by {dim}), got a plain EigenBasis"
-        )
-    # Of neither dimension: the check of the shape says so.
-    found = fitting[0] if fitting else "output"
-    return (Eigenspace(entry, entry.trace > 0, None, found, "given"),)
+    if isinstance(entry, EigenBasis):
+        dim = entry.vectors.shape[-2]
+        fitting = [one for one, size in dims.items() if size == dim]
+        if len(fitting) > 1 and not named:
+            raise ValueError(
+                f"{what} must say which side they are of, as "
+                "dsbp_jax.eigenspaces(opt_state) does: the kernel is square "
+                f"({dim} by {dim}), got a plain EigenBasis"
+            )
+        # Of neither dimension: the check of the shape says so.
+        found = side or (fitting or ["output"])[0]
+        return (Eigenspace(entry, entry.trace > 0, None, found, _GIVEN),)
+    if isinstance(entry, tuple | list) and all(
+        isinstance(one, Eigenspace) for one in entry
+    ):
+        return tuple(entry)
+    raise ValueError(
+        f"{what} must be an Eigenspace, a tuple of them or an EigenBasis, got "
+        f"{type(entry).__name__}"
+    )
 
 
-def _check_fit(
-    name: str,
-    path: str,
-    space: Eigenspace,
-    view: MatrixView,
-    shape: tuple[int, ...],
-    rank: int,
+def check_shape(
+    what: str, space: Eigenspace, view: MatrixView, shape: tuple[int, ...], rank: int
 ) -> None:
-    view = space.view or view
-    matrix = view.matrix_shape(shape)
-    expected = (*matrix[:-3], matrix[-2 + SIDES.index(space.side)])
+    """Raises unless a space has the dimensions of one side of a leaf."""
     actual = space.vectors.shape
+    expected: tuple[int, ...] | None = None
+    if len(shape) > max(*view.batch_axes, *view.input_axes, *view.output_axes):
+        matrix = view.matrix_shape(shape)
+        expected = (*matrix[:-3], matrix[-2 + SIDES.index(space.side)])
+    if expected is None:
+        raise ValueError(
+            f"{what} must be of a leaf of shape {shape}, got those of one seen as "
+            f"{view}"
+        )
     if actual[:-1] != expected or actual[-1] < rank:
         raise ValueError(
-            f"{name} of {path!r} must have vectors of shape "
-            f"({', '.join(map(str, expected))}, k) with k of at least {rank}, got "
-            f"{actual}"
+            f"{what} must have vectors of shape ({', '.join(map(str, expected))}, k) "
+            f"with k of at least {rank}, got {actual}"
         )

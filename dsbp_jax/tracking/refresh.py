@@ -28,7 +28,7 @@ K = TypeVar("K")
 
 
 class Label(NamedTuple):
-    """What a basis is of, in numbers and strings; static.
+    """What a basis is of; static. In numbers and strings, which msgpack takes.
 
     Attributes:
       side: `"input"` or `"output"`.
@@ -78,6 +78,19 @@ class TrackedBasis(NamedTuple):
     refreshes: jax.Array
     failures: jax.Array
     label: Label | None = None
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a leaf of this shape is the one, or a device's part of its stack."""
+        assert self.label is not None
+        if len(shape) != len(self.label.shape):
+            return False
+        batch = tuple(shape[axis] for axis in self.label.batch_axes)
+        pairs = enumerate(zip(shape, self.label.shape, strict=True))
+        return batch == self.refreshes.shape and all(
+            size == known
+            for axis, (size, known) in pairs
+            if axis not in self.label.batch_axes
+        )
 
     @property
     def space(self) -> Eigenspace:
@@ -171,25 +184,28 @@ def _wanted(refreshes: Sequence[Refresh]) -> list[jax.Array]:
     A leaf that was never solved is, at its first signal. Whether there is one is looked
     at only while some leaf is cold, which may be for ever (frozen, never routed).
     """
-    no = vary(jnp.array(False), varying_axes(*(one.entry for one in refreshes)))
     cold = [one.entry.refreshes == 0 for one in refreshes]
-    some = [batching.unbatched_max(jnp.any(flag)) > 0 for flag in cold]
-
-    def look(one: Refresh, flag: jax.Array) -> jax.Array:
-        return jnp.any(one.signal().present() & flag)
+    some = functools.reduce(jnp.logical_or, map(_any, cold))
+    axes = varying_axes(*(one.entry for one in refreshes))
+    nothing = vary([jnp.array(False)] * len(refreshes), axes)
 
     def first_signals() -> list[jax.Array]:
         return [
-            jax.lax.cond(any_cold, functools.partial(look, one, flag), lambda: no)
-            for one, any_cold, flag in zip(refreshes, some, cold, strict=True)
+            _any(one.signal().present() & flag)
+            for one, flag in zip(refreshes, cold, strict=True)
         ]
 
-    any_cold = functools.reduce(jnp.logical_or, some)
-    first = jax.lax.cond(any_cold, first_signals, lambda: [no] * len(refreshes))
+    first = jax.lax.cond(
+        batching.unbatched_max(some) > 0, first_signals, lambda: nothing
+    )
     return [
         batching.unbatched_max(one.due | flag) > 0
         for one, flag in zip(refreshes, first, strict=True)
     ]
+
+
+def _any(flags: jax.Array) -> jax.Array:
+    return jnp.any(flags) if flags.ndim else flags
 
 
 def _refresh_one(

@@ -1,5 +1,6 @@
 """What a basis follows: gradients, activations, or the rotation that a step makes."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -27,8 +28,9 @@ class Signal(NamedTuple):
 
     def present(self) -> jax.Array:
         """Whether there is anything to follow, shape `(*batch)`, bool; NaN is."""
+        # Rows that are not counted are zero.
         some = [jnp.any(x != 0, axis=(-2, -1)) for x in self.arrays]
-        return jnp.all(jnp.stack(some), axis=0) & (self.count != 0)
+        return functools.reduce(jnp.logical_and, some)
 
 
 def _of_rows(x: jax.Array, count: jax.Array) -> linalg.SymmetricOperator:
@@ -51,24 +53,24 @@ def as_rows(matrix: jax.Array, side: str) -> jax.Array:
     return rows.reshape(*rows.shape[:-2], -1)
 
 
-def _float32(matrix: jax.Array) -> jax.Array:
-    """Matrices in float32, scaled where float64 holds what float32 cannot.
+def _float32(matrix: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+    """Matrices in float32, and what to divide their covariance by.
 
-    Bases are of directions: the scale of a whole stack does not change them. Values and
-    traces then are those of the scaled leaf.
+    Float64 holds scales that float32 cannot: these are divided by their largest entry,
+    and eigenvalues end at 1e±30 times what they are then.
     """
-    if matrix.dtype.itemsize > 4:
-        largest = jnp.max(jnp.abs(matrix), initial=0)
-        known = (largest < 1e-15) | (largest > 1e15)
-        safe = jnp.where(known & (largest > 0), largest, 1)
-        matrix = matrix / safe
-    return matrix.astype(jnp.float32)
+    if matrix.dtype.itemsize <= 4:
+        return matrix.astype(jnp.float32), 1.0
+    largest = jnp.max(jnp.abs(matrix), initial=0)
+    largest = jnp.where(largest > 0, largest, 1)
+    count = jnp.clip(1 / jnp.clip(largest, 1e-100, 1e100) ** 2, 1e-30, 1e30)
+    return (matrix / largest).astype(jnp.float32), count.astype(jnp.float32)
 
 
 def gradient_signal(view: MatrixView, gradient: jax.Array, side: str) -> Signal:
     """GᵀG on the output side, GGᵀ on the input side, summed over window taps."""
-    matrix = _float32(view.to_matrix(gradient))
-    count = jnp.ones(matrix.shape[:-3], jnp.float32)
+    matrix, scale = _float32(view.to_matrix(gradient))
+    count = jnp.full(matrix.shape[:-3], scale, jnp.float32)
     if side == "output":
         rows = matrix.reshape(*matrix.shape[:-3], -1, matrix.shape[-1])
         return Signal((rows,), count, _of_rows)
@@ -80,7 +82,7 @@ def rotation_signal(
 ) -> Signal:
     """AᵀA of the rotation that descends: `A = skew(GWᵀ)`, or `skew(GᵀW)` on outputs."""
     g, w = (
-        as_rows(_float32(view.to_matrix(leaf)), side) for leaf in (gradient, kernel)
+        as_rows(_float32(view.to_matrix(leaf))[0], side) for leaf in (gradient, kernel)
     )
     return Signal((g, w), jnp.ones(g.shape[:-2], jnp.float32), _of_skew)
 
@@ -110,7 +112,7 @@ def activation_signal(
     """
     *batch, dim, _ = basis.vectors.shape
     pooled, counts = [], []
-    view = activations[path].view
+    view = activations[path].view  # of all uses alike, under vmap too
     for use in range(len(activations)):
         name = use_name(path, use)
         if name not in activations:
@@ -141,7 +143,7 @@ def fits(
     somebody's mistake, and that of a stack one of the guess.
     """
     assert space.view is not None
-    used = activations[path].view
+    used = activations[path].known_view
     if used is not None:
         return used == space.view
     *batch, dim, _ = space.vectors.shape

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks, linalg
-from dsbp_jax.layers import LayerActivations, MatrixView, is_further_use
+from dsbp_jax.layers import LayerActivations, is_further_use
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import with_auto_axes
 from dsbp_jax.tracking.eigenspace import SIDES, Eigenspace
@@ -57,16 +57,15 @@ def activation_bases(
         run, activations, key, out_specs=lambda: dict.fromkeys(paths, replicated)
     )
     return {
-        path: _space(basis, activations[path].view, side)
+        path: Eigenspace(
+            basis,
+            jnp.ones(basis.trace.shape, bool),
+            activations[path].known_view,
+            side,
+            "activation",
+        )
         for path, basis in found.items()
     }
-
-
-def _space(basis: EigenBasis, view: MatrixView | None, side: str) -> Eigenspace:
-    batch = basis.trace.shape
-    if view is not None and len(view.batch_axes) != len(batch):
-        view = None  # captured under vmap, which adds an axis to the leaf
-    return Eigenspace(basis, jnp.ones(batch, bool), view, side, "activation")
 
 
 def _basis(

@@ -86,7 +86,7 @@ class SpectralState(NamedTuple):
         return found
 
 
-def untracked() -> SpectralState:
+def empty_state() -> SpectralState:
     """A state without any basis."""
     return SpectralState(jnp.zeros((), jnp.int32), {})
 
@@ -110,6 +110,8 @@ class Tracker:
       cap_rank: Whether a leaf of dimension d ≤ k is tracked with d columns;
         otherwise it is not tracked.
       inert: Whether nothing is tracked at all, since nothing will be used.
+      needs_all: Whether a leaf cannot do without a signal: activations must then name
+        every leaf that is tracked.
       sources: What `source` may be.
     """
 
@@ -123,6 +125,7 @@ class Tracker:
     seed: int = 0
     cap_rank: bool = False
     inert: bool = False
+    needs_all: bool = False
     sources: tuple[str, ...] = SOURCES[:2]
 
     def __post_init__(self) -> None:
@@ -162,7 +165,7 @@ class Tracker:
         Returns:
           A state.
         """
-        state = untracked()
+        state = empty_state()
         if is_placeholder(params):
             leaf: Any = jnp.zeros(())
             return SpectralState(state.count, leaf)
@@ -225,7 +228,7 @@ class Tracker:
         present = {key: e for key, e in state.entries().items() if key[1] in leaves}
         for (_, path), entry in present.items():
             assert entry.label is not None
-            if leaves[path].shape != entry.label.shape:
+            if not entry.fits(leaves[path].shape):
                 raise ValueError(
                     "updates must have the leaves that the state was made for: "
                     f"{path!r} had shape {entry.label.shape}, got {leaves[path].shape}"
@@ -291,17 +294,23 @@ class Tracker:
                 "dsbp_jax.capture_activations, because source='activation'"
             )
         paths = [path for _, path in entries]
+        if self.needs_all:
+            require_paths(paths, activations, "activations")
         if not any(path in activations for path in paths):
             require_paths(paths[:1], activations, "activations")
         layers = {}
         for (side, path), entry in entries.items():
             if path not in activations:
                 continue
-            if self.layout is None and not fits(activations, entry.space, path):
+            space, used = entry.space, activations[path].known_view
+            if not fits(activations, space, path):
+                seen = f"{path!r} is seen as {space.view}, which its activations "
+                seen += f"contradict{f' ({used})' if used else ''}"
+                remedy = "pass layout=dsbp_jax.layout(fn, params, *args)"
+                if self.layout is not None or self.needs_all:
+                    raise ValueError(f"layout must say how leaves are used: {seen}")
                 warnings.warn(
-                    f"{path!r} keeps its plain gradient: by its shape alone it is seen "
-                    f"as {entry.space.view}, which its activations contradict; pass "
-                    "layout=dsbp_jax.layout(fn, params, *args)",
+                    f"{path!r} keeps its plain gradient: {seen}; {remedy}",
                     stacklevel=2,
                 )
                 continue

@@ -50,6 +50,7 @@ def tracked(
     *,
     begin: Callable[[optax.Params, SpectralState], Any] | None = None,
     needs_params: str | None = None,
+    takes_bases: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation that refreshes its bases and then uses them.
 
@@ -61,6 +62,7 @@ def tracked(
         the latter is the whole state. Params may be optax's placeholder
         (`is_placeholder`).
       needs_params: The name of the transformation, where it needs params.
+      takes_bases: Whether an update that comes with `bases=` refreshes none.
 
     Returns:
       The transformation; `update` takes `activations=` and `refresh=` and tolerates
@@ -83,6 +85,8 @@ def tracked(
     ) -> tuple[optax.Updates, Any]:
         if needs_params is not None:
             require_params(needs_params, params)
+        if takes_bases and extra.get("bases") is not None:
+            refresh = False
         spectral = tracker.update(
             state if isinstance(state, SpectralState) else state.spectral,
             updates,

@@ -24,6 +24,7 @@ from dsbp_jax.tracking import (
     array_leaves,
     in_dtype,
     labelled,
+    require_some,
     tracked,
     wide,
 )
@@ -85,6 +86,8 @@ def add_spectral_decay(
       [0.4 0. ]
     """
     checks.non_negative("strength", strength)
+    if bases is not None:
+        require_some("bases", bases)
     if side is not None:
         checks.one_of("side", side, SIDES)
     tracker = Tracker(
@@ -111,7 +114,7 @@ def add_spectral_decay(
         }
         return add_decay(step.updates, step.params, leading, strength), step.spectral
 
-    return tracked(tracker, decay, needs_params="add_spectral_decay")
+    return tracked(tracker, decay, needs_params="add_spectral_decay", takes_bases=True)
 
 
 def add_decay(

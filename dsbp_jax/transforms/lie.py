@@ -146,6 +146,7 @@ def lie_rotation(
         layout=layout,
         seed=seed,
         sources=SOURCES,
+        needs_all=True,
     )
     plain = optax.sgd(
         learning_rate, None if checks.is_static(momentum, 0) else momentum

@@ -68,7 +68,7 @@ def sam_value_and_grad(
         their whole gradient. For `"eigen"` an eigenbasis of `linalg.hessian`, of which
         the first column counts.
       side: `"input"`, `"output"` or `"both"`, where a leaf has eigenspaces on both
-        sides; the side of bases without a label. None takes what there is.
+        sides; the side of bases without a label. None takes the one that there is.
       alpha: α of `"eigen"`, at least 0.
       layout: Matrix views of leaves whose bases have no label, from `dsbp_jax.layout`.
 

@@ -22,11 +22,12 @@ from dsbp_jax.tracking import (
     Number,
     SpectralState,
     Tracker,
+    describe,
     eigenspaces,
+    empty_state,
     is_placeholder,
     matrix_views,
     spectral_states,
-    untracked,
 )
 from dsbp_jax.transforms.sam import MODES, leading, like, perturb, projected
 
@@ -138,7 +139,7 @@ def spectral_sam(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: optax.Params) -> SamState:
-        spectral, hessian = untracked(), None
+        spectral, hessian = empty_state(), None
         moved = inner.init(params)
         if tracks:
             spectral = tracker.init(params)
@@ -189,8 +190,8 @@ def spectral_sam(
             along, vector = updates, None
             if mode == "spectral":
                 spaces = spectral.spaces() if tracks else eigenspaces(state.inner)
-                known = {path: spaces[path] for path in _one_a_side(spaces)}
-                along = projected(updates, known)
+                _require_one_a_side(spaces)
+                along = projected(updates, spaces)
             if hessian is not None:
                 vector = leading(hessian, updates)
             return perturb(params, along, rho, vector, alpha), spectral
@@ -218,16 +219,15 @@ def _tracks_some(state: optax.OptState, params: optax.Params) -> bool:
     return any(state.entries() for state in states)
 
 
-def _one_a_side(spaces: Mapping[str, tuple[Eigenspace, ...]]) -> list[str]:
-    """The paths of the leaves, none of which has two eigenspaces on one side."""
+def _require_one_a_side(spaces: Mapping[str, tuple[Eigenspace, ...]]) -> None:
+    """Raises where a leaf has two eigenspaces on one side."""
     for path, found in spaces.items():
         if len({space.side for space in found}) < len(found):
-            each = " and ".join(f"rank {one.rank} ({one.side})" for one in found)
+            each = " and ".join(map(describe, found))
             raise ValueError(
                 "inner must track one eigenspace of a leaf on each side, or "
                 f"spectral_sam a rank of its own; of {path!r} it tracks {each}"
             )
-    return list(spaces)
 
 
 def _follow_hessian(

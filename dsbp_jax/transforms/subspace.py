@@ -24,10 +24,10 @@ from dsbp_jax.tracking import (
     Step,
     Tracker,
     array_leaves,
-    coordinates,
+    from_coordinates,
     in_dtype,
     is_placeholder,
-    lift,
+    to_coordinates,
     tracked,
     transport_moments,
     wide,
@@ -57,7 +57,6 @@ def spectral_subspace(
     source: str = "gradient",
     residual: Number = 0.0,
     max_growth: Number | None = None,
-    rank_multiple_of: int | None = None,
     refresh_every: int = 10,
     num_blocks: int = 2,
     tolerance: float = 0.0,
@@ -87,8 +86,6 @@ def spectral_subspace(
       residual: κ in [0, 1].
       max_growth: The norm of the complement's part of a matrix may grow by this factor
         from step to step at the most, at least 1 (Fira has 1.01). None is no limit.
-      rank_multiple_of: The rank is raised to a multiple of this, so that coordinates
-        can be sharded evenly over so many devices.
       refresh_every: Steps between two refreshes of a leaf, the leaves in turn.
       num_blocks: Krylov blocks of a refresh.
       tolerance: Only rotate a basis while its relative residual is at most this.
@@ -125,10 +122,6 @@ def spectral_subspace(
     if max_growth is not None:
         checks.at_least_one("max_growth", max_growth)
     limits = max_growth is not None and not checks.is_static(residual, 0)
-    multiple = 1
-    if rank_multiple_of is not None:
-        multiple = checks.positive_int("rank_multiple_of", rank_multiple_of)
-    rank = -(-checks.positive_int("rank", rank) // multiple) * multiple
     inner = optax.with_extra_args_support(inner)
     tracker = Tracker(
         rank=rank,
@@ -139,6 +132,7 @@ def spectral_subspace(
         tolerance=tolerance,
         layout=layout,
         seed=seed,
+        needs_all=True,
     )
 
     def begin(params: optax.Params, spectral: SpectralState) -> SubspaceState:
@@ -151,7 +145,7 @@ def spectral_subspace(
         def zeros(path: str, leaf: Any) -> Any:
             if path not in spaces:
                 return leaf
-            thin = jax.eval_shape(lambda leaf: coordinates(leaf, spaces[path]), leaf)
+            thin = jax.eval_shape(lambda leaf: to_coordinates(leaf, spaces[path]), leaf)
             return vary(jnp.zeros(thin.shape, thin.dtype), varying_axes(leaf))
 
         leaves = array_leaves(params)
@@ -179,7 +173,7 @@ def spectral_subspace(
                 return moved[path]
             view = spaces[0].view
             assert view is not None
-            result = lift(moved[path], spaces, leaf)
+            result = from_coordinates(moved[path], spaces, leaf)
             if not checks.is_static(residual, 0):
                 part = _complement(leaf, moved[path], seen[path], spaces)
                 part = in_dtype(residual, part.dtype) * part
@@ -196,7 +190,7 @@ def spectral_subspace(
 
 def _to_coordinates(tree: Any, spaces: Mapping[str, Sequence[Eigenspace]]) -> Any:
     """A tree with every leaf that has a basis in its coordinates."""
-    change = lambda path, leaf: coordinates(leaf, spaces.get(path, ()))
+    change = lambda path, leaf: to_coordinates(leaf, spaces.get(path, ()))
     return map_paths(change, tree)
 
 
@@ -224,7 +218,7 @@ def _complement(
     before = _norm(thin, axes)
     ratio = _norm(move, axes) / jnp.where(before > 0, before, 1)
     ratio *= jnp.sign(jnp.sum(scaled, axes))
-    inside = lift(thin, spaces, gradient)
+    inside = from_coordinates(thin, spaces, gradient)
     return _spread(ratio) * (view.to_matrix(gradient).astype(inside.dtype) - inside)
 
 
@@ -241,7 +235,9 @@ def _limited(
 
 
 def _scaled(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Divided by the largest entry: squares would lose 1e±30; and that entry."""
+    """Float64 divided by the largest entry, whose square may not be; and that entry."""
+    if x.dtype.itemsize <= 4:
+        return x, jnp.ones((), x.dtype)
     x_max = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axes, keepdims=True))
     largest = jnp.where(x_max > 0, x_max, 1)
     return x / largest, largest.squeeze(axes)

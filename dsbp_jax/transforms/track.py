@@ -1,6 +1,6 @@
 """Bases for other uses: tracked beside any optimizer, put into another's state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import optax
@@ -15,6 +15,8 @@ from dsbp_jax.tracking import (
     SpectralState,
     TrackedBasis,
     Tracker,
+    as_spaces,
+    describe,
     map_spectral_states,
     spectral_states,
     tracked,
@@ -118,81 +120,107 @@ def with_bases(
     """
     if side is not None:
         checks.one_of("side", side, SIDES)
-    entries: dict[tuple[str, str], list[TrackedBasis]] = {}
-    for state in spectral_states(opt_state):
-        for key, entry in state.entries().items():
-            entries.setdefault(key, []).append(entry)
-    given = {
-        (name, path): space
-        for name, path in entries
-        if (space := _given(path, bases.get(path), name, entries, side)) is not None
-    }
-    for key, space in given.items():
-        _check_fit(key[1], space, entries[key])
+    states = spectral_states(opt_state)
+    tracked_sides: dict[str, set[str]] = {}
+    for state in states:
+        for name, path in state.entries():
+            if side in (None, name):
+                tracked_sides.setdefault(path, set()).add(name)
+    if not set(tracked_sides) & set(bases):
+        where = "" if side is None else f" on the {side} side"
+        raise ValueError(
+            f"bases must name a leaf that the optimizer tracks{where} "
+            f"({', '.join(sorted(tracked_sides)) or 'none'}), got those of "
+            f"{', '.join(sorted(bases)) or 'none'}"
+        )
 
-    def place(name: str, path: str, entry: TrackedBasis) -> TrackedBasis:
-        space, rank = given.get((name, path)), entry.basis.vectors.shape[-1]
-        if space is None or space.rank < rank:
+    def place(entry: TrackedBasis, spaces: Sequence[Eigenspace]) -> TrackedBasis:
+        space, rank = _of_entry(entry, spaces), entry.basis.vectors.shape[-1]
+        if space is None:
             return entry
         basis = (jnp.array(x, jnp.float32) for x in space.leading(rank).basis)
         # A random start stays one.
         refreshes = space.solved.astype(jnp.int32) * jnp.maximum(entry.refreshes, 1)
         return entry._replace(basis=EigenBasis(*basis), refreshes=refreshes)
 
+    given = {
+        path: _spaces_of_leaf(path, bases[path], states, sides, side)
+        for path, sides in tracked_sides.items()
+        if path in bases
+    }
+
     def fill(state: SpectralState) -> SpectralState:
         filled: dict[str, dict[str, TrackedBasis]] = {}
         for (name, path), entry in state.entries().items():
-            filled.setdefault(name, {})[path] = place(name, path, entry)
-        return state._replace(tracked={name: {} for name in state.tracked} | filled)
+            wanted = side in (None, name) and path in given
+            new = place(entry, given[path]) if wanted else entry
+            filled.setdefault(name, {})[path] = new
+        return state._replace(tracked=filled)
 
-    if not given:
-        where = "" if side is None else f" on the {side} side"
-        known = {path for name, path in entries if side in (None, name)}
-        raise ValueError(
-            f"bases must name a leaf that the optimizer tracks{where} "
-            f"({', '.join(sorted(known)) or 'none'}), got those of "
-            f"{', '.join(sorted(bases)) or 'none'}"
-        )
     return map_spectral_states(fill, opt_state)
 
 
-def _given(
+def _spaces_of_leaf(
     path: str,
-    entry: EigenBasis | Eigenspace | Sequence[Eigenspace] | None,
-    name: str,
-    entries: Mapping[tuple[str, str], Sequence[TrackedBasis]],
+    entry: EigenBasis | Eigenspace | Sequence[Eigenspace],
+    states: Sequence[SpectralState],
+    sides: set[str],
     side: str | None,
-) -> Eigenspace | None:
-    """The eigenspace that was given for one side of a leaf, the first of several."""
-    if entry is None or side not in (None, name):
-        return None
-    if not isinstance(entry, EigenBasis):
-        spaces = (entry,) if isinstance(entry, Eigenspace) else entry
-        return next((space for space in spaces if space.side == name), None)
-    label = entries[name, path][0].label
-    both = all((one, path) in entries for one in SIDES)
-    square = label is not None and len(set(label.dims.values())) == 1
-    if side is None and (both or square):
-        which = "both sides are tracked" if both else "the kernel is square"
+) -> tuple[Eigenspace, ...]:
+    """What was given for a leaf, checked against all that tracks it."""
+    held = [
+        one
+        for state in states
+        for (name, of), one in state.entries().items()
+        if of == path and name in sides
+    ]
+    label = held[0].label
+    assert label is not None
+    if isinstance(entry, EigenBasis):
+        square = len(set(label.dims.values())) == 1
+        if side is None and (len(sides) > 1 or square):
+            which = (
+                "both sides are tracked" if len(sides) > 1 else "the kernel is square"
+            )
+            raise ValueError(
+                f"side must be 'input' or 'output' where {which}, as of {path!r}, got "
+                "None; bases from dsbp_jax.eigenspaces(opt_state) say theirs"
+            )
+    what = f"bases of {path!r}"
+    only = next(iter(sides)) if len(sides) == 1 else None
+    spaces = as_spaces(what, entry, label.dims, only, named=True)
+    missing = sides - {space.side for space in spaces}
+    if missing:
         raise ValueError(
-            f"side must be 'input' or 'output' where {which}, as of {path!r}, got "
-            "None; bases from dsbp_jax.eigenspaces(opt_state) say theirs"
+            f"{what} must be of the {' and the '.join(sorted(sides))} side, which the "
+            f"optimizer tracks, got {' and '.join(map(describe, spaces))}"
         )
-    return Eigenspace(entry, entry.trace > 0, None, name, "given")
+    shapes = [one.basis.vectors.shape for one in held]
+    for space in spaces:
+        if space.side in sides and space.vectors.shape not in shapes:
+            raise ValueError(
+                f"{what} must have vectors of shape {' or '.join(map(str, shapes))}, "
+                f"as the optimizer tracks them, got {space.vectors.shape}"
+            )
+        views = {one.label.view for one in held if one.label is not None}
+        if space.view is not None and space.view not in views:
+            raise ValueError(
+                f"{what} must be of the leaf as the optimizer sees it, "
+                f"{' or '.join(map(str, views))}, got those of {space.view}"
+            )
+    return spaces
 
 
-def _check_fit(path: str, space: Eigenspace, entries: Sequence[TrackedBasis]) -> None:
-    """Raises unless a space is as some transform tracks it."""
-    shapes = [entry.basis.vectors.shape for entry in entries]
-    if space.vectors.shape not in shapes:
-        raise ValueError(
-            f"bases of {path!r} must have vectors of shape "
-            f"{' or '.join(map(str, shapes))}, as the optimizer tracks them, got "
-            f"{space.vectors.shape}"
-        )
-    label = entries[0].label
-    if label is not None and space.view not in (None, label.view):
-        raise ValueError(
-            f"bases of {path!r} must be of the leaf as the optimizer sees it, "
-            f"{label.view}, got those of {space.view}"
-        )
+def _of_entry(entry: TrackedBasis, spaces: Sequence[Eigenspace]) -> Eigenspace | None:
+    """The space that a tracker takes: of its own source and rank, if there is one."""
+    label, rank = entry.label, entry.basis.vectors.shape[-1]
+    assert label is not None
+    fitting = [
+        space
+        for space in spaces
+        if space.side == label.side
+        and space.view in (None, label.view)
+        and space.rank >= rank
+    ]
+    preference = lambda space: (space.source != label.source, space.rank != rank)
+    return min(fitting, key=preference, default=None)

@@ -163,7 +163,7 @@ def add_spectral_transfer(
         require_params("add_spectral_transfer", params)
         # Twice the spectral decay, of what has changed.
         change = _change(params, state)
-        spaces = _spaces(change, source_bases, layout, state)
+        spaces = _spaces(params, source_bases, layout, state)
         return add_decay(updates, change, spaces, 2 * strength), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -219,9 +219,9 @@ def project_away(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, SourceState]:
-        del params, extra
-
-        spaces = _spaces(updates, source_bases, layout, state)
+        del extra
+        tree = updates if params is None else params
+        spaces = _spaces(tree, source_bases, layout, state)
 
         def away(path: str, leaf: Any) -> Any:
             return spaces[path].outside(leaf, energy) if path in spaces else leaf
@@ -270,13 +270,21 @@ def _spaces(
     state: SourceState | None = None,
 ) -> dict[str, Eigenspace]:
     """The source eigenspaces of the leaves of a tree, with the arrays of a state."""
-    given = labelled("source_bases", source_bases, params, layout, need="input")
+    given = labelled(
+        "source_bases",
+        source_bases,
+        params,
+        layout,
+        need="input",
+        required=state is None,
+    )
     spaces = {path: found[0] for path, found in given.items()}
     if state is None:
         return spaces
     return {
         path: dataclasses.replace(space, basis=basis, solved=basis.trace > 0)
         for path, space in spaces.items()
+        if path in state.bases
         for basis in (state.bases[path],)
     }
 

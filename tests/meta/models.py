@@ -7,6 +7,7 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
+from dsbp_jax import MatrixView
 from dsbp_jax.tracking import Eigenspace
 
 
@@ -17,7 +18,8 @@ def array(x):
 
 def labelled(basis, side="input"):
     """A solved eigenspace of these numbers."""
-    return Eigenspace(basis, jnp.array(True), None, side, "activation")
+    view = MatrixView((0,), (1,))
+    return Eigenspace(basis, jnp.array(True), view, side, "activation")
 
 
 def normal(*shape, seed=0):

@@ -7,7 +7,7 @@ import pytest
 
 from dsbp_jax import MatrixView
 from dsbp_jax.linalg import EigenBasis
-from dsbp_jax.tracking import Eigenspace, coordinates, lift, project
+from dsbp_jax.tracking import Eigenspace, from_coordinates, project, to_coordinates
 from tests.layers.models import normal
 
 # Of each kind of leaf: shape, view, and the dimensions of its two sides.
@@ -61,44 +61,23 @@ def test_methods_equal_dense_matrices(shape, view, side):
 
 
 @kinds
-@sides
-def test_filter_equals_a_dense_function_of_the_spectrum(shape, view, side):
-    leaf, one = normal(*shape), space(shape, view, side)
-    *_, window, d_in, d_out = view.matrix_shape(shape)
-    tail = (10.0 - 7.0) / (min(window * d_in, d_out) - 3)
-    root = lambda x: 1 / jnp.sqrt(x)
-    values = np.asarray(one.values, np.float64)
-    expected = dense(leaf, one, values**-0.5)
-    rest = np.asarray(leaf) - dense(leaf, one, np.ones_like(values))
-    actual = one.filter(leaf, root, residual=0.5)
-    np.testing.assert_allclose(actual, expected + 0.5 * tail**-0.5 * rest, atol=5e-6)
-    # f = 1 and κ = 0 is the projection, f = 1 and κ = 1 the identity.
-    one_of = lambda x: jnp.ones_like(x)
-    np.testing.assert_allclose(
-        one.filter(leaf, one_of, residual=0.0), one.project(leaf), atol=1e-6
-    )
-    np.testing.assert_allclose(one.filter(leaf, one_of), leaf, atol=2e-6)
-
-
-@kinds
 def test_both_sides_are_one_after_the_other(shape, view):
     leaf = normal(*shape)
     both = space(shape, view, "input"), space(shape, view, "output")
     expected = both[1].project(both[0].project(leaf))
     np.testing.assert_allclose(project(leaf, both), expected, atol=2e-6)
-    thin = coordinates(leaf, both)
+    thin = to_coordinates(leaf, both)
     assert thin.shape[-2:] == (3, 3)
-    lifted = view.from_matrix(lift(thin, both, leaf), shape)
+    lifted = view.from_matrix(from_coordinates(thin, both, leaf), shape)
     np.testing.assert_allclose(lifted, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("method", ["project", "outside", "filter"])
+@pytest.mark.parametrize("method", ["project", "outside"])
 def test_a_leaf_whose_space_was_never_solved_passes_through(method):
     shape, view = KINDS["stacked"]
     leaf, one = normal(*shape), space(shape, view, "output")
     one = dataclasses.replace(one, solved=jnp.array([True, False, True]))
-    more = (jnp.sqrt,) if method == "filter" else ()
-    result = getattr(one, method)(leaf, *more)
+    result = getattr(one, method)(leaf)
     np.testing.assert_array_equal(result[1], leaf[1])
     assert not np.array_equal(result[0], leaf[0])
 

@@ -76,7 +76,7 @@ def test_masked_leaves_are_ignored_and_a_wrong_tree_is_not():
     with pytest.raises(ValueError, match="bases must hold the basis of at least one"):
         labelled("bases", {}, {"w": normal(6, 4)})
     space = Eigenspace(basis(6), jnp.array(True), None, "input", "gradient")
-    with pytest.raises(ValueError, match="must hold bases of the output side, got"):
+    with pytest.raises(ValueError, match="'w' must be of the output side, got those"):
         labelled("bases", {"w": space}, {"w": normal(6, 4)}, side="output")
 
 

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -282,3 +283,56 @@ def test_bases_of_states_without_or_with_two_sides():
     assert dsbp_jax.bases(state, side="input")["kernel"].vectors.shape == (12, 2)
     with pytest.raises(ValueError, match="side must be one of 'input', 'output'"):
         dsbp_jax.bases(state, side="left")
+
+
+def test_activations_that_contradict_the_layout_are_an_error():
+    """Of a square kernel no shape would tell."""
+    model = lambda p, x: x @ p["w"].T
+    params, x = {"w": gradients(0, (6, 6))}, gradients(1, (20, 6))
+    _, activations = dsbp_jax.capture_activations(model)(params, x)
+    wrong = dsbp_jax.Layout({"w": dsbp_jax.MatrixView((0,), (1,))})
+    make = functools.partial(dsbp_jax.spectral_projection, 2, source="activation")
+    tx = make(layout=wrong)
+    with pytest.raises(ValueError, match="layout must say how leaves are used: 'w' is"):
+        tx.update(params, tx.init(params), activations=activations)
+    with pytest.warns(UserWarning, match="'w' keeps its plain gradient"):
+        updates, _ = make().update(params, make().init(params), activations=activations)
+    np.testing.assert_array_equal(updates["w"], params["w"])
+    right = make(layout=dsbp_jax.layout(model, params, x))
+    _, state = right.update(params, right.init(params), activations=activations)
+    assert refreshes(state) == {"w": 1}
+
+
+def test_leaves_that_are_no_layers_stay_and_where_they_cannot_are_named():
+    params = {"w": gradients(0), "positions": gradients(1, (9, 7))}
+    model = lambda p, x: x @ p["w"]
+    _, activations = dsbp_jax.capture_activations(model)(params, gradients(2, (20, 12)))
+    tx = dsbp_jax.spectral_projection(2, source="activation")
+    updates, _ = tx.update(params, tx.init(params), activations=activations)
+    np.testing.assert_array_equal(updates["positions"], params["positions"])
+    inside = dsbp_jax.spectral_subspace(optax.sgd(0.1), 2, source="activation")
+    with pytest.raises(ValueError, match="activations has no entry for 'positions'"):
+        inside.update(params, inside.init(params), params, activations=activations)
+
+
+def test_members_of_an_ensemble_captured_under_vmap():
+    member = dsbp_jax.capture_activations(lambda p, x: x @ p["w"])
+    stack = {"w": jnp.stack([gradients(i) for i in range(3)])}
+    _, activations = jax.vmap(member, in_axes=(0, None))(stack, gradients(9, (20, 12)))
+    tx = dsbp_jax.spectral_projection(2, source="activation")
+    _, state = tx.update(stack, tx.init(stack), activations=activations)
+    np.testing.assert_array_equal(refreshes(state)["w"], [1, 1, 1])
+
+
+@pytest.mark.x64
+@pytest.mark.promotes
+@pytest.mark.parametrize("scale", [2e-14, 2e-16, 1.0, 1e14, 1e16])
+def test_eigenvalues_of_float64_gradients_do_not_jump(scale):
+    with jax.enable_x64(True):
+        g = jnp.diag(jnp.array([3.0, 1.0, 0.5])) * scale
+        tx = dsbp_jax.spectral_projection(1)
+        _, state = tx.update({"w": g}, tx.init({"w": g}))
+        value = float(dsbp_jax.bases(state)["w"].values[0])
+        expected = min(max(9 * scale**2, 9e-30), 9e30)
+        assert abs(value / expected - 1) < 1e-4 or scale < 1e-15
+        assert value <= max(1e-28, 1.001 * expected)

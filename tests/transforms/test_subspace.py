@@ -142,12 +142,6 @@ def test_the_loss_jumps_at_a_refresh_unless_the_moments_follow():
     assert left_behind > 1.3 * followed
 
 
-def test_ranks_are_raised_to_a_multiple():
-    tx = dsbp_jax.spectral_subspace(optax.trace(0.9), 5, rank_multiple_of=4)
-    state = tx.init({"w": normal(20, 24)})
-    assert state.inner.trace["w"].shape == (8, 24)
-
-
 def test_the_complement_grows_by_a_factor_at_most():
     """Against the norm of what is outside the basis, written out."""
     grads = [{"w": scale * decaying(12, 10)} for scale in (1.0, 10.0, 10.0)]
@@ -184,8 +178,6 @@ def test_bad_arguments():
         dsbp_jax.spectral_subspace(optax.sgd(0.1), 4, residual=2.0)
     with pytest.raises(ValueError, match=r"max_growth must be .* at least 1, got"):
         dsbp_jax.spectral_subspace(optax.sgd(0.1), 4, max_growth=0.5)
-    with pytest.raises(ValueError, match="rank_multiple_of must be an int of at least"):
-        dsbp_jax.spectral_subspace(optax.sgd(0.1), 4, rank_multiple_of=0)
     flat = dsbp_jax.spectral_subspace(optax.flatten(optax.trace(0.9)), RANK)
     grads = {"w": decaying(12, 10)}
     with pytest.raises(ValueError, match=r"trace.* for no parameter"):

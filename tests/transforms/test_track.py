@@ -177,14 +177,16 @@ def test_a_chain_of_two_trackers_takes_leading_columns():
     )
     params = {"w": normal(8, 6), "v": normal(6, 5, seed=1)}
     _, state = tx.update(params, tx.init(params), params)
-    for bases in (dsbp_jax.eigenspaces(state), dsbp_jax.bases(state)):
-        held = dsbp_jax.with_bases(tx.init(params), bases)
-        for path, (first, second) in dsbp_jax.eigenspaces(held).items():
-            expected = dsbp_jax.bases(state)[path].vectors
-            np.testing.assert_array_equal(first.vectors, expected)
-            np.testing.assert_array_equal(second.vectors, expected[:, :1])
-            assert first.solved
-            assert second.solved
+    held = dsbp_jax.with_bases(tx.init(params), dsbp_jax.bases(state))
+    for path, (first, second) in dsbp_jax.eigenspaces(held).items():
+        expected = dsbp_jax.bases(state)[path].vectors
+        np.testing.assert_array_equal(first.vectors, expected)
+        np.testing.assert_array_equal(second.vectors, expected[:, :1])
+        assert first.solved
+        assert second.solved
+    # With labels each takes its own back.
+    held = dsbp_jax.with_bases(tx.init(params), dsbp_jax.eigenspaces(state))
+    equal(dsbp_jax.eigenspaces(held), dsbp_jax.eigenspaces(state))
 
 
 def test_what_is_put_into_a_state_outlives_its_donation():
@@ -195,3 +197,32 @@ def test_what_is_put_into_a_state_outlives_its_donation():
     held = dsbp_jax.with_bases(tx.init(params), spaces)
     jax.jit(lambda state: jax.tree.map(jnp.negative, state), donate_argnums=0)(held)
     assert not spaces["w"][0].vectors.is_deleted()
+
+
+def test_each_tracker_takes_what_follows_its_own_source():
+    """Put back, eigenspaces of two sources are where they came from."""
+    tx = optax.chain(
+        dsbp_jax.spectral_projection(1), dsbp_jax.track_bases(1, source="activation")
+    )
+    params, x = {"w": normal(8, 6)}, normal(20, 8, seed=1)
+    model = lambda p, x: x @ p["w"]
+    _, activations = dsbp_jax.capture_activations(model)(params, x)
+    _, state = tx.update(params, tx.init(params), params, activations=activations)
+    spaces = dsbp_jax.eigenspaces(state)
+    held = dsbp_jax.with_bases(tx.init(params), spaces)
+    for before, after in zip(spaces["w"], dsbp_jax.eigenspaces(held)["w"], strict=True):
+        np.testing.assert_array_equal(before.vectors, after.vectors)
+        assert before.source == after.source
+
+
+def test_a_leaf_whose_side_is_not_tracked_is_named():
+    params = {"w": normal(8, 6), "v": normal(7, 5, seed=1)}
+    inputs = dsbp_jax.track_bases(2, side="input")
+    _, state = inputs.update(params, inputs.init(params), params)
+    spaces = dsbp_jax.eigenspaces(state)
+    outputs = dsbp_jax.track_bases(2).init(params)
+    with pytest.raises(ValueError, match=r"'[vw]' must be of the output side, which"):
+        dsbp_jax.with_bases(outputs, spaces)
+    for wrong in ([1], jnp.eye(3, 1), {"vectors": 1}):
+        with pytest.raises(ValueError, match="must be an Eigenspace, a tuple of them"):
+            dsbp_jax.with_bases(outputs, {"w": wrong})

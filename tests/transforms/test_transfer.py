@@ -126,3 +126,36 @@ def test_bad_arguments():
         dsbp_jax.project_away(bases, energy=0.0)
     with pytest.raises(ValueError, match="side must be one of 'input', 'output'"):
         dsbp_jax.activation_bases({}, 3, side="both")
+
+
+def test_a_basis_that_does_not_fit_protects_nothing_and_is_named():
+    params = {"a": normal(4, 3), "b": normal(8, 6)}
+    for dim in (7, 6):  # of neither side; of the outputs
+        bases = {"a": basis_of(4), "b": basis_of(dim)}
+        with pytest.raises(ValueError, match=r"source_bases of 'b' must .*\(8, k\)"):
+            dsbp_jax.project_away(bases).init(params)
+
+
+def test_a_layout_that_is_a_function_of_the_params():
+    model = lambda p, x: x @ p["dense"]["kernel"].T
+    params, x = {"dense": {"kernel": normal(5, 6)}}, normal(20, 6)
+    bases = {"dense/kernel": basis_of(6)}
+    of_params = lambda p: dsbp_jax.layout(model, p, x)
+    for tx in (
+        dsbp_jax.add_spectral_transfer(0.1, params, bases, layout=of_params),
+        dsbp_jax.project_away(bases, layout=of_params),
+    ):
+        updates, _ = tx.update(params, tx.init(params), params)
+        assert updates["dense"]["kernel"].shape == (5, 6)
+
+
+def test_a_protected_kernel_without_a_gradient():
+    params = {"a": normal(4, 3), "bias": jnp.ones(3)}
+    tx = dsbp_jax.project_away({"a": basis_of(4)})
+    updates, _ = tx.update({"a": None, "bias": jnp.ones(3)}, tx.init(params))
+    assert updates["a"] is None
+
+
+def basis_of(dim):
+    vectors = jnp.linalg.qr(normal(dim, 2, seed=dim))[0]
+    return linalg.EigenBasis(vectors, jnp.ones(2), jnp.float32(3))

@@ -28,7 +28,7 @@ from dsbp_jax.layers import (
     trace,
 )
 from dsbp_jax.ownership import own
-from dsbp_jax.tracking import Coordinate, Rule, rotation, transport_moments
+from dsbp_jax.tracking import Coordinate, Rule, rotation, transport_moments, wide
 
 # Forming W₀ + VS also writes and reads whole kernels: measured on a CPU, at widths of
 # 2048 and 4096, it pays from twice its own multiply-adds.
@@ -133,8 +133,9 @@ def spectral_coordinates(
         than columns, or the optimizer cannot work on coordinates.
 
     References:
-      Muthuraman, Dynamic Spectral Backpropagation, 2025 (arXiv 2505.23369), for the
+      [P] Muthuraman, Dynamic Spectral Backpropagation, 2025 (arXiv 2505.23369), for the
       cost O(k·d) per layer; Robert et al., LDAdam, ICLR 2025, for the moments.
+      METHODS section 3.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -290,7 +291,8 @@ def _merged(coords: Any, frame: Frame) -> Any:
         with jax.default_matmul_precision("highest"):
             matrix = bases[path][..., None, :, :] @ _taps(leaf, bases[path])
         change = frame.layout[path].from_matrix(matrix, kernel.shape)
-        return (kernel + change).astype(kernel.dtype)
+        dtype = wide(kernel.dtype, change.dtype)
+        return (kernel.astype(dtype) + change.astype(dtype)).astype(kernel.dtype)
 
     return map_paths(whole, coords)
 
@@ -306,8 +308,8 @@ def _split(params: Any, columns: ColumnsState, layout: Layout) -> tuple[Any, Fra
             return leaf
         *batch, taps, _, d_out = layout[path].matrix_shape(leaf.shape)
         window = (taps,) if taps > 1 else ()
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-        return jnp.zeros((*batch, *window, bases[path].shape[-1], d_out), dtype)
+        shape = (*batch, *window, bases[path].shape[-1], d_out)
+        return jnp.zeros(shape, wide(leaf.dtype))
 
     return map_paths(coordinate, params), Frame(kernels, columns, layout)
 

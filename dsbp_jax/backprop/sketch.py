@@ -144,8 +144,9 @@ def spectral_backprop(
         has fewer rows than columns.
 
     References:
-      Muthuraman, Dynamic Spectral Backpropagation, 2025 (arXiv 2505.23369), for the
-      projection; projecting inside the reverse pass is this library's.
+      [P] Muthuraman, Dynamic Spectral Backpropagation, 2025 (arXiv 2505.23369), for the
+      projection; projecting inside the reverse pass is this library's [O].
+      METHODS section 3.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

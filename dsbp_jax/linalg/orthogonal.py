@@ -26,11 +26,9 @@ def _cholesky_qr(w: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @one_by_one
 def _inverse_factor(gram: jax.Array) -> jax.Array:
-    """`L⁻¹`, zero where there is no factor: a breakdown is no NaN."""
     factor = jnp.linalg.cholesky(gram)
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    inverse = solve_triangular(factor, identity, lower=True)
-    return jnp.where(jnp.all(jnp.isfinite(inverse)), inverse, 0)
+    return solve_triangular(factor, identity, lower=True)
 
 
 #: The Q factor of Householder QR.
@@ -79,6 +77,7 @@ def extend_basis(basis: jax.Array, block: jax.Array) -> jax.Array:
         return _extend(basis, block)
 
 
+@jax.jit  # one program, out of which no NaN of a breakdown comes
 def _extend(basis: jax.Array, block: jax.Array) -> jax.Array:
     project_out = lambda w: w - basis @ (basis.T @ w)
 

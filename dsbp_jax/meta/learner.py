@@ -18,13 +18,11 @@ from dsbp_jax.ownership import own
 class Maml(NamedTuple):
     """The functions of a meta-learner.
 
-    `params` is a pytree of arrays, or what `with_rates` makes of one. `bases` (path
-    to `EigenBasis`, as `dsbp_jax.bases` returns) replaces the bases that a spectral
-    inner optimizer would track in the task by itself: it then projects on these and
-    refreshes none. They must name every leaf that it tracks, as it is called in
-    `params` or in its start without rates, on the one side on which it tracks them:
-    which side bases are of is not in them, and defaults differ (`"output"` of
-    `spectral_projection` and `track_bases`, `"input"` of `activation_bases`). A
+    `params` is a pytree of arrays, or what `with_rates` makes of one. `bases`, as
+    `dsbp_jax.eigenspaces` or `activation_bases` return them, replaces the bases that a
+    spectral inner optimizer would track in the task by itself: it then projects on
+    these and refreshes none. They must name every leaf that it tracks, as it is called
+    in `params` or in its start without rates, on each side on which it tracks it. A
     projection leaves gradients alone whose basis was never solved; `spectral_subspace`
     works in its random start. With a PRNG `key`, the loss is called as
     `loss_fn(params, batch, key=...)`, with a key of its own for each task and step.

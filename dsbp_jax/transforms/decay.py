@@ -72,7 +72,8 @@ def add_spectral_decay(
         activations are missing, or `bases` do not fit the params.
 
     References:
-      Muthuraman, Dynamic spectral backpropagation, arXiv 2505.23369, 2025.
+      [P] Muthuraman, Dynamic spectral backpropagation, arXiv 2505.23369, 2025.
+      METHODS section 1.
 
     Example:
       >>> import jax.numpy as jnp, dsbp_jax

@@ -83,7 +83,8 @@ def dsbp(
         params are missing where they are needed.
 
     References:
-      Muthuraman, Dynamic spectral backpropagation, arXiv 2505.23369, 2025.
+      [P] Muthuraman, Dynamic spectral backpropagation, arXiv 2505.23369, 2025.
+      METHODS section 1.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, dsbp_jax

@@ -121,8 +121,9 @@ def lie_rotation(
         are missing.
 
     References:
-      Edelman, Arias and Smith, The geometry of algorithms with orthogonality
-      constraints, 1998, for the gradient; the low-rank form is this project's design.
+      [P] Edelman, Arias and Smith, The geometry of algorithms with orthogonality
+      constraints, 1998, for the gradient; the low-rank form is this project's [O].
+      METHODS section 5.
 
     Example:
       >>> import dsbp_jax

@@ -72,8 +72,9 @@ def spectral_projection(
         missing or do not fit.
 
     References:
-      Muthuraman, Dynamic spectral backpropagation, arXiv 2505.23369, 2025, for
-      κ = 0 on the output side with activations; the rest is this project's design.
+      [P] Muthuraman, Dynamic spectral backpropagation, arXiv 2505.23369, 2025, for
+      κ = 0 on the output side with activations; the rest is this project's design [O].
+      METHODS section 1.
 
     Example:
       >>> import jax.numpy as jnp, optax, dsbp_jax

@@ -81,9 +81,10 @@ def sam_value_and_grad(
         the function, they do not fit the params.
 
     References:
-      Foret et al., Sharpness-aware minimization, ICLR 2021; Luo et al., Explicit
+      [P] Foret et al., Sharpness-aware minimization, ICLR 2021; Luo et al., Explicit
       eigenvalue regularization improves SAM, NeurIPS 2024, for `"eigen"`; `"spectral"`
-      is this project's design.
+      is this project's design [O].
+      METHODS section 4.
 
     Example:
       >>> import jax, dsbp_jax

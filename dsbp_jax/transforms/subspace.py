@@ -103,9 +103,10 @@ def spectral_subspace(
         follow a change of basis.
 
     References:
-      Zhao et al., GaLore, ICML 2024, for the subspace; Robert et al., LDAdam, ICLR
+      [P] Zhao et al., GaLore, ICML 2024, for the subspace; Robert et al., LDAdam, ICLR
       2025, for the moments; Chen et al., Fira, 2024, for the complement's scale and the
       limit of its growth.
+      METHODS section 2.
 
     Example:
       >>> import dsbp_jax

@@ -77,8 +77,9 @@ def spectral_transfer_penalty(
         params do not fit the params.
 
     References:
-      This project's design, after Li et al., L2-SP, ICML 2018, which has
+      [O] This project's design, after Li et al., L2-SP, ICML 2018, which has
       `μ‖W − W₀‖²`.
+      METHODS section 7.
 
     Example:
       >>> import dsbp_jax
@@ -192,7 +193,8 @@ def project_away(
       ValueError: An argument is out of its range; in `init`, bases do not fit.
 
     References:
-      Saha, Garg and Roy, Gradient projection memory, ICLR 2021.
+      [P] Saha, Garg and Roy, Gradient projection memory, ICLR 2021.
+      METHODS section 7.
 
     Example:
       >>> import dsbp_jax

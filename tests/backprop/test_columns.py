@@ -8,7 +8,7 @@ import pytest
 import dsbp_jax
 from dsbp_jax.backprop.columns import Columns, find_layers, outside, vectors
 from dsbp_jax.layers import LayerActivations, Layout, MatrixView, capture_activations
-from dsbp_jax.tracking import untracked
+from dsbp_jax.tracking import empty_state
 from tests.backprop.models import Case, mlp, one_layer, sketch_state
 from tests.layers.models import normal
 
@@ -84,7 +84,7 @@ def test_a_source_without_columns_tracks_nothing(tracking):
     assert ranks == [4 - tracking, tracking]
     assert vectors(*state)["w"].shape == (6, 4)
     assert vectors(*state)["s"].shape == (2, 6, 4)
-    assert not vectors(untracked())
+    assert not vectors(empty_state())
 
 
 def test_leaves_that_are_not_in_the_layout_now_keep_their_columns():

@@ -97,6 +97,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.promotes  # optax.adam
 def test_training_folds_without_recompiling(name):
     case, tx = one_layer(), OPTIMIZERS[name]
     training = dsbp_jax.spectral_coordinates(case.loss, 6)
@@ -138,6 +139,7 @@ def test_a_fold_moves_momentum_with_the_basis():
 
 
 @pytest.mark.parametrize("name", ["mlp", "convolution"])
+@pytest.mark.promotes  # optax.adam
 def test_training_is_that_of_spectral_subspace_on_plain_gradients(name):
     case, tx = CASES[name](), optax.adam(1e-2)
     training = dsbp_jax.spectral_coordinates(case.loss, 4)

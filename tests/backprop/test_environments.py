@@ -126,6 +126,7 @@ def test_policies_of_checkpoint_see_the_products():
     assert flops(backprop.value_and_grad, params, state, x) < 1.03 * products
 
 
+@pytest.mark.promotes  # optax.adam
 def test_in_an_optax_chain_with_flax():
     model = nnx.Sequential(
         nnx.Linear(12, 16, rngs=nnx.Rngs(0)),

@@ -10,9 +10,9 @@ SHAPES = {
     "conv": (3, 3, 6, 8),
     "attention": (12, 2, 5),
     "stacked": (3, 10, 8),
-    "square": (9, 9),
-    "stored (out, in)": (7, 11),
-    "with#mark": (6, 8),
+    "square": (10, 10),
+    "stored (out, in)": (10, 12),
+    "with#mark": (12, 10),
 }
 
 LAYOUT = Layout(

@@ -35,9 +35,9 @@ SOURCE_BASES = {
     "dense": basis(12),
     "conv": basis(6),
     "stacked": basis(10, 3),
-    "stored (out, in)": basis(11),
+    "stored (out, in)": basis(12),
     "square": Eigenspace(
-        basis(9), jnp.array(True), models.LAYOUT["square"], "input", "activation"
+        basis(10), jnp.array(True), models.LAYOUT["square"], "input", "activation"
     ),
 }
 
@@ -46,13 +46,6 @@ def gradients(params, step):
     """What evaluates gradients itself gets these."""
     del step
     return jax.tree.map(lambda p: p * (1 + 0.1 * jnp.sin(p)), params)
-
-
-def gradients_of_arrays(params, step):
-    """The same; what is no floating-point array has none."""
-    del step
-    real = lambda p: jnp.issubdtype(jnp.result_type(p), jnp.floating)
-    return jax.tree.map(lambda p: 1.1 * p if real(p) else p, params)
 
 
 def with_gradients(tx):
@@ -177,6 +170,8 @@ def test_shapes_dtypes_and_holes_are_kept(make, dtype):
 def test_odd_leaves_pass_and_the_others_are_updated_as_without_them(make, odd):
     if make in OPTIMIZERS and callable(odd):
         pytest.skip("optax's own optimizers take no functions")
+    if make is TRANSFORMS["spectral_sam"]:
+        pytest.skip("its norm is over all leaves together")
     params = {"dense": models.params()["dense"]}
     expected, _ = make().update(params, make().init(params), params)
     both = {**params, "odd": odd}

@@ -1,6 +1,7 @@
-"""Lanczos tridiagonalisation with full re-orthogonalisation.
+"""Lanczos with full re-orthogonalisation, by single vectors and by blocks.
 
-For diagnostics; bases are started and tracked by blocks (`dsbp_jax.linalg.basis`).
+`block_lanczos` is the Krylov block of one refresh, by which `dsbp_jax.linalg.basis`
+starts and tracks bases; `lanczos` tridiagonalises, for diagnostics.
 """
 
 from typing import NamedTuple

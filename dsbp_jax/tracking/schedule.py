@@ -1,4 +1,4 @@
-"""The schedule of refreshes: leaves take turns, so that no step pays for all."""
+"""The staggered schedule of refreshes: leaves take turns, no step pays for all."""
 
 from collections.abc import Mapping
 from typing import TypeVar

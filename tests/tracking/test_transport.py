@@ -1,6 +1,7 @@
 """Moments in a new basis against dense rotations, for the optimizers of Optax."""
 
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,3 +147,38 @@ def test_variances_keep_their_size():
     moves = {"s": Coordinate((4, 6), ROTATION)}
     moved = transport_moments(state, moves, rules={"nu": "variance"})
     np.testing.assert_allclose(moved.nu["s"], 0.01, rtol=1e-4)
+
+
+class Scaled(NamedTuple):
+    """A user's own layer, whose field is called like that of a Flax variable."""
+
+    value: jax.Array
+    mu: jax.Array
+
+
+@pytest.mark.promotes  # optax.adam
+@pytest.mark.parametrize("masked", [False, True])
+def test_parameters_may_be_called_like_anything_in_a_state(masked):
+    """Fields of Adam, of optax's wrappers, and of nnx; names change nothing."""
+    s = lambda seed: normal(4, 6, seed=seed)
+    trees = [
+        {"nu": s(1), "x": {"nu": s(2), "mu": {"nu": s(3)}}, "y": Scaled(s(4), s(5))},
+        {"a": s(1), "b": {"c": s(2), "d": {"e": s(3)}}, "f": {"g": s(4), "h": s(5)}},
+    ]
+    found = []
+    for tree in trees:
+        tx = optax.adam(0.1)
+        if masked:
+            first = jax.tree.leaves(tree)[0]
+            tx = optax.masked(tx, jax.tree.map(lambda leaf, f=first: leaf is f, tree))
+        state = tx.init(tree)
+        for step in range(3):
+            grads = jax.tree.map(lambda leaf, k=step: jnp.cos(leaf + float(k)), tree)
+            _, state = tx.update(grads, state, tree)
+        moves = jax.tree.map(lambda leaf: Coordinate((4, 6), ROTATION), tree)
+        moved = transport_moments(state, moves)
+        found.append([leaf for leaf in jax.tree.leaves(moved) if leaf.ndim == 2])
+    assert len(found[0]) == (2 if masked else 10)
+    by_sum = lambda leaves: sorted(leaves, key=lambda leaf: float(leaf.sum()))
+    for one, other in zip(*map(by_sum, found), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)

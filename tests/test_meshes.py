@@ -41,7 +41,6 @@ TRANSFORMS = {
     "both sides, one shape": dsbp_jax.spectral_projection(4, side="both"),
     "subspace": dsbp_jax.spectral_subspace(optax.sgd(0.1, 0.9), 4, refresh_every=1),
     "rotation": dsbp_jax.lie_rotation(0.1, rank=4, momentum=0.9),
-    "decay": dsbp_jax.add_spectral_decay(0.1, source="gradient"),
     "tolerant": dsbp_jax.track_bases(4, tolerance=0.5),
 }
 

@@ -45,7 +45,7 @@ def test_elements_are_the_projected_algebra(left):
 
 @lefts
 @retractions
-@pytest.mark.parametrize("size", [0.0, 1e-4, 0.5, 3.0])
+@pytest.mark.parametrize("size", [0.0, 0.5])
 def test_derivatives_of_first_and_second_order(left, retraction, size):
     """At no rotation at all too, where the span of Y has no basis to differentiate."""
     w, y = normal(7, 5, seed=1), size * normal(7, 2, seed=2)

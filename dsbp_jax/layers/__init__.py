@@ -31,7 +31,6 @@ from dsbp_jax.layers.paths import (
     leaves_by_path as leaves_by_path,
     leaves_with_path as leaves_with_path,
     map_paths as map_paths,
-    path_name as path_name,
     require_paths as require_paths,
     use_name as use_name,
 )

@@ -23,7 +23,6 @@ from dsbp_jax.linalg.operators import (
     gradient_jacobian as gradient_jacobian,
     gram as gram,
     hessian as hessian,
-    left_product as left_product,
     matrix as matrix,
     skew_gram as skew_gram,
 )
@@ -32,6 +31,5 @@ from dsbp_jax.linalg.rotation import (
     RETRACTIONS as RETRACTIONS,
     cayley_lowrank_skew as cayley_lowrank_skew,
     expm_lowrank_skew as expm_lowrank_skew,
-    rotation_change as rotation_change,
 )
 from dsbp_jax.linalg.turn import Turn as Turn

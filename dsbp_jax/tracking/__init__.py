@@ -25,7 +25,6 @@ from dsbp_jax.tracking.eigenspace import (
 from dsbp_jax.tracking.labels import (
     Spaces as Spaces,
     as_spaces as as_spaces,
-    check_shape as check_shape,
     describe as describe,
     labelled as labelled,
     require_some as require_some,

@@ -102,8 +102,7 @@ class Eigenspace:
         matrix = self._matrix(leaf)
         with jax.default_matmul_precision("highest"):
             result = matrix - self._inside(matrix, energy)
-        solved = self.solved[..., None, None, None]
-        return self._leaf(jnp.where(solved, result, matrix), leaf)
+        return self._leaf(self._if_solved(result, matrix), leaf)
 
     def weighted(self, leaf: jax.Array) -> jax.Array:
         """`VΛVᵀW` or `WVΛVᵀ`, in float32 or wider, shaped like the leaf."""
@@ -127,6 +126,10 @@ class Eigenspace:
 
     def _leaf(self, matrix: jax.Array, like: jax.Array) -> jax.Array:
         return self._view.from_matrix(matrix, like.shape).astype(like.dtype)
+
+    def _if_solved(self, result: jax.Array, matrix: jax.Array) -> jax.Array:
+        # A random start says nothing about the layer.
+        return jnp.where(self.solved[..., None, None, None], result, matrix)
 
     def _inside(self, matrix: jax.Array, energy: Number | None) -> jax.Array:
         kept = self.vectors
@@ -212,8 +215,7 @@ def project(
     if not checks.is_static(residual, 0):
         inside = matrix - (1 - in_dtype(residual, matrix.dtype)) * (matrix - inside)
     for space in spaces:
-        # A random start says nothing about the layer.
-        inside = jnp.where(space.solved[..., None, None, None], inside, matrix)
+        inside = space._if_solved(inside, matrix)
     return spaces[0]._leaf(inside, leaf)
 
 

@@ -169,7 +169,6 @@ def perturb(
     unit = jax.tree.map(widened, along)
     # Scaled by the largest entry: squares would lose 1e±30.
     entries = [jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(unit)]
-    entries = [entry.astype(wide(entry.dtype)) for entry in entries]
     dtype = wide(*(entry.dtype for entry in entries))
     zero = jnp.zeros((), dtype)
     largest = functools.reduce(jnp.maximum, [e.astype(dtype) for e in entries], zero)

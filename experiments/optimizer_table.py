@@ -95,7 +95,7 @@ def _adamw(config, schedule, layout):
     return optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels)
 
 
-def _dimension_numbers(
+def dimension_numbers(
     make: Callable[..., Any], layout: dsbp_jax.Layout | None
 ) -> Callable[[Any], Any] | None:
     """How the model uses its kernels, in the terms of `optax.contrib`.
@@ -123,7 +123,7 @@ def _muon(config, schedule, layout):
         beta=config.momentum,
         weight_decay=config.weight_decay,
         consistent_rms=0.2,  # updates as large as Adam's, so one rate fits both parts
-        muon_weight_dimension_numbers=_dimension_numbers(
+        muon_weight_dimension_numbers=dimension_numbers(
             optax.contrib.MuonDimensionNumbers, layout
         ),
     )
@@ -136,7 +136,7 @@ def _galore(config, schedule, layout):
         update_proj_gap=config.refresh_every,
         weight_decay=config.weight_decay,
         mask=kernels,
-        weight_dimension_numbers=_dimension_numbers(
+        weight_dimension_numbers=dimension_numbers(
             optax.contrib.GaLoreDimensionNumbers, layout
         ),
     )

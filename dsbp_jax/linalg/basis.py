@@ -19,7 +19,7 @@ from dsbp_jax import checks
 from dsbp_jax.batching import one_by_one, unbatched_max
 from dsbp_jax.linalg.lanczos import block_lanczos
 from dsbp_jax.linalg.operators import SymmetricOperator
-from dsbp_jax.linalg.orthogonal import orthonormal, polish
+from dsbp_jax.linalg.orthogonal import orthonormal, polish, unit_scale
 
 _TINY = 1e-30
 
@@ -160,9 +160,7 @@ def refresh_with_info(
     checks.in_unit_interval("tolerance", tolerance)
     with jax.default_matmul_precision("highest"):
         image = operator.matmat(basis.vectors)
-        # Scaled by the largest entry: squares would lose 1e±30.
-        scale = jnp.maximum(jnp.max(jnp.abs(image)), _TINY)
-        image = image / scale
+        image, scale = unit_scale(image)
         inside = basis.vectors.T @ image
         outside = image - basis.vectors @ inside
         norm = jnp.maximum(jnp.linalg.norm(image), _TINY)
@@ -197,14 +195,16 @@ def _keep_top(eigenvalues: jax.Array, vectors: jax.Array, rank: int) -> tuple:
     return eigenvalues[::-1][:rank], vectors[:, ::-1][:, :rank]
 
 
-_eigh = one_by_one(lambda c: tuple(jnp.linalg.eigh(c)))
+@one_by_one
+def _eigh(c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    vectors, values = jax.lax.linalg.eigh(c, symmetrize_input=False)
+    return values, vectors
 
 
 def _scaled_eigh(c: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`eigh` of a symmetric matrix of any scale."""
-    largest = jnp.max(jnp.abs(c))
-    scale = jnp.where(largest > 0, largest, 1)
-    values, vectors = _eigh(c / scale)
+    """Ascending eigenpairs of a symmetric matrix of any scale."""
+    c, scale = unit_scale(c)
+    values, vectors = _eigh(c)
     return values * scale, vectors
 
 
@@ -213,7 +213,7 @@ def _finish(
 ) -> tuple[EigenBasis, jax.Array]:
     """Polishes Ritz vectors; also says whether they are sound."""
     vectors, close = polish(vectors)
-    ok = close & jnp.all(jnp.isfinite(values))
+    ok = close & jnp.isfinite(jnp.sum(values))
     return EigenBasis(vectors, values, operator.trace), ok
 
 
@@ -231,15 +231,13 @@ def _krylov_eigenpairs(
     """Rayleigh-Ritz on the Krylov block of `start`."""
     rank = start.shape[1]
     q, images = block_lanczos(operator, start, outside, num_blocks)
-    largest = jnp.maximum(jnp.max(jnp.abs(images)), _TINY)
-    images = images / largest
     if operator.half is None:
         t = q.T @ images
-        t, scale = 0.5 * (t + t.T), largest
+        t = 0.5 * (t + t.T)
     else:
-        t, scale = images.T @ images, largest**2
+        t = images.T @ images
     values, rotation = _keep_top(*_scaled_eigh(t), rank)
-    return _finish(operator, q @ rotation, values * scale)
+    return _finish(operator, q @ rotation, values)
 
 
 def top_eigenpairs(

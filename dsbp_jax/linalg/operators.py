@@ -72,27 +72,33 @@ def _right_product(x: jax.Array, v: jax.Array) -> jax.Array:
 def left_product(x: jax.Array, v: jax.Array) -> jax.Array:
     """`xᵀ v` for a thin v, or stacks of both.
 
-    `(vᵀx)ᵀ` runs four times faster on a CPU; the barriers keep the compiler from
-    turning it back.
+    `(vᵀx)ᵀ` runs twice as fast on a CPU; the barriers keep the compiler from turning
+    it back.
     """
     barrier = jax.lax.optimization_barrier
-    return barrier(barrier(barrier(v).mT) @ x).mT
+    batch = tuple(range(x.ndim - 2))
+    axes = (((x.ndim - 2,), (x.ndim - 2,)), (batch, batch))
+    return barrier(jax.lax.dot_general(barrier(v), x, axes)).mT
 
 
-def _gram_half(x: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
-    return _right_product(x, v) * jnp.sqrt(scale)
+def _times(y: jax.Array, factor: jax.Array | None) -> jax.Array:
+    return y if factor is None else y * factor
 
 
-def _gram_matmat(x: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
-    return left_product(x, _right_product(x, v)) * scale
+def _gram_half(x: jax.Array, root: jax.Array | None, v: jax.Array) -> jax.Array:
+    return _times(_right_product(x, v), root)
 
 
-def _row_gram_half(x: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
-    return left_product(x, v) * jnp.sqrt(scale)
+def _gram_matmat(x: jax.Array, root: jax.Array | None, v: jax.Array) -> jax.Array:
+    return _times(left_product(x, _gram_half(x, root, v)), root)
 
 
-def _row_gram_matmat(x: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
-    return _right_product(x, left_product(x, v)) * scale
+def _row_gram_half(x: jax.Array, root: jax.Array | None, v: jax.Array) -> jax.Array:
+    return _times(left_product(x, v), root)
+
+
+def _row_gram_matmat(x: jax.Array, root: jax.Array | None, v: jax.Array) -> jax.Array:
+    return _times(_right_product(x, _row_gram_half(x, root, v)), root)
 
 
 def gram(
@@ -129,17 +135,20 @@ def gram(
     if axis not in (0, 1):
         raise ValueError(f"axis must be 0 or 1, got {axis!r}")
     x = jnp.asarray(x, jnp.float32)
-    count = jnp.asarray(x.shape[1 - axis] if count is None else count, jnp.float32)
-    # No row counted is an empty covariance, not a division by zero.
-    scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
+    trace, root = jnp.vdot(x, x, precision="highest"), None
+    if not checks.is_static(count, 1):
+        count = jnp.asarray(x.shape[1 - axis] if count is None else count, jnp.float32)
+        # No row counted is an empty covariance, not a division by zero.
+        scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
+        trace, root = trace * scale, jnp.sqrt(scale)
     matmat, half = (
         (_gram_matmat, _gram_half) if axis == 1 else (_row_gram_matmat, _row_gram_half)
     )
     return SymmetricOperator(
-        matmat=Partial(matmat, x, scale),
+        matmat=Partial(matmat, x, root),
         dim=x.shape[axis],
-        trace=jnp.vdot(x, x, precision="highest") * scale,
-        half=Partial(half, x, scale),
+        trace=trace,
+        half=Partial(half, x, root),
     )
 
 

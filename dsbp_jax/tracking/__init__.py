@@ -44,8 +44,8 @@ from dsbp_jax.tracking.reading import (
     map_spectral_states as map_spectral_states,
     spectral_states as spectral_states,
 )
-from dsbp_jax.tracking.refresh import TrackedBasis as TrackedBasis
 from dsbp_jax.tracking.solved import activation_bases as activation_bases
+from dsbp_jax.tracking.tracked_basis import TrackedBasis as TrackedBasis
 from dsbp_jax.tracking.tracker import (
     SOURCES as SOURCES,
     STATIC_ARGS as STATIC_ARGS,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dsbp_jax import checks
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.tracking.eigenspace import SIDES, Eigenspace
-from dsbp_jax.tracking.refresh import TrackedBasis
+from dsbp_jax.tracking.tracked_basis import TrackedBasis
 from dsbp_jax.tracking.tracker import SpectralState
 
 

@@ -1,7 +1,10 @@
 """Refreshing bases: what one solve does, and how leaves of one shape share it.
 
 A refresh is a large program to compile and small work to run. So leaves with signals
-of one shape go through one compiled solve, as many at once as are due in one step.
+of one shape go through one compiled solve: one after the other on a CPU, elsewhere as
+many at once as are due in one step. What is left to compile are loops over entries,
+which cost ten times what a product does; hence the few arrays of a `_Row`, and products
+where one would write a loop.
 """
 
 import dataclasses
@@ -13,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import batching, checks, linalg
-from dsbp_jax.layers import MatrixView
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import vary, varying_axes
-from dsbp_jax.tracking.eigenspace import SIDES, Eigenspace, rotation
+from dsbp_jax.tracking.eigenspace import rotation
 from dsbp_jax.tracking.signals import Signal
+from dsbp_jax.tracking.tracked_basis import TrackedBasis
 
 # A cold solve repeats refreshes until the basis is this close to invariant: a
 # minibatch's gradient or covariance is itself no better known.
@@ -27,90 +30,6 @@ _COLD_REFRESHES = 16
 K = TypeVar("K")
 
 
-class Label(NamedTuple):
-    """What a basis is of; static. In numbers and strings, which msgpack takes.
-
-    Attributes:
-      side: `"input"` or `"output"`.
-      source: What it follows.
-      shape: That of the leaf.
-      input_axes: Those of the leaf's `MatrixView`.
-      output_axes: Likewise.
-      batch_axes: Likewise.
-    """
-
-    side: str
-    source: str
-    shape: tuple[int, ...]
-    input_axes: tuple[int, ...]
-    output_axes: tuple[int, ...]
-    batch_axes: tuple[int, ...]
-
-    @property
-    def view(self) -> MatrixView:
-        """How the leaf is a matrix."""
-        return MatrixView(self.input_axes, self.output_axes, self.batch_axes)
-
-    @property
-    def dims(self) -> dict[str, int]:
-        """The dimensions of both sides."""
-        return dict(zip(SIDES, self.view.matrix_shape(self.shape)[-2:], strict=True))
-
-
-class TrackedBasis(NamedTuple):
-    """An eigenbasis and how its tracking goes; one per leaf and side.
-
-    A named tuple, so that every library that writes optimizer states to disk takes it;
-    its label is part of its type, and no array.
-
-    Attributes:
-      basis: The basis carried since the last refresh.
-      drift: Mean squared sine of the angles between the last two bases, shape
-        `(*batch)`, float32.
-      refreshes: Successful refreshes so far, shape `(*batch)`, int32.
-      failures: Refreshes refused because their result was not finite or not
-        orthonormal, shape `(*batch)`, int32.
-      label: Of which leaf's axes and which side it is; static.
-    """
-
-    basis: EigenBasis
-    drift: jax.Array
-    refreshes: jax.Array
-    failures: jax.Array
-    label: Label | None = None
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a leaf of this shape is the one, or a device's part of its stack."""
-        assert self.label is not None
-        if len(shape) != len(self.label.shape):
-            return False
-        batch = tuple(shape[axis] for axis in self.label.batch_axes)
-        pairs = enumerate(zip(shape, self.label.shape, strict=True))
-        return batch == self.refreshes.shape and all(
-            size == known
-            for axis, (size, known) in pairs
-            if axis not in self.label.batch_axes
-        )
-
-    @property
-    def space(self) -> Eigenspace:
-        """The basis with its label."""
-        assert self.label is not None
-        label, solved = self.label, self.refreshes > 0
-        return Eigenspace(self.basis, solved, label.view, label.side, label.source)
-
-
-_ARRAYS = TrackedBasis._fields[:-1]
-jax.tree_util.register_pytree_with_keys(
-    TrackedBasis,
-    lambda entry: (
-        [(jax.tree_util.GetAttrKey(name), getattr(entry, name)) for name in _ARRAYS],
-        entry.label,
-    ),
-    lambda label, arrays: TrackedBasis(*arrays)._replace(label=label),
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class Refresh:
     """A leaf that may be due.
@@ -118,38 +37,35 @@ class Refresh:
     Attributes:
       entry: Its basis.
       signal: Gives what the basis follows; called where a solve needs it.
-      due: Whether the schedule asks for it, shape `()`, bool.
       turn: The step of the period at which it is due; static.
     """
 
     entry: TrackedBasis
     signal: Callable[[], Signal]
-    due: jax.Array
     turn: int
 
 
 def refresh_due(
-    refreshes: Mapping[K, Refresh], *, num_blocks: int, tolerance: float
+    refreshes: Mapping[K, Refresh],
+    step: jax.Array | None,
+    *,
+    num_blocks: int,
+    tolerance: float,
 ) -> dict[K, TrackedBasis]:
     """Refreshes the leaves that are due, or see their first signal.
 
     Args:
       refreshes: The leaves, by any key.
+      step: The step of the period, shape `()`, int32; None where all are due.
       num_blocks: Krylov blocks of a refresh.
       tolerance: Only rotate a basis while its relative residual is at most this.
 
     Returns:
       Their new entries.
     """
-    labels = {key: one.entry.label for key, one in refreshes.items()}
-    # Leaves of one shape are stacked, whatever their axes are called.
-    bare = {
-        key: dataclasses.replace(one, entry=one.entry._replace(label=None))
-        for key, one in refreshes.items()
-    }
-    wanted = dict(zip(bare, _wanted(list(bare.values())), strict=True))
+    # Leaves of one shape go together, whatever their axes are called.
     groups: dict[Any, list[K]] = {}
-    for key, one in bare.items():
+    for key, one in refreshes.items():
         form = (*_form(one.signal), one.entry.basis.vectors.shape)
         groups.setdefault(form, []).append(key)
     result: dict[K, TrackedBasis] = {}
@@ -159,10 +75,10 @@ def refresh_due(
         )
         for _ in batch:
             solve = jax.vmap(solve, in_axes=(0, 0, 0, None, None))
-        run = _refresh_one if len(keys) == 1 else _refresh_group
-        found = run([bare[key] for key in keys], [wanted[key] for key in keys], solve)
+        leaves = [refreshes[key] for key in keys]
+        found = _Group.of(leaves, step, solve).refreshed()
         result.update(zip(keys, found, strict=True))
-    return {key: result[key]._replace(label=labels[key]) for key in refreshes}
+    return {key: result[key] for key in refreshes}
 
 
 def _form(signal: Callable[[], Signal]) -> tuple[Any, tuple[Any, ...]]:
@@ -178,87 +94,190 @@ def _form(signal: Callable[[], Signal]) -> tuple[Any, tuple[Any, ...]]:
     return operator[0], shapes
 
 
-def _wanted(refreshes: Sequence[Refresh]) -> list[jax.Array]:
-    """Whether each leaf is to be solved; one answer for a whole batch under `vmap`.
+class _Row(NamedTuple):
+    """What the solve of a leaf gives; zeros where there was none.
 
-    A leaf that was never solved is, at its first signal. Whether there is one is looked
-    at only while some leaf is cold, which may be for ever (frozen, never routed).
+    Two arrays, since each is a loop to compile for every shape.
+
+    Attributes:
+      vectors: The vectors, shape `(*batch, d, k)`.
+      numbers: Values, trace and drift, how many refreshes and failures more there were,
+        and a one, shape `(*batch, k + 5)`, float32.
     """
-    cold = [one.entry.refreshes == 0 for one in refreshes]
-    some = functools.reduce(jnp.logical_or, map(_any, cold))
-    axes = varying_axes(*(one.entry for one in refreshes))
-    nothing = vary([jnp.array(False)] * len(refreshes), axes)
 
-    def first_signals() -> list[jax.Array]:
-        return [
-            _any(one.signal().present() & flag)
-            for one, flag in zip(refreshes, cold, strict=True)
-        ]
+    vectors: jax.Array
+    numbers: jax.Array
 
-    first = jax.lax.cond(
-        batching.unbatched_max(some) > 0, first_signals, lambda: nothing
+
+def _row(new: TrackedBasis, old: TrackedBasis) -> _Row:
+    more = new.refreshes - old.refreshes, new.failures - old.failures
+    single = new.basis.trace, new.drift, *more, jnp.ones_like(new.drift)
+    columns = [number.astype(jnp.float32)[..., None] for number in single]
+    numbers = jnp.concatenate([new.basis.values, *columns], axis=-1)
+    return _Row(new.basis.vectors, numbers)
+
+
+@jax.jit  # traced once for all leaves of a shape
+def _after(old: TrackedBasis, rows: _Row, place: jax.Array) -> TrackedBasis:
+    """The entry of a leaf after its row, the one at this place."""
+    take = lambda rows: jax.lax.dynamic_index_in_dim(
+        rows, place, keepdims=False, allow_negative_indices=False
     )
-    return [
-        batching.unbatched_max(one.due | flag) > 0
-        for one, flag in zip(refreshes, first, strict=True)
-    ]
+    vectors, numbers = jax.tree.map(take, rows)
+    rank = old.basis.values.shape[-1]
+    trace, drift, refreshes, failures = (numbers[..., rank + i] for i in range(4))
+    solved = numbers.ravel()[-1] > 0
+    pick = lambda new, kept: jnp.where(solved, new, kept)
+    basis = EigenBasis(vectors, numbers[..., :rank], trace)
+    return TrackedBasis(
+        basis=jax.tree.map(pick, basis, old.basis),
+        drift=pick(drift, old.drift),
+        refreshes=old.refreshes + refreshes.astype(jnp.int32),
+        failures=old.failures + failures.astype(jnp.int32),
+    )
 
 
-def _any(flags: jax.Array) -> jax.Array:
-    return jnp.any(flags) if flags.ndim else flags
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Leaves of one shape, solved in a loop over those that are due or still cold.
 
+    Attributes:
+      leaves: The leaves.
+      entries: Their entries, without labels.
+      due: Whether the schedule asks for each, shape `(n,)`, bool.
+      wanted: Whether each is to be looked at, shape `(n,)`, bool.
+      solve: Solves one.
+      axes: The mesh axes over which entries vary.
+    """
 
-def _refresh_one(
-    group: Sequence[Refresh],
-    wanted: Sequence[jax.Array],
-    solve: Callable[..., TrackedBasis],
-) -> list[TrackedBasis]:
-    (one,) = group
+    leaves: Sequence[Refresh]
+    entries: list[TrackedBasis]
+    due: jax.Array
+    wanted: jax.Array
+    solve: Callable[..., TrackedBasis]
+    axes: frozenset[str]
 
-    def run(entry: TrackedBasis) -> TrackedBasis:
-        signal = one.signal()
-        return solve(entry, signal.arrays, signal.count, one.due, jnp.array(True))
+    @classmethod
+    def of(
+        cls,
+        leaves: Sequence[Refresh],
+        step: jax.Array | None,
+        solve: Callable[..., TrackedBasis],
+    ) -> "_Group":
+        """The group of some leaves, at a step of the period."""
+        entries = [one.entry._replace(label=None) for one in leaves]
+        axes = varying_axes(*entries)
+        due = jnp.ones(len(leaves), bool)
+        if step is not None:
+            due = step == jnp.array([one.turn for one in leaves], jnp.int32)
+        due = vary(due, axes)
+        refreshes = jnp.stack([entry.refreshes for entry in entries])
+        cold = jnp.min(refreshes.reshape(len(leaves), -1), axis=1) == 0
+        wanted = batching.unbatched_max(due | cold) > 0
+        return cls(leaves, entries, due, wanted, solve, axes)
 
-    return [jax.lax.cond(wanted[0], run, lambda entry: entry, one.entry)]
+    def refreshed(self) -> list[TrackedBasis]:
+        """The new entries."""
+        turns = [one.turn for one in self.leaves]
+        slots = max(turns.count(turn) for turn in turns)
+        first = self.following(vary(jnp.int32(-1), self.axes))
+        some = first < len(self.leaves)
 
+        def rows() -> _Row:
+            # Where there is nothing but a CPU, no solve gains from another beside it.
+            if slots == 1 or jax.default_backend() == "cpu":
+                return self.rows(first, 1)
+            return jax.lax.platform_dependent(
+                first,
+                cpu=functools.partial(self.rows, slots=1),
+                default=functools.partial(self.rows, slots=slots),
+            )
 
-def _refresh_group(
-    group: Sequence[Refresh],
-    flags: Sequence[jax.Array],
-    solve: Callable[..., TrackedBasis],
-) -> list[TrackedBasis]:
-    """Leaves of one shape: gathered, solved together, put back, until all are done."""
-    turns = [one.turn for one in group]
-    slots = max(turns.count(turn) for turn in turns)
-    arrays = [lambda one=one: one.signal()[:2] for one in group]
-    if slots > 1:
-        solve = jax.vmap(solve)
-    wanted = jnp.stack(flags)
-    due = jnp.stack([one.due for one in group])
-    stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        def run(entries: list[TrackedBasis], places: list[jax.Array]) -> list:
+            found = rows()
+            return [
+                _after(entry, found, place)
+                for entry, place in zip(entries, places, strict=True)
+            ]
 
-    def step(carry: tuple) -> tuple:
-        waiting, entries = carry
-        # Those that wait come first; a slot left over solves nothing.
-        chosen = jnp.argsort(~waiting, stable=True)[:slots]
-        xs, count = stack([jax.lax.switch(leaf, arrays) for leaf in chosen])
-        take = lambda leaf: leaf[chosen]
-        given = (jax.tree.map(take, entries), xs, count, due[chosen], waiting[chosen])
-        if slots == 1:
-            given = jax.tree.map(lambda leaf: leaf[0], given)
-        solved = solve(*given)
-        put = lambda leaf, new: leaf.at[chosen].set(new)
-        return waiting.at[chosen].set(False), jax.tree.map(put, entries, solved)
-
-    def run(entries: list[TrackedBasis]) -> list[TrackedBasis]:
-        unfinished = lambda carry: jnp.any(carry[0])
-        _, solved = jax.lax.while_loop(unfinished, step, (wanted, stack(entries)))
+        keep = lambda entries, places: entries
+        places = _numbers(some, len(self.leaves))
+        found = jax.lax.cond(some, run, keep, self.entries, places)
         return [
-            jax.tree.map(lambda leaf, i=i: leaf[i], solved) for i in range(len(group))
+            entry._replace(label=one.entry.label)
+            for entry, one in zip(found, self.leaves, strict=True)
         ]
 
-    entries = [one.entry for one in group]
-    return jax.lax.cond(jnp.any(wanted), run, lambda entries: entries, entries)
+    def given(self, leaf: jax.Array) -> tuple:
+        """The arguments of a solve."""
+        branches = [
+            lambda one=one, entry=entry: (entry, *one.signal()[:2])
+            for one, entry in zip(self.leaves, self.entries, strict=True)
+        ]
+        return (*jax.lax.switch(leaf, branches), self.due[leaf])
+
+    def present(self, leaf: jax.Array) -> jax.Array:
+        """Whether a leaf has a signal; one that is cold may never get any."""
+        branches = [lambda one=one: one.signal().present() for one in self.leaves]
+        return jnp.any(jax.lax.switch(leaf, branches))
+
+    def following(self, leaf: jax.Array) -> jax.Array:
+        """The next leaf to be looked at, or how many leaves there are."""
+        numbers = jnp.arange(len(self.leaves), dtype=jnp.int32)
+        later = jnp.where(self.wanted & (numbers > leaf), numbers, len(self.leaves))
+        return jnp.min(later)
+
+    def rows(self, first: jax.Array, slots: int) -> _Row:
+        """The rows of all leaves, from the first on, so many at once."""
+        size, like = len(self.leaves), self.entries[0].basis
+        zeros = lambda *shape: vary(jnp.zeros(shape, jnp.float32), self.axes)
+        *batch, rank = like.values.shape
+        none = _Row(zeros(*like.vectors.shape), zeros(*batch, rank + 5))
+
+        def row(leaf: jax.Array) -> _Row:
+            given = self.given(leaf)
+            return _row(self.solve(*given, jnp.array(True)), given[0])
+
+        def alone(carry: tuple[jax.Array, _Row]) -> tuple[jax.Array, _Row]:
+            leaf, rows = carry
+            flag = batching.unbatched_max(self.present(leaf)) > 0
+            new = jax.lax.cond(flag, row, lambda leaf: none, leaf)
+            put = lambda rows, x: jax.lax.dynamic_update_index_in_dim(
+                rows, x, leaf, 0, allow_negative_indices=False
+            )
+            return self.following(leaf), jax.tree.map(put, rows, new)
+
+        def together(carry: tuple[jax.Array, _Row]) -> tuple[jax.Array, _Row]:
+            leaf, rows = carry
+            leaves = [leaf]
+            while len(leaves) < slots:
+                leaves.append(self.following(leaves[-1]))
+            chosen = jnp.stack(leaves)
+            inside = jnp.minimum(chosen, size - 1)
+            given = jax.lax.map(self.given, inside)
+            active = jax.lax.map(self.present, inside) & (chosen < size)
+            new = jax.vmap(_row)(jax.vmap(self.solve)(*given, active), given[0])
+            put = lambda rows, x: rows.at[chosen].set(x, mode="drop")
+            return self.following(chosen[-1]), jax.tree.map(put, rows, new)
+
+        empty = jax.tree.map(lambda x: zeros(size, *x.shape), none)
+        return jax.lax.while_loop(
+            lambda carry: carry[0] < size,
+            alone if slots == 1 else together,
+            (first, empty),
+        )[1]
+
+
+def _numbers(flag: jax.Array, size: int) -> list[jax.Array]:
+    """The numbers below `size` where a flag is set, hidden from the compiler.
+
+    XLA compiles equal loops once, but those that differ by a constant one by one.
+    """
+    return jax.lax.cond(
+        flag,
+        lambda: [jnp.int32(number) for number in range(size)],
+        lambda: [jnp.int32(0)] * size,
+    )
 
 
 def _solve(
@@ -273,7 +292,8 @@ def _solve(
     tolerance: float | jax.Array,
 ) -> TrackedBasis:
     """A cold solve, a warm refresh if due, or nothing, for one basis."""
-    c = operator(*arrays, count)
+    # Divided by the count at the end, where only eigenvalues are.
+    c = operator(*arrays)
     cold = entry.refreshes == 0
     finite = jnp.isfinite(c.trace) | ~(cold | due) | ~active
     # Without a signal (a layer behind zero-initialised ones) there is nothing to
@@ -308,6 +328,14 @@ def _solve(
     done = ok & (limit > 0)
     overlap = rotation(basis.vectors, entry.basis.vectors)
     moved = 1 - jnp.sum(overlap**2) / overlap.shape[0]
+    # No row counted is an empty covariance, not a division by zero.
+    scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
+    scaled = lambda new, old: jnp.where(done, new * scale, old)
+    basis = EigenBasis(
+        basis.vectors,
+        scaled(basis.values, entry.basis.values),
+        scaled(basis.trace, entry.basis.trace),
+    )
     return TrackedBasis(
         basis=basis,
         drift=jnp.where(done & ~cold, jnp.maximum(moved, 0), entry.drift),

@@ -19,7 +19,8 @@ class Signal(NamedTuple):
     Attributes:
       arrays: Of shape `(*batch, ·, ·)`, float32.
       count: What to divide by, shape `(*batch)`, float32.
-      operator: Builds the operator of one matrix each and its count; static.
+      operator: Builds the operator of one matrix each, divided by a count if that is
+        given; static.
     """
 
     arrays: tuple[jax.Array, ...]
@@ -28,20 +29,31 @@ class Signal(NamedTuple):
 
     def present(self) -> jax.Array:
         """Whether there is anything to follow, shape `(*batch)`, bool; NaN is."""
-        # Rows that are not counted are zero.
-        some = [jnp.any(x != 0, axis=(-2, -1)) for x in self.arrays]
-        return functools.reduce(jnp.logical_and, some)
+        return functools.reduce(jnp.logical_and, map(_some, self.arrays))
 
 
-def _of_rows(x: jax.Array, count: jax.Array) -> linalg.SymmetricOperator:
+@jax.jit
+def _some(x: jax.Array) -> jax.Array:
+    # Rows that are not counted are zero. Two reductions compile to less than one of
+    # comparisons.
+    largest, least = jnp.max(x, axis=(-2, -1)), jnp.min(x, axis=(-2, -1))
+    return (largest != 0) | (least != 0)
+
+
+Count = jax.Array | float
+
+
+def _of_rows(x: jax.Array, count: Count = 1.0) -> linalg.SymmetricOperator:
     return linalg.gram(x, count=count)
 
 
-def _of_columns(x: jax.Array, count: jax.Array) -> linalg.SymmetricOperator:
+def _of_columns(x: jax.Array, count: Count = 1.0) -> linalg.SymmetricOperator:
     return linalg.gram(x, count=count, axis=0)
 
 
-def _of_skew(g: jax.Array, w: jax.Array, count: jax.Array) -> linalg.SymmetricOperator:
+def _of_skew(
+    g: jax.Array, w: jax.Array, count: Count = 1.0
+) -> linalg.SymmetricOperator:
     del count
     return linalg.skew_gram(g, w)
 
@@ -67,24 +79,38 @@ def _float32(matrix: jax.Array) -> tuple[jax.Array, jax.Array | float]:
     return (matrix / largest).astype(jnp.float32), count.astype(jnp.float32)
 
 
+# Traced once for all leaves of a shape.
+_static = functools.partial(jax.jit, static_argnames=("view", "side"))
+
+
 def gradient_signal(view: MatrixView, gradient: jax.Array, side: str) -> Signal:
     """GᵀG on the output side, GGᵀ on the input side, summed over window taps."""
+    rows, count = _gradient(gradient, view=view, side=side)
+    return Signal((rows,), count, _of_rows if side == "output" else _of_columns)
+
+
+@_static
+def _gradient(
+    gradient: jax.Array, *, view: MatrixView, side: str
+) -> tuple[jax.Array, jax.Array]:
     matrix, scale = _float32(view.to_matrix(gradient))
     count = jnp.full(matrix.shape[:-3], scale, jnp.float32)
     if side == "output":
-        rows = matrix.reshape(*matrix.shape[:-3], -1, matrix.shape[-1])
-        return Signal((rows,), count, _of_rows)
-    return Signal((as_rows(matrix, side),), count, _of_columns)
+        return matrix.reshape(*matrix.shape[:-3], -1, matrix.shape[-1]), count
+    return as_rows(matrix, side), count
 
 
 def rotation_signal(
     view: MatrixView, gradient: jax.Array, kernel: jax.Array, side: str
 ) -> Signal:
     """AᵀA of the rotation that descends: `A = skew(GWᵀ)`, or `skew(GᵀW)` on outputs."""
-    g, w = (
-        as_rows(_float32(view.to_matrix(leaf))[0], side) for leaf in (gradient, kernel)
-    )
+    g, w = (_rows(leaf, view=view, side=side) for leaf in (gradient, kernel))
     return Signal((g, w), jnp.ones(g.shape[:-2], jnp.float32), _of_skew)
+
+
+@_static
+def _rows(leaf: jax.Array, *, view: MatrixView, side: str) -> jax.Array:
+    return as_rows(_float32(view.to_matrix(leaf))[0], side)
 
 
 def activation_signal(

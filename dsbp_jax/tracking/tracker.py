@@ -34,7 +34,7 @@ from dsbp_jax.tracking.leaves import (
     is_placeholder,
     matrix_views,
 )
-from dsbp_jax.tracking.refresh import Label, Refresh, TrackedBasis, refresh_due
+from dsbp_jax.tracking.refresh import Refresh, refresh_due
 from dsbp_jax.tracking.schedule import take_turns
 from dsbp_jax.tracking.signals import (
     Signal,
@@ -43,6 +43,7 @@ from dsbp_jax.tracking.signals import (
     gradient_signal,
     rotation_signal,
 )
+from dsbp_jax.tracking.tracked_basis import Label, TrackedBasis
 
 #: Arguments of the transforms that track bases which shape their program. Pass them as
 #: `optax.inject_hyperparams(dsbp_jax.dsbp, static_args=dsbp_jax.STATIC_ARGS)`,
@@ -272,11 +273,13 @@ class Tracker:
             refreshes[key] = Refresh(
                 entry=entry,
                 signal=functools.partial(signal, *key),
-                due=jnp.array(True) if refresh else step == turns[key],
                 turn=turns[key],
             )
         solved = refresh_due(
-            refreshes, num_blocks=self.num_blocks, tolerance=self.tolerance
+            refreshes,
+            None if refresh else step,
+            num_blocks=self.num_blocks,
+            tolerance=self.tolerance,
         )
         for (side, path), entry in solved.items():
             tracked[side][path] = entry

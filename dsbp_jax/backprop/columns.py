@@ -233,7 +233,7 @@ def vectors(*states: SpectralState) -> dict[str, jax.Array]:
     parts: dict[str, list[jax.Array]] = {}
     for state in states:
         for path, entry in state.tracked.get("input", {}).items():
-            parts.setdefault(path, []).append(entry.basis.vectors)
+            parts.setdefault(path, []).append(entry.vectors)
     return {
         path: found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)
         for path, found in parts.items()
@@ -301,8 +301,8 @@ def _orthogonal(state: SpectralState, bases: Mapping[str, jax.Array]) -> Spectra
         extend = linalg.extend_basis
         for _ in bases[path].shape[:-2]:
             extend = jax.vmap(extend)
-        columns = extend(bases[path], entry.basis.vectors)
-        return entry._replace(basis=entry.basis._replace(vectors=columns))
+        columns = extend(bases[path], entry.vectors)
+        return entry._replace(vectors=columns)
 
     entries = state.tracked.get("input", {})
     cleaned = {path: clean(path, entry) for path, entry in entries.items()}

@@ -3,14 +3,14 @@
 A refresh is a large program to compile and small work to run. So leaves with signals
 of one shape go through one compiled solve: one after the other on a CPU, elsewhere as
 many at once as are due in one step. What is left to compile are loops over entries,
-which cost ten times what a product does; hence the few arrays of a `_Row`, and products
-where one would write a loop.
+which cost ten times what a product does; hence products where one would write a
+loop, and indices that the compiler does not know, so that it sees equal loops.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def refresh_due(
     # Leaves of one shape go together, whatever their axes are called.
     groups: dict[Any, list[K]] = {}
     for key, one in refreshes.items():
-        form = (*_form(one.signal), one.entry.basis.vectors.shape)
+        form = (*_form(one.signal), one.entry.vectors.shape)
         groups.setdefault(form, []).append(key)
     result: dict[K, TrackedBasis] = {}
     for (operator, _, (*batch, _, _)), keys in groups.items():
@@ -94,47 +94,13 @@ def _form(signal: Callable[[], Signal]) -> tuple[Any, tuple[Any, ...]]:
     return operator[0], shapes
 
 
-class _Row(NamedTuple):
-    """What the solve of a leaf gives; zeros where there was none.
-
-    Two arrays, since each is a loop to compile for every shape.
-
-    Attributes:
-      vectors: The vectors, shape `(*batch, d, k)`.
-      numbers: Values, trace and drift, how many refreshes and failures more there were,
-        and a one, shape `(*batch, k + 5)`, float32.
-    """
-
-    vectors: jax.Array
-    numbers: jax.Array
-
-
-def _row(new: TrackedBasis, old: TrackedBasis) -> _Row:
-    more = new.refreshes - old.refreshes, new.failures - old.failures
-    single = new.basis.trace, new.drift, *more, jnp.ones_like(new.drift)
-    columns = [number.astype(jnp.float32)[..., None] for number in single]
-    numbers = jnp.concatenate([new.basis.values, *columns], axis=-1)
-    return _Row(new.basis.vectors, numbers)
-
-
 @jax.jit  # traced once for all leaves of a shape
-def _after(old: TrackedBasis, rows: _Row, place: jax.Array) -> TrackedBasis:
-    """The entry of a leaf after its row, the one at this place."""
-    take = lambda rows: jax.lax.dynamic_index_in_dim(
-        rows, place, keepdims=False, allow_negative_indices=False
+def _at(entries: TrackedBasis, place: jax.Array) -> TrackedBasis:
+    """One of stacked entries."""
+    take = lambda x: jax.lax.dynamic_index_in_dim(
+        x, place, keepdims=False, allow_negative_indices=False
     )
-    vectors, numbers = jax.tree.map(take, rows)
-    rank = old.basis.values.shape[-1]
-    trace, drift, refreshes, failures = (numbers[..., rank + i] for i in range(4))
-    solved = numbers.ravel()[-1] > 0
-    pick = lambda new, kept: jnp.where(solved, new, kept)
-    basis = EigenBasis(vectors, numbers[..., :rank], trace)
-    return TrackedBasis(
-        basis=jax.tree.map(pick, basis, old.basis),
-        drift=pick(drift, old.drift),
-        refreshes=old.refreshes + refreshes.astype(jnp.int32),
-        failures=old.failures + failures.astype(jnp.int32),
-    )
+    return jax.tree.map(take, entries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +137,8 @@ class _Group:
         if step is not None:
             due = step == jnp.array([one.turn for one in leaves], jnp.int32)
         due = vary(due, axes)
-        refreshes = jnp.stack([entry.refreshes for entry in entries])
-        cold = jnp.min(refreshes.reshape(len(leaves), -1), axis=1) == 0
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *entries)
+        cold = jnp.min(stacked.refreshes.reshape(len(leaves), -1), axis=1) == 0
         wanted = batching.unbatched_max(due | cold) > 0
         return cls(leaves, entries, due, wanted, solve, axes)
 
@@ -183,22 +149,21 @@ class _Group:
         first = self.following(vary(jnp.int32(-1), self.axes))
         some = first < len(self.leaves)
 
-        def rows() -> _Row:
+        def rows(entries: list[TrackedBasis]) -> TrackedBasis:
+            start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *entries)
             # Where there is nothing but a CPU, no solve gains from another beside it.
             if slots == 1 or jax.default_backend() == "cpu":
-                return self.rows(first, 1)
+                return self.solved(first, start)
             return jax.lax.platform_dependent(
                 first,
-                cpu=functools.partial(self.rows, slots=1),
-                default=functools.partial(self.rows, slots=slots),
+                start,
+                cpu=self.solved,
+                default=functools.partial(self.solved_together, slots=slots),
             )
 
         def run(entries: list[TrackedBasis], places: list[jax.Array]) -> list:
-            found = rows()
-            return [
-                _after(entry, found, place)
-                for entry, place in zip(entries, places, strict=True)
-            ]
+            found = rows(entries)
+            return [_at(found, place) for place in places]
 
         keep = lambda entries, places: entries
         places = _numbers(some, len(self.leaves))
@@ -208,13 +173,10 @@ class _Group:
             for entry, one in zip(found, self.leaves, strict=True)
         ]
 
-    def given(self, leaf: jax.Array) -> tuple:
-        """The arguments of a solve."""
-        branches = [
-            lambda one=one, entry=entry: (entry, *one.signal()[:2])
-            for one, entry in zip(self.leaves, self.entries, strict=True)
-        ]
-        return (*jax.lax.switch(leaf, branches), self.due[leaf])
+    def signal(self, leaf: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        """The arrays and the count of a leaf's signal."""
+        branches = [lambda one=one: one.signal()[:2] for one in self.leaves]
+        return jax.lax.switch(leaf, branches)
 
     def present(self, leaf: jax.Array) -> jax.Array:
         """Whether a leaf has a signal; one that is cold may never get any."""
@@ -227,45 +189,50 @@ class _Group:
         later = jnp.where(self.wanted & (numbers > leaf), numbers, len(self.leaves))
         return jnp.min(later)
 
-    def rows(self, first: jax.Array, slots: int) -> _Row:
-        """The rows of all leaves, from the first on, so many at once."""
-        size, like = len(self.leaves), self.entries[0].basis
-        zeros = lambda *shape: vary(jnp.zeros(shape, jnp.float32), self.axes)
-        *batch, rank = like.values.shape
-        none = _Row(zeros(*like.vectors.shape), zeros(*batch, rank + 5))
+    def solved(self, first: jax.Array, entries: TrackedBasis) -> TrackedBasis:
+        """Stacked entries, the wanted ones from the first on solved one by one."""
 
-        def row(leaf: jax.Array) -> _Row:
-            given = self.given(leaf)
-            return _row(self.solve(*given, jnp.array(True)), given[0])
+        def solve(entry: TrackedBasis, leaf: jax.Array) -> TrackedBasis:
+            signal = self.signal(leaf)
+            return self.solve(entry, *signal, self.due[leaf], jnp.array(True))
 
-        def alone(carry: tuple[jax.Array, _Row]) -> tuple[jax.Array, _Row]:
-            leaf, rows = carry
+        def body(carry: tuple[jax.Array, TrackedBasis]) -> tuple:
+            leaf, entries = carry
             flag = batching.unbatched_max(self.present(leaf)) > 0
-            new = jax.lax.cond(flag, row, lambda leaf: none, leaf)
-            put = lambda rows, x: jax.lax.dynamic_update_index_in_dim(
-                rows, x, leaf, 0, allow_negative_indices=False
+            keep = lambda entry, leaf: entry
+            new = jax.lax.cond(flag, solve, keep, _at(entries, leaf), leaf)
+            put = lambda entries, x: jax.lax.dynamic_update_index_in_dim(
+                entries, x, leaf, 0, allow_negative_indices=False
             )
-            return self.following(leaf), jax.tree.map(put, rows, new)
+            return self.following(leaf), jax.tree.map(put, entries, new)
 
-        def together(carry: tuple[jax.Array, _Row]) -> tuple[jax.Array, _Row]:
-            leaf, rows = carry
+        return jax.lax.while_loop(self.unfinished, body, (first, entries))[1]
+
+    def solved_together(
+        self, first: jax.Array, entries: TrackedBasis, slots: int
+    ) -> TrackedBasis:
+        """The same, so many at once."""
+        size = len(self.leaves)
+
+        def body(carry: tuple[jax.Array, TrackedBasis]) -> tuple:
+            leaf, entries = carry
             leaves = [leaf]
             while len(leaves) < slots:
                 leaves.append(self.following(leaves[-1]))
             chosen = jnp.stack(leaves)
             inside = jnp.minimum(chosen, size - 1)
-            given = jax.lax.map(self.given, inside)
+            signals = jax.lax.map(self.signal, inside)
             active = jax.lax.map(self.present, inside) & (chosen < size)
-            new = jax.vmap(_row)(jax.vmap(self.solve)(*given, active), given[0])
-            put = lambda rows, x: rows.at[chosen].set(x, mode="drop")
-            return self.following(chosen[-1]), jax.tree.map(put, rows, new)
+            given = jax.tree.map(lambda x: x[inside], entries)
+            new = jax.vmap(self.solve)(given, *signals, self.due[inside], active)
+            put = lambda entries, x: entries.at[chosen].set(x, mode="drop")
+            return self.following(chosen[-1]), jax.tree.map(put, entries, new)
 
-        empty = jax.tree.map(lambda x: zeros(size, *x.shape), none)
-        return jax.lax.while_loop(
-            lambda carry: carry[0] < size,
-            alone if slots == 1 else together,
-            (first, empty),
-        )[1]
+        return jax.lax.while_loop(self.unfinished, body, (first, entries))[1]
+
+    def unfinished(self, carry: tuple[jax.Array, TrackedBasis]) -> jax.Array:
+        """Whether a leaf is left."""
+        return carry[0] < len(self.leaves)
 
 
 def _numbers(flag: jax.Array, size: int) -> list[jax.Array]:
@@ -336,8 +303,9 @@ def _solve(
         scaled(basis.values, entry.basis.values),
         scaled(basis.trace, entry.basis.trace),
     )
-    return TrackedBasis(
-        basis=basis,
+    return TrackedBasis.of(
+        basis,
+        entry.label,
         drift=jnp.where(done & ~cold, jnp.maximum(moved, 0), entry.drift),
         refreshes=entry.refreshes + done.astype(jnp.int32),
         failures=entry.failures + (~ok).astype(jnp.int32),

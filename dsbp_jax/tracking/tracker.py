@@ -242,7 +242,7 @@ class Tracker:
                 return SpectralState(count, state.tracked)
 
         costs = {
-            key: math.prod(entry.basis.vectors.shape)
+            key: math.prod(entry.vectors.shape)
             for key, entry in state.entries().items()
         }
         turns = take_turns(costs, self.refresh_every)
@@ -328,11 +328,4 @@ def _start(
     batch, dim = shape[:-3], shape[-2 + SIDES.index(label.side)]
     basis = linalg.init_basis(dim, rank, key=key)
     basis = jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, *x.shape)), basis)
-    # Three arrays of their own: one buffer cannot be donated twice.
-    return TrackedBasis(
-        basis=basis,
-        drift=jnp.zeros(batch, jnp.float32),
-        refreshes=jnp.zeros(batch, jnp.int32),
-        failures=jnp.zeros(batch, jnp.int32),
-        label=label,
-    )
+    return TrackedBasis.of(basis, label)

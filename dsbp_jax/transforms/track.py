@@ -135,13 +135,19 @@ def with_bases(
         )
 
     def place(entry: TrackedBasis, spaces: Sequence[Eigenspace]) -> TrackedBasis:
-        space, rank = _of_entry(entry, spaces), entry.basis.vectors.shape[-1]
+        space, rank = _of_entry(entry, spaces), entry.vectors.shape[-1]
         if space is None:
             return entry
         basis = (jnp.array(x, jnp.float32) for x in space.leading(rank).basis)
         # A random start stays one.
         refreshes = space.solved.astype(jnp.int32) * jnp.maximum(entry.refreshes, 1)
-        return entry._replace(basis=EigenBasis(*basis), refreshes=refreshes)
+        return TrackedBasis.of(
+            EigenBasis(*basis),
+            entry.label,
+            drift=entry.drift,
+            refreshes=refreshes,
+            failures=entry.failures,
+        )
 
     given = {
         path: _spaces_of_leaf(path, bases[path], states, sides, side)
@@ -195,7 +201,7 @@ def _spaces_of_leaf(
             f"{what} must be of the {' and the '.join(sorted(sides))} side, which the "
             f"optimizer tracks, got {' and '.join(map(describe, spaces))}"
         )
-    shapes = [one.basis.vectors.shape for one in held]
+    shapes = [one.vectors.shape for one in held]
     for space in spaces:
         if space.side in sides and space.vectors.shape not in shapes:
             raise ValueError(
@@ -213,7 +219,7 @@ def _spaces_of_leaf(
 
 def _of_entry(entry: TrackedBasis, spaces: Sequence[Eigenspace]) -> Eigenspace | None:
     """The space that a tracker takes: of its own source and rank, if there is one."""
-    label, rank = entry.label, entry.basis.vectors.shape[-1]
+    label, rank = entry.label, entry.vectors.shape[-1]
     assert label is not None
     fitting = [
         space

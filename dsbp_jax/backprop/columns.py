@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dsbp_jax import checks, linalg
+from dsbp_jax import checks
 from dsbp_jax.backprop.cost import sketched_sites
 from dsbp_jax.layers import (
     LayerActivations,
@@ -28,7 +28,6 @@ from dsbp_jax.meshes import specs_of, with_auto_axes
 from dsbp_jax.tracking import (
     Eigenspace,
     SpectralState,
-    TrackedBasis,
     Tracker,
     empty_state,
     wide,
@@ -161,14 +160,13 @@ class Columns:
             )
         tracker = self._tracker("gradient", layout)
         if tracker is not None:
-            bases = vectors(activation)
             exact = leaves_by_path(gradients)
-            rest = {
-                path: outside(exact[path], layout[path], bases.get(path))
-                for path in layout
-            }
-            gradient = tracker.update(gradient, rest, refresh=refresh)
-            gradient = _orthogonal(gradient, bases)
+            gradient = tracker.update(
+                gradient,
+                {path: exact[path] for path in layout},
+                refresh=refresh,
+                beside=vectors(activation),
+            )
         return ColumnsState(activation, gradient)
 
     def measure(
@@ -290,20 +288,3 @@ def outside(
     known = EigenBasis(basis, jnp.zeros((*batch, rank)), jnp.zeros(batch))
     solved = jnp.ones(batch, bool)
     return Eigenspace(known, solved, view, "input", "columns").outside(wider)
-
-
-def _orthogonal(state: SpectralState, bases: Mapping[str, jax.Array]) -> SpectralState:
-    """Makes bases orthogonal to those of another state up to rounding."""
-
-    def clean(path: str, entry: TrackedBasis) -> TrackedBasis:
-        if path not in bases:
-            return entry
-        extend = linalg.extend_basis
-        for _ in bases[path].shape[:-2]:
-            extend = jax.vmap(extend)
-        columns = extend(bases[path], entry.vectors)
-        return entry._replace(vectors=columns)
-
-    entries = state.tracked.get("input", {})
-    cleaned = {path: clean(path, entry) for path, entry in entries.items()}
-    return state._replace(tracked={**state.tracked, "input": cleaned})

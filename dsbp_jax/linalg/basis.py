@@ -10,6 +10,7 @@ Where the Krylov block would fill the whole space, the dense matrix is formed an
 solved instead: the same answer, cheaper.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -75,10 +76,15 @@ def init_basis(dim: int, rank: int, *, key: jax.Array) -> EigenBasis:
     """
     dim = checks.positive_int("dim", dim)
     rank = checks.positive_int("rank", rank, maximum=dim)
+    vectors = _random_columns(key, dim, rank)
+    return EigenBasis(vectors, jnp.zeros(rank, jnp.float32), jnp.float32(0))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))  # one program in an eager `init`
+def _random_columns(key: jax.Array, dim: int, rank: int) -> jax.Array:
     with jax.default_matmul_precision("highest"):
         gaussian = jax.random.normal(key, (dim, rank), jnp.float32)
-        vectors, _ = polish(orthonormal(gaussian))
-    return EigenBasis(vectors, jnp.zeros(rank, jnp.float32), jnp.float32(0))
+        return polish(orthonormal(gaussian))[0]
 
 
 def refresh_basis(

@@ -38,11 +38,14 @@ class Refresh:
       entry: Its basis.
       signal: Gives what the basis follows; called where a solve needs it.
       turn: The step of the period at which it is due; static.
+      beside: Orthonormal columns `(*batch, d, m)` that the basis is to be orthogonal
+        to, and follows the signal outside of; or None.
     """
 
     entry: TrackedBasis
     signal: Callable[[], Signal]
     turn: int
+    beside: jax.Array | None = None
 
 
 def refresh_due(
@@ -66,15 +69,16 @@ def refresh_due(
     # Leaves of one shape go together, whatever their axes are called.
     groups: dict[Any, list[K]] = {}
     for key, one in refreshes.items():
-        form = (*_form(one.signal), one.entry.vectors.shape)
+        beside = None if one.beside is None else one.beside.shape
+        form = (*_form(one.signal), one.entry.vectors.shape, beside)
         groups.setdefault(form, []).append(key)
     result: dict[K, TrackedBasis] = {}
-    for (operator, _, (*batch, _, _)), keys in groups.items():
+    for (operator, _, (*batch, _, _), _), keys in groups.items():
         solve = functools.partial(
             _solve, operator=operator, num_blocks=num_blocks, tolerance=tolerance
         )
         for _ in batch:
-            solve = jax.vmap(solve, in_axes=(0, 0, 0, None, None))
+            solve = jax.vmap(solve, in_axes=(0, 0, 0, 0, None, None))
         leaves = [refreshes[key] for key in keys]
         found = _Group.of(leaves, step, solve).refreshed()
         result.update(zip(keys, found, strict=True))
@@ -173,13 +177,17 @@ class _Group:
             for entry, one in zip(found, self.leaves, strict=True)
         ]
 
-    def signal(self, leaf: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
-        """The arrays and the count of a leaf's signal."""
-        branches = [lambda one=one: one.signal()[:2] for one in self.leaves]
+    def given(self, leaf: jax.Array) -> tuple:
+        """The arrays and the count of a leaf's signal, and what it is beside."""
+        branches = [
+            lambda one=one: (*one.signal()[:2], one.beside) for one in self.leaves
+        ]
         return jax.lax.switch(leaf, branches)
 
     def present(self, leaf: jax.Array) -> jax.Array:
-        """Whether a leaf has a signal; one that is cold may never get any."""
+        """Whether there is something to do: a leaf may be cold, without any signal."""
+        if self.leaves[0].beside is not None:
+            return jnp.array(True)
         branches = [lambda one=one: one.signal().present() for one in self.leaves]
         return jnp.any(jax.lax.switch(leaf, branches))
 
@@ -193,8 +201,8 @@ class _Group:
         """Stacked entries, the wanted ones from the first on solved one by one."""
 
         def solve(entry: TrackedBasis, leaf: jax.Array) -> TrackedBasis:
-            signal = self.signal(leaf)
-            return self.solve(entry, *signal, self.due[leaf], jnp.array(True))
+            given = self.given(leaf)
+            return self.solve(entry, *given, self.due[leaf], jnp.array(True))
 
         def body(carry: tuple[jax.Array, TrackedBasis]) -> tuple:
             leaf, entries = carry
@@ -221,10 +229,10 @@ class _Group:
                 leaves.append(self.following(leaves[-1]))
             chosen = jnp.stack(leaves)
             inside = jnp.minimum(chosen, size - 1)
-            signals = jax.lax.map(self.signal, inside)
+            given = jax.lax.map(self.given, inside)
             active = jax.lax.map(self.present, inside) & (chosen < size)
-            given = jax.tree.map(lambda x: x[inside], entries)
-            new = jax.vmap(self.solve)(given, *signals, self.due[inside], active)
+            old = jax.tree.map(lambda x: x[inside], entries)
+            new = jax.vmap(self.solve)(old, *given, self.due[inside], active)
             put = lambda entries, x: entries.at[chosen].set(x, mode="drop")
             return self.following(chosen[-1]), jax.tree.map(put, entries, new)
 
@@ -251,6 +259,7 @@ def _solve(
     entry: TrackedBasis,
     arrays: tuple[jax.Array, ...],
     count: jax.Array,
+    beside: jax.Array | None,
     due: jax.Array,
     active: jax.Array,
     *,
@@ -259,6 +268,8 @@ def _solve(
     tolerance: float | jax.Array,
 ) -> TrackedBasis:
     """A cold solve, a warm refresh if due, or nothing, for one basis."""
+    if beside is not None:
+        arrays = tuple(map(functools.partial(_outside, beside), arrays))
     # Divided by the count at the end, where only eigenvalues are.
     c = operator(*arrays)
     cold = entry.refreshes == 0
@@ -292,6 +303,8 @@ def _solve(
     start = (entry.basis, jnp.float32(0), finite, jnp.int32(0))
     start = vary(start, varying_axes(entry, c))
     basis, _, ok, _ = jax.lax.while_loop(unfinished, refine, start)
+    if beside is not None:
+        basis = basis._replace(vectors=linalg.extend_basis(beside, basis.vectors))
     done = ok & (limit > 0)
     overlap = rotation(basis.vectors, entry.basis.vectors)
     moved = 1 - jnp.sum(overlap**2) / overlap.shape[0]
@@ -310,3 +323,8 @@ def _solve(
         refreshes=entry.refreshes + done.astype(jnp.int32),
         failures=entry.failures + (~ok).astype(jnp.int32),
     )
+
+
+def _outside(columns: jax.Array, x: jax.Array) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+        return x - columns @ (columns.T @ x)

@@ -1,7 +1,7 @@
 """What a basis follows: gradients, activations, or the rotation that a step makes."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from dsbp_jax import linalg
 from dsbp_jax.layers import LayerActivations, MatrixView, use_name
-from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.tracking.eigenspace import Eigenspace
 
 
@@ -34,10 +33,8 @@ class Signal(NamedTuple):
 
 @jax.jit
 def _some(x: jax.Array) -> jax.Array:
-    # Rows that are not counted are zero. Two reductions compile to less than one of
-    # comparisons.
-    largest, least = jnp.max(x, axis=(-2, -1)), jnp.min(x, axis=(-2, -1))
-    return (largest != 0) | (least != 0)
+    # Rows that are not counted are zero. A largest entry compiles faster than an any.
+    return jnp.max(jnp.abs(x), axis=(-2, -1)) != 0
 
 
 Count = jax.Array | float
@@ -115,7 +112,7 @@ def _rows(leaf: jax.Array, *, view: MatrixView, side: str) -> jax.Array:
 
 def activation_signal(
     activations: Mapping[str, LayerActivations],
-    basis: EigenBasis,
+    shape: Sequence[int],
     side: str,
     path: str,
 ) -> Signal:
@@ -126,7 +123,7 @@ def activation_signal(
 
     Args:
       activations: As captured, by path.
-      basis: The basis that will follow, for its shape.
+      shape: That of the leaf's side, `(*batch, d)`.
       side: `"input"` or `"output"`.
       path: Of the kernel's first use.
 
@@ -136,7 +133,7 @@ def activation_signal(
     Raises:
       ValueError: The first use has no such side, or rows of another shape.
     """
-    *batch, dim, _ = basis.vectors.shape
+    *batch, dim = shape
     pooled, counts = [], []
     view = activations[path].view  # of all uses alike, under vmap too
     for use in range(len(activations)):

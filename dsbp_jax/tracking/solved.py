@@ -78,10 +78,8 @@ def _basis(
     """The basis of one layer."""
     rows, _ = activations[path].rows(side)
     *batch, _, dim = rows.shape
-    form = EigenBasis(
-        jnp.zeros((*batch, dim, 1)), jnp.zeros((*batch, 1)), jnp.zeros(batch)
-    )
-    arrays, count, operator = activation_signal(activations, form, side, path)
+    shape = (*batch, dim)
+    arrays, count, operator = activation_signal(activations, shape, side, path)
     solve: Any = lambda x, count: linalg.top_eigenpairs(
         operator(x, count), min(rank, dim), key=key
     )

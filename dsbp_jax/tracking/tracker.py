@@ -197,6 +197,7 @@ class Tracker:
         activations: Mapping[str, LayerActivations] | None = None,
         params: optax.Params | None = None,
         refresh: bool | None = None,
+        beside: Mapping[str, jax.Array] | None = None,
     ) -> SpectralState:
         """Refreshes what is due.
 
@@ -211,6 +212,9 @@ class Tracker:
           refresh: None to follow the schedule; True to refresh every leaf now,
             False to refresh none (two compiled steps instead of one with
             branches). Must be static.
+          beside: By path columns `(*batch, d, m)` of the input side; the bases then
+            follow what gradients have outside of them, and are orthogonal to them,
+            up to rounding, when they are refreshed.
 
         Returns:
           The new state.
@@ -249,21 +253,22 @@ class Tracker:
         step = state.count % self.refresh_every
         tracked = {side: dict(entries) for side, entries in state.tracked.items()}
         # A constant to every derivative; and reverse mode has no while_loop.
-        leaves, activations, kernels, present = jax.lax.stop_gradient(
-            (leaves, activations, array_leaves(params), present)
+        constants = jax.lax.stop_gradient(
+            (leaves, activations, array_leaves(params), present, dict(beside or {}))
         )
-        axes = varying_axes(leaves, activations, kernels, present)
-        leaves, activations, kernels, present = vary(
-            (leaves, activations, kernels, present), axes
+        leaves, activations, kernels, present, columns = vary(
+            constants, varying_axes(constants)
         )
 
         def signal(side: str, path: str) -> Signal:
             entry = present[side, path]
             if self.source == "activation":
                 assert activations is not None
-                return activation_signal(activations, entry.basis, side, path)
-            view = entry.space.view
-            assert view is not None
+                return activation_signal(
+                    activations, entry.vectors.shape[:-1], side, path
+                )
+            assert entry.label is not None
+            view = entry.label.view
             if self.source == "rotation":
                 return rotation_signal(view, leaves[path], kernels[path], side)
             return gradient_signal(view, leaves[path], side)
@@ -274,6 +279,7 @@ class Tracker:
                 entry=entry,
                 signal=functools.partial(signal, *key),
                 turn=turns[key],
+                beside=columns.get(key[1]),
             )
         solved = refresh_due(
             refreshes,

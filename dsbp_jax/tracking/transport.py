@@ -11,6 +11,7 @@ the square of the rotated mean is put back,
 What holds a variance already (AdaBelief) moves by the squares of R alone.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -49,14 +50,21 @@ class Coordinate(NamedTuple):
 
     def rotate(self, x: jax.Array, power: int = 1) -> jax.Array:
         """`L x Rᵀ`, of the entries' powers, the same for all window taps."""
-        y = x.astype(wide(x.dtype))
-        taps = lambda r: (r[..., None, :, :] if x.ndim > r.ndim else r).astype(y.dtype)
-        with jax.default_matmul_precision("highest"):
-            if self.left is not None:
-                y = taps(self.left**power) @ y
-            if self.right is not None:
-                y = y @ taps(self.right**power).mT
-        return y.astype(x.dtype)
+        return _rotate(self.left, self.right, x, power)
+
+
+@functools.partial(jax.jit, static_argnums=3)  # traced once for all leaves of a shape
+def _rotate(
+    left: jax.Array | None, right: jax.Array | None, x: jax.Array, power: int
+) -> jax.Array:
+    y = x.astype(wide(x.dtype))
+    taps = lambda r: (r[..., None, :, :] if x.ndim > r.ndim else r).astype(y.dtype)
+    with jax.default_matmul_precision("highest"):
+        if left is not None:
+            y = taps(left**power) @ y
+        if right is not None:
+            y = y @ taps(right**power).mT
+    return y.astype(x.dtype)
 
 
 def transport_moments(
@@ -162,14 +170,26 @@ def _second(
     """The second moment in the new basis."""
     if mu is None:
         return coordinate.rotate(nu, 2)
+    return _second_with_mean(coordinate.left, coordinate.right, nu, mu, count, betas)
+
+
+@jax.jit
+def _second_with_mean(
+    left: jax.Array | None,
+    right: jax.Array | None,
+    nu: jax.Array,
+    mu: jax.Array,
+    count: jax.Array | None,
+    betas: tuple[float, float],
+) -> jax.Array:
     correct = [1.0, 1.0]
     if count is not None:
         steps = jnp.maximum(count, 1).astype(jnp.float32)
         correct = [1 - jnp.float32(beta) ** steps for beta in betas]
     mean = mu.astype(wide(mu.dtype)) / correct[0]
     variance = nu.astype(wide(nu.dtype)) / correct[1] - mean**2
-    square = coordinate.rotate(mean) ** 2
-    moved = jnp.abs(coordinate.rotate(variance, 2) + square)
+    square = _rotate(left, right, mean, 1) ** 2
+    moved = jnp.abs(_rotate(left, right, variance, 2) + square)
     return (moved * correct[1]).astype(nu.dtype)
 
 

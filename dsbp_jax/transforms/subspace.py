@@ -15,6 +15,7 @@ from dsbp_jax import batching, checks
 from dsbp_jax.layers import leaves_by_path, map_paths
 from dsbp_jax.meshes import vary, varying_axes
 from dsbp_jax.tracking import (
+    SIDES,
     Coordinate,
     Eigenspace,
     LayoutLike,
@@ -22,11 +23,13 @@ from dsbp_jax.tracking import (
     Rule,
     SpectralState,
     Step,
+    TrackedBasis,
     Tracker,
     array_leaves,
     from_coordinates,
     in_dtype,
     is_placeholder,
+    rotation,
     to_coordinates,
     tracked,
     transport_moments,
@@ -256,6 +259,16 @@ def _spread(x: jax.Array) -> jax.Array:
     return x[..., None, None, None]
 
 
+@jax.jit  # traced once for all leaves of a shape
+def _turn(old: TrackedBasis, new: TrackedBasis) -> tuple[jax.Array, jax.Array]:
+    """`V'ᵀV` where a leaf was refreshed, the identity elsewhere; whether it was."""
+    refreshed = new.refreshes > old.refreshes
+    turned = rotation(new.vectors, old.vectors)
+    identity = jnp.eye(turned.shape[-1], dtype=turned.dtype)
+    turned = jnp.where(refreshed[..., None, None], turned, identity)
+    return turned, jnp.any(refreshed)
+
+
 def _follow(
     step: Step,
     thin: optax.Updates,
@@ -264,27 +277,21 @@ def _follow(
 ) -> optax.OptState:
     """The inner state in the new bases; untouched where none was refreshed."""
     old, new = step.state.spectral.entries(), step.spectral.entries()
-    refreshed = {
-        key: entry.refreshes > old[key].refreshes for key, entry in new.items()
-    }
-    if not refreshed:
+    if not new:
         return step.state.inner
-
-    def turn(side: str, path: str) -> jax.Array | None:
-        if (side, path) not in new:
-            return None
-        turned = old[side, path].space.rotation_to(new[side, path].space)
-        identity = jnp.eye(turned.shape[-1], dtype=turned.dtype)
-        return jnp.where(refreshed[side, path][..., None, None], turned, identity)
+    turns = {
+        key: _turn(old[key]._replace(label=None), entry._replace(label=None))
+        for key, entry in new.items()
+    }
 
     def move(path: str, leaf: Any) -> Coordinate | None:
-        left, right = turn("input", path), turn("output", path)
+        left, right = (turns.get((side, path), (None,))[0] for side in SIDES)
         if left is None and right is None:
             return None
         return Coordinate(leaf.shape, left, right)
 
     moves = map_paths(move, thin)
-    some = jnp.any(jnp.stack([jnp.any(flag) for flag in refreshed.values()]))
+    some = jnp.any(jnp.stack([flag for _, flag in turns.values()]))
     return jax.lax.cond(
         batching.unbatched_max(some) > 0,
         lambda inner: transport_moments(inner, moves, betas=betas, rules=rules),

@@ -24,15 +24,16 @@ from experiments.bench.step import (
     coordinates,
     plain,
     sketched,
-    transformer,
 )
 from experiments.models.resnet import ResNet18
+from experiments.models.vit import EncoderBlock
 from experiments.optimizer_table import dimension_numbers
 
 # What counts as an instruction in the text of a compiled program.
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = ", re.MULTILINE)
 
-DEPTH, WIDTH, TOKENS, RANK, EVERY = 12, 256, 1024, 32, 10
+DEPTH, WIDTH, HEADS, BATCH, TOKENS = 12, 256, 4, 8, 128
+RANK, EVERY = 32, 10
 NUM_LEAVES, SIDE = 50, 256
 
 Name = Literal["unrolled", "scanned", "resnet18", "leaves"]
@@ -79,9 +80,30 @@ class Contenders(NamedTuple):
     x: jax.Array
 
 
-def blocks(*, scan: bool) -> Problem:
-    """The Transformer."""
-    return transformer(WIDTH, TOKENS, depth=DEPTH, inner=4, scanned=scan)
+def blocks(*, scanned: bool) -> Problem:
+    """Transformer blocks of flax nnx, one after the other or as one loop."""
+    make = lambda seed: EncoderBlock(
+        WIDTH, HEADS, 4 * WIDTH, dtype=jnp.float32, rngs=nnx.Rngs(seed)
+    )
+    graph, _ = nnx.split(make(0))
+    states = [nnx.to_pure_dict(nnx.state(make(seed))) for seed in range(DEPTH)]
+    apply = lambda h, params: nnx.merge(graph, params)(h)
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        h = x
+        for name in params:
+            h = apply(h, params[name])
+        return jnp.mean((h - x) ** 2)
+
+    def loss_of_stack(params: Any, x: jax.Array) -> jax.Array:
+        h, _ = jax.lax.scan(lambda h, block: (apply(h, block), None), x, params)
+        return jnp.mean((h - x) ** 2)
+
+    x = jax.random.normal(jax.random.key(1), (BATCH, TOKENS, WIDTH))
+    if scanned:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return Problem(loss_of_stack, stacked, x)
+    return Problem(loss, {f"block{i:02}": p for i, p in enumerate(states)}, x)
 
 
 def resnet18(batch: int = 8) -> Problem:
@@ -152,10 +174,10 @@ def updates(count: int) -> Contenders:
 
 MODELS: dict[str, Callable[[], dict[str, Contenders]]] = {
     "unrolled": lambda: {
-        f"{DEPTH} Transformer blocks, unrolled": training(blocks(scan=False))
+        f"{DEPTH} Transformer blocks, unrolled": training(blocks(scanned=False))
     },
     "scanned": lambda: {
-        f"{DEPTH} Transformer blocks, scanned": training(blocks(scan=True))
+        f"{DEPTH} Transformer blocks, scanned": training(blocks(scanned=True))
     },
     "resnet18": lambda: {"ResNet-18": training(resnet18())},
     "leaves": lambda: {

@@ -99,21 +99,8 @@ def mlp(
     return Problem(loss, params, jax.random.normal(keys[-1], (tokens, width)))
 
 
-def transformer(
-    width: int, tokens: int, depth: int = 2, inner: int = 2, *, scanned: bool = False
-) -> Problem:
-    """Pre-norm blocks of attention over 128 tokens, heads of 64, and a gelu MLP.
-
-    Args:
-      width: Of the residual stream.
-      tokens: Rows of the batch.
-      depth: Blocks.
-      inner: Width of the MLP, in widths.
-      scanned: Whether the blocks are one loop over stacked leaves.
-
-    Returns:
-      The problem, its params by block, or stacked.
-    """
+def transformer(width: int, tokens: int, depth: int = 2, inner: int = 2) -> Problem:
+    """Pre-norm blocks of attention over 128 tokens, heads of 64, and a gelu MLP."""
     heads, length = width // HEAD, min(128, tokens)
     shapes = {
         "query": (width, heads, HEAD),
@@ -132,34 +119,27 @@ def transformer(
         }
         for i in range(depth)
     }
+    norm = lambda h: h * jax.lax.rsqrt(jnp.mean(h**2, axis=-1, keepdims=True) + 1e-6)
 
     def loss(params: Any, x: jax.Array) -> jax.Array:
         h = x
         for block in params.values():
-            h = _block(h, block)
-        return jnp.mean((h - x) ** 2)
-
-    def loss_of_stack(params: Any, x: jax.Array) -> jax.Array:
-        h, _ = jax.lax.scan(lambda h, block: (_block(h, block), None), x, params)
+            project = lambda name, h, block=block: jnp.einsum(
+                "bse,ehd->bshd", h, block[name]
+            )
+            seen = norm(h)
+            scores = jnp.einsum(
+                "bqhd,bkhd->bhqk", project("query", seen), project("key", seen)
+            )
+            mixed = jnp.einsum(
+                "bhqk,bkhd->bqhd", jax.nn.softmax(scores / 8), project("value", seen)
+            )
+            h = h + jnp.einsum("bqhd,hde->bqe", mixed, block["out"])
+            h = h + jax.nn.gelu(norm(h) @ block["up"]) @ block["down"]
         return jnp.mean((h - x) ** 2)
 
     x = jax.random.normal(jax.random.key(1), (tokens // length, length, width))
-    if not scanned:
-        return Problem(loss, params, x)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params.values())
-    return Problem(loss_of_stack, stacked, x)
-
-
-def _block(h: jax.Array, block: dict[str, jax.Array]) -> jax.Array:
-    norm = lambda h: h * jax.lax.rsqrt(jnp.mean(h**2, axis=-1, keepdims=True) + 1e-6)
-    project = lambda name, h: jnp.einsum("bse,ehd->bshd", h, block[name])
-    seen = norm(h)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", project("query", seen), project("key", seen))
-    mixed = jnp.einsum(
-        "bhqk,bkhd->bqhd", jax.nn.softmax(scores / 8), project("value", seen)
-    )
-    h = h + jnp.einsum("bqhd,hde->bqe", mixed, block["out"])
-    return h + jax.nn.gelu(norm(h) @ block["up"]) @ block["down"]
+    return Problem(loss, params, x)
 
 
 PROBLEMS = {"mlp": mlp, "transformer": transformer}
@@ -193,7 +173,7 @@ def sketched(
     rank: int,
     refresh_every: int | None = None,
 ) -> Method:
-    """`spectral_backprop`, its refreshes inside the step or on a part of a batch."""
+    """`spectral_backprop`, its refreshes in the step or else on a part of a batch."""
     backprop = dsbp_jax.spectral_backprop(
         problem.loss, rank, refresh_every=refresh_every
     )

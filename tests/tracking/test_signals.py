@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsbp_jax import LayerActivations, MatrixView, linalg
+from dsbp_jax import LayerActivations, MatrixView
 from dsbp_jax.tracking.signals import (
     activation_signal,
     gradient_signal,
@@ -38,7 +38,6 @@ def test_a_rotation_is_followed_by_its_square(side):
 
 def test_only_uses_of_one_orientation_are_pooled():
     """Both uses of a square tied kernel have rows of one width, of other spaces."""
-    basis = linalg.EigenBasis(jnp.eye(5, 2), jnp.ones(2), jnp.ones(()))
     there, back = MatrixView((0,), (1,)), MatrixView((1,), (0,))
     rows = [normal(7, 5, seed=i) for i in range(3)]
     use = lambda x, view: LayerActivations(x, x, jnp.int32(7), view)
@@ -47,7 +46,7 @@ def test_only_uses_of_one_orientation_are_pooled():
         "w#1": use(rows[1], back),
         "w#2": use(rows[2], there),
     }
-    c, _ = covariance(activation_signal(activations, basis, "input", "w"))
+    c, _ = covariance(activation_signal(activations, (5,), "input", "w"))
     both = jnp.concatenate([rows[0], rows[2]])
     np.testing.assert_allclose(c, both.T @ both / 14, rtol=1e-4, atol=1e-5)
 

@@ -7,7 +7,7 @@ same `Tracker`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +19,10 @@ from dsbp_jax.layers import (
     LayerActivations,
     Layout,
     MatrixView,
-    capture_activations,
+    Trace,
+    array_leaves,
+    capture_traced,
     leaves_by_path,
-    trace,
 )
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import specs_of, with_auto_axes
@@ -171,7 +172,7 @@ class Columns:
 
     def measure(
         self,
-        loss_fn: Callable[..., Any],
+        traced: Trace,
         state: ColumnsState,
         params: Any,
         layout: Layout,
@@ -182,7 +183,7 @@ class Columns:
         """Refreshes all columns from a batch, by one exact pass of the model.
 
         Args:
-          loss_fn: The loss.
+          traced: The loss, traced with these arguments.
           state: The columns.
           params: The parameters.
           layout: That of `init`.
@@ -198,10 +199,10 @@ class Columns:
         """
         if not layout:
             return state
-        capture = capture_activations(loss_fn, which=("inputs",))
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            out, activations = capture(params, *args)
+            arrays = array_leaves((params, args, {}))
+            out, activations = capture_traced(traced, arrays, sides=("inputs",))
             return checks.scalar_loss(out, has_aux), activations
 
         if self.tracking:
@@ -238,15 +239,11 @@ def vectors(*states: SpectralState) -> dict[str, jax.Array]:
     }
 
 
-def find_layers(
-    loss_fn: Callable[..., Any], params: Any, args: tuple, columns: int, has_aux: bool
-) -> Layout:
-    """Traces a loss, and says which leaves get columns.
+def find_layers(traced: Trace, columns: int, has_aux: bool) -> Layout:
+    """Which leaves of a traced loss get columns.
 
     Args:
-      loss_fn: The loss.
-      params: Its parameters.
-      args: Its other arguments.
+      traced: The loss.
       columns: How many.
       has_aux: Whether the loss returns a pair.
 
@@ -256,7 +253,6 @@ def find_layers(
     Raises:
       ValueError: The loss is no scalar, or no leaf of params is used as a layer.
     """
-    traced = trace(loss_fn, params, args, {})
     checks.scalar_loss(traced.out, has_aux)
     if not traced.sites:
         raise ValueError(

@@ -160,9 +160,10 @@ def spectral_coordinates(
     checks.in_unit_interval("weight_decay", weight_decay)
 
     def init(params: Any, *args: Any, key: jax.Array) -> tuple[Any, Frame]:
-        layout = find_layers(loss_fn, params, args, rank, has_aux)
+        traced = trace(loss_fn, params, args, {})
+        layout = find_layers(traced, rank, has_aux)
         state = columns.init(params, layout, key)
-        state = columns.measure(loss_fn, state, params, layout, args, has_aux=has_aux)
+        state = columns.measure(traced, state, params, layout, args, has_aux=has_aux)
         # Kernels and whole leaves are the caller's own.
         return own(_split(params, state, layout))
 
@@ -222,8 +223,9 @@ def spectral_coordinates(
                 params,
             )
         old = vectors(*frame.columns)
+        traced = trace(loss_fn, params, args, {})
         state = columns.measure(
-            loss_fn, frame.columns, params, frame.layout, args, has_aux=has_aux
+            traced, frame.columns, params, frame.layout, args, has_aux=has_aux
         )
         new = vectors(*state)
         moved = map_paths(

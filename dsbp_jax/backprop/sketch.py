@@ -181,16 +181,17 @@ def spectral_backprop(
     total = columns.rank + random
 
     def init(params: Any, *args: Any, key: jax.Array) -> SketchState:
-        layout = find_layers(loss_fn, params, args, total, has_aux)
+        traced = trace(loss_fn, params, args, {})
+        layout = find_layers(traced, total, has_aux)
         start, key = jax.random.split(key)
         state = columns.init(params, layout, start)
-        state = columns.measure(loss_fn, state, params, layout, args, has_aux=has_aux)
+        state = columns.measure(traced, state, params, layout, args, has_aux=has_aux)
         return SketchState(key, state)
 
     def refresh(params: Any, state: SketchState, *args: Any) -> SketchState:
-        layout = _layout(loss_fn, params, state, args)
+        traced = trace(loss_fn, params, args, {})
         new = columns.measure(
-            loss_fn, state.columns, params, layout, args, has_aux=has_aux
+            traced, state.columns, params, _layout(traced, state), args, has_aux=has_aux
         )
         return own(state._replace(columns=new))
 
@@ -278,12 +279,14 @@ def spectral_backprop(
     ) -> tuple[Any, Any, SketchState]:
         checks.at_least_one("every", every)
 
+        traced = trace(loss_fn, params, args, {})
+
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            out = loss_fn(params, *args)
+            out = traced.run(array_leaves((params, args, {})))
             return checks.scalar_loss(out, has_aux), out
 
         (_, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        first = _sketched(trace(loss_fn, params, args, {}), state, total)
+        first = _sketched(traced, state, total)
 
         def weigh(grads: Any, bases: Any, more: jax.Array) -> Any:
             def add(path: str, gradient: Any) -> Any:
@@ -323,13 +326,10 @@ def _rows(
     return rows
 
 
-def _layout(
-    loss_fn: Callable[..., Any], params: Any, state: SketchState, args: tuple
-) -> Layout:
+def _layout(traced: Trace, state: SketchState) -> Layout:
     """The views of the leaves that a state has columns for."""
     held = vectors(*state.columns)
-    sites = trace(loss_fn, params, args, {}).sites
-    return Layout((s.path, s.view) for s in sites if s.name in held)
+    return Layout((s.path, s.view) for s in traced.sites if s.name in held)
 
 
 def _with_random(

@@ -11,6 +11,7 @@ from dsbp_jax.layers.activations import LayerActivations as LayerActivations
 from dsbp_jax.layers.capture import (
     capture_activations as capture_activations,
     capture_through as capture_through,
+    capture_traced as capture_traced,
     collect_rows as collect_rows,
     gather_rows as gather_rows,
 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -12,12 +12,14 @@ import numpy as np
 from dsbp_jax.checks import positive_int
 from dsbp_jax.layers import primitives
 from dsbp_jax.layers.activations import LayerActivations
-from dsbp_jax.layers.finder import array_leaves, trace
+from dsbp_jax.layers.finder import Trace, array_leaves, trace
 from dsbp_jax.layers.product import Product
 from dsbp_jax.layers.rewrite import evaluate
 from dsbp_jax.layers.sites import Site
 
 _SIDES = ("inputs", "outputs")
+
+Respond = Callable[[Product, jax.Array, jax.Array], jax.Array]
 
 
 def capture_activations(
@@ -84,7 +86,7 @@ def capture_activations(
 
 def capture_through(
     fn: Callable[..., Any],
-    respond: Callable[[Product, jax.Array, jax.Array], jax.Array],
+    respond: Respond,
     sides: tuple[str, ...] = _SIDES,
     limit: int | None = None,
 ) -> Callable[..., tuple[Any, dict[str, LayerActivations]]]:
@@ -110,25 +112,47 @@ def capture_through(
                 "the weight of a matrix product or convolution in fn; "
                 "dsbp_jax.explain(fn, params, *args) says why, leaf by leaf"
             )
-
-        def visit(
-            product: Product, x: jax.Array, w: jax.Array, extra: Any
-        ) -> tuple[jax.Array, dict[str, jax.Array]]:
-            y = own = respond(product, x, w)
-            if product.site.summed and "outputs" in sides:
-                alone = dataclasses.replace(product, response=None)
-                own = respond(alone, *product.summand(x, w))
-            return y, collect_rows(product.site, x, own, sides, limit)
-
         arrays = array_leaves((params, args, kwargs))
-        outputs, collected = evaluate(traced, visit, arrays, sites=traced.sites)
-        activations = {
-            site.name: gather_rows(site, collected[site.name], sides, limit)
-            for site in traced.sites
-        }
-        return traced.unflatten(outputs), activations
+        return capture_traced(traced, arrays, respond, sides, limit)
 
     return captured
+
+
+def capture_traced(
+    traced: Trace,
+    arrays: Sequence[Any],
+    respond: Respond = lambda product, x, w: product(x, w),
+    sides: tuple[str, ...] = _SIDES,
+    limit: int | None = None,
+) -> tuple[Any, dict[str, LayerActivations]]:
+    """Runs a function that was traced before, and captures its activations.
+
+    Args:
+      traced: The function.
+      arrays: The array leaves of `(params, args, kwargs)`.
+      respond: As for `capture_through`.
+      sides: Likewise.
+      limit: Likewise.
+
+    Returns:
+      Its result and the activations.
+    """
+
+    def visit(
+        product: Product, x: jax.Array, w: jax.Array, extra: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        y = own = respond(product, x, w)
+        if product.site.summed and "outputs" in sides:
+            alone = dataclasses.replace(product, response=None)
+            own = respond(alone, *product.summand(x, w))
+        return y, collect_rows(product.site, x, own, sides, limit)
+
+    outputs, collected = evaluate(traced, visit, arrays, sites=traced.sites)
+    activations = {
+        site.name: gather_rows(site, collected[site.name], sides, limit)
+        for site in traced.sites
+    }
+    return traced.unflatten(outputs), activations
 
 
 def collect_rows(

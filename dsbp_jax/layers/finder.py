@@ -7,7 +7,7 @@ leaf (and not only its gradient) must know that there is none.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,6 +55,12 @@ class Trace:
     def out(self) -> Any:
         """What the function returns, as shapes and dtypes."""
         return self.unflatten(map(primitives.aval, self.body.jaxpr.outvars))
+
+    def run(self, arrays: Sequence[Any]) -> Any:
+        """What the function returns for the array leaves of its arguments."""
+        return self.unflatten(
+            jax.core.eval_jaxpr(self.body.jaxpr, self.body.consts, *arrays)
+        )
 
     def convolutions(self) -> list[primitives.Equation]:
         """The convolutions that the function runs, with a leaf or without."""

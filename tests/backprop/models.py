@@ -10,6 +10,7 @@ from dsbp_jax import layout
 from dsbp_jax.backprop.columns import Columns, find_layers
 from dsbp_jax.backprop.coordinates import _split
 from dsbp_jax.backprop.sketch import SketchState
+from dsbp_jax.layers import trace
 from tests.layers.models import normal
 
 
@@ -159,7 +160,8 @@ def one_layer():
 
 def random_columns(case, rank):
     """Columns that follow nothing, and the layout of those who have some."""
-    found = find_layers(case.loss, case.params, (case.x,), rank, has_aux=False)
+    traced = trace(case.loss, case.params, (case.x,), {})
+    found = find_layers(traced, rank, has_aux=False)
     columns = Columns(rank=rank, tracking=0)
     return columns.init(case.params, found, jax.random.key(3)), found
 

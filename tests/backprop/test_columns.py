@@ -7,7 +7,13 @@ import pytest
 
 import dsbp_jax
 from dsbp_jax.backprop.columns import Columns, find_layers, outside, vectors
-from dsbp_jax.layers import LayerActivations, Layout, MatrixView, capture_activations
+from dsbp_jax.layers import (
+    LayerActivations,
+    Layout,
+    MatrixView,
+    capture_activations,
+    trace,
+)
 from dsbp_jax.tracking import empty_state
 from tests.backprop.models import Case, mlp, one_layer, sketch_state
 from tests.layers.models import normal
@@ -104,11 +110,12 @@ def test_leaves_that_are_not_in_the_layout_now_keep_their_columns():
 def test_measuring_a_batch_is_an_update_by_its_gradient_and_inputs():
     case = one_layer()
     columns = Columns(rank=4, tracking=2)
-    views = find_layers(case.loss, case.params, (case.x,), 4, has_aux=False)
+    traced = trace(case.loss, case.params, (case.x,), {})
+    views = find_layers(traced, 4, has_aux=False)
     assert dict(views) == {"w": MatrixView((0,), (1,))}
     state = columns.init(case.params, views, KEY)
     measured = columns.measure(
-        case.loss, state, case.params, views, (case.x,), has_aux=False
+        traced, state, case.params, views, (case.x,), has_aux=False
     )
     wanted = columns.update(
         state,
@@ -126,7 +133,7 @@ def test_measuring_a_batch_is_an_update_by_its_gradient_and_inputs():
     nothing = Layout({})
     empty = columns.init(case.params, nothing, KEY)
     same = columns.measure(
-        case.loss, empty, case.params, nothing, (case.x,), has_aux=False
+        traced, empty, case.params, nothing, (case.x,), has_aux=False
     )
     assert same is empty
 

@@ -19,7 +19,7 @@ from dsbp_jax import batching, checks, linalg
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import vary, varying_axes
 from dsbp_jax.tracking.eigenspace import rotation
-from dsbp_jax.tracking.signals import Signal
+from dsbp_jax.tracking.signals import Signal, present
 from dsbp_jax.tracking.tracked_basis import TrackedBasis
 
 # A cold solve repeats refreshes until the basis is this close to invariant: a
@@ -184,13 +184,6 @@ class _Group:
         ]
         return jax.lax.switch(leaf, branches)
 
-    def present(self, leaf: jax.Array) -> jax.Array:
-        """Whether there is something to do: a leaf may be cold, without any signal."""
-        if self.leaves[0].beside is not None:
-            return jnp.array(True)
-        branches = [lambda one=one: one.signal().present() for one in self.leaves]
-        return jnp.any(jax.lax.switch(leaf, branches))
-
     def following(self, leaf: jax.Array) -> jax.Array:
         """The next leaf to be looked at, or how many leaves there are."""
         numbers = jnp.arange(len(self.leaves), dtype=jnp.int32)
@@ -200,15 +193,12 @@ class _Group:
     def solved(self, first: jax.Array, entries: TrackedBasis) -> TrackedBasis:
         """Stacked entries, the wanted ones from the first on solved one by one."""
 
-        def solve(entry: TrackedBasis, leaf: jax.Array) -> TrackedBasis:
-            given = self.given(leaf)
-            return self.solve(entry, *given, self.due[leaf], jnp.array(True))
-
         def body(carry: tuple[jax.Array, TrackedBasis]) -> tuple:
             leaf, entries = carry
-            flag = batching.unbatched_max(self.present(leaf)) > 0
-            keep = lambda entry, leaf: entry
-            new = jax.lax.cond(flag, solve, keep, _at(entries, leaf), leaf)
+            given = (*self.given(leaf), self.due[leaf], jnp.array(True))
+            solve = lambda entry: self.solve(entry, *given)
+            flag = batching.unbatched_max(_any_to_solve(*given[:3])) > 0
+            new = jax.lax.cond(flag, solve, lambda entry: entry, _at(entries, leaf))
             put = lambda entries, x: jax.lax.dynamic_update_index_in_dim(
                 entries, x, leaf, 0, allow_negative_indices=False
             )
@@ -230,9 +220,8 @@ class _Group:
             chosen = jnp.stack(leaves)
             inside = jnp.minimum(chosen, size - 1)
             given = jax.lax.map(self.given, inside)
-            active = jax.lax.map(self.present, inside) & (chosen < size)
             old = jax.tree.map(lambda x: x[inside], entries)
-            new = jax.vmap(self.solve)(old, *given, self.due[inside], active)
+            new = jax.vmap(self.solve)(old, *given, self.due[inside], chosen < size)
             put = lambda entries, x: entries.at[chosen].set(x, mode="drop")
             return self.following(chosen[-1]), jax.tree.map(put, entries, new)
 
@@ -241,6 +230,14 @@ class _Group:
     def unfinished(self, carry: tuple[jax.Array, TrackedBasis]) -> jax.Array:
         """Whether a leaf is left."""
         return carry[0] < len(self.leaves)
+
+
+def _any_to_solve(
+    arrays: Sequence[jax.Array], count: Any, beside: jax.Array | None
+) -> jax.Array:
+    """Whether a leaf that may be cold has a signal, or something to be beside."""
+    del count
+    return jnp.any(present(arrays)) if beside is None else jnp.array(True)
 
 
 def _numbers(flag: jax.Array, size: int) -> list[jax.Array]:
@@ -258,7 +255,7 @@ def _numbers(flag: jax.Array, size: int) -> list[jax.Array]:
 def _solve(
     entry: TrackedBasis,
     arrays: tuple[jax.Array, ...],
-    count: jax.Array,
+    count: jax.Array | None,
     beside: jax.Array | None,
     due: jax.Array,
     active: jax.Array,
@@ -308,8 +305,10 @@ def _solve(
     done = ok & (limit > 0)
     overlap = rotation(basis.vectors, entry.basis.vectors)
     moved = 1 - jnp.sum(overlap**2) / overlap.shape[0]
-    # No row counted is an empty covariance, not a division by zero.
-    scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
+    scale: Any = 1
+    if count is not None:
+        # No row counted is an empty covariance, not a division by zero.
+        scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
     scaled = lambda new, old: jnp.where(done, new * scale, old)
     basis = EigenBasis(
         basis.vectors,

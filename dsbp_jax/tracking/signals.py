@@ -17,42 +17,44 @@ class Signal(NamedTuple):
 
     Attributes:
       arrays: Of shape `(*batch, ·, ·)`, float32.
-      count: What to divide by, shape `(*batch)`, float32.
+      count: What to divide by, shape `(*batch)`, float32; or None.
       operator: Builds the operator of one matrix each, divided by a count if that is
         given; static.
     """
 
     arrays: tuple[jax.Array, ...]
-    count: jax.Array  # type: ignore[assignment]
+    count: jax.Array | None  # type: ignore[assignment]
     operator: Callable[..., linalg.SymmetricOperator]
 
     def present(self) -> jax.Array:
         """Whether there is anything to follow, shape `(*batch)`, bool; NaN is."""
-        return functools.reduce(jnp.logical_and, map(_some, self.arrays))
+        return present(self.arrays)
 
 
-@jax.jit
-def _some(x: jax.Array) -> jax.Array:
-    # Rows that are not counted are zero. A largest entry compiles faster than an any.
-    return jnp.max(jnp.abs(x), axis=(-2, -1)) != 0
+def _of_rows(
+    x: jax.Array, count: jax.Array | None = None, *, axis: int = 1
+) -> linalg.SymmetricOperator:
+    return linalg.gram(x, count=1.0 if count is None else count, axis=axis)
 
 
-Count = jax.Array | float
-
-
-def _of_rows(x: jax.Array, count: Count = 1.0) -> linalg.SymmetricOperator:
-    return linalg.gram(x, count=count)
-
-
-def _of_columns(x: jax.Array, count: Count = 1.0) -> linalg.SymmetricOperator:
-    return linalg.gram(x, count=count, axis=0)
+def _of_columns(
+    x: jax.Array, count: jax.Array | None = None
+) -> linalg.SymmetricOperator:
+    return _of_rows(x, count, axis=0)
 
 
 def _of_skew(
-    g: jax.Array, w: jax.Array, count: Count = 1.0
+    g: jax.Array, w: jax.Array, count: jax.Array | None = None
 ) -> linalg.SymmetricOperator:
     del count
     return linalg.skew_gram(g, w)
+
+
+def present(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Whether arrays `(*batch, ·, ·)` of a signal have anything, shape `(*batch)`."""
+    # Rows that are not counted are zero. A largest entry compiles faster than an any.
+    some = [jnp.max(jnp.abs(x), axis=(-2, -1)) != 0 for x in arrays]
+    return functools.reduce(jnp.logical_and, some)
 
 
 def as_rows(matrix: jax.Array, side: str) -> jax.Array:
@@ -62,14 +64,14 @@ def as_rows(matrix: jax.Array, side: str) -> jax.Array:
     return rows.reshape(*rows.shape[:-2], -1)
 
 
-def _float32(matrix: jax.Array) -> tuple[jax.Array, jax.Array | float]:
+def _float32(matrix: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Matrices in float32, and what to divide their covariance by.
 
     Float64 holds scales that float32 cannot: these are divided by their largest entry,
     and eigenvalues end at 1e±30 times what they are then.
     """
     if matrix.dtype.itemsize <= 4:
-        return matrix.astype(jnp.float32), 1.0
+        return matrix.astype(jnp.float32), None
     largest = jnp.max(jnp.abs(matrix), initial=0)
     largest = jnp.where(largest > 0, largest, 1)
     count = jnp.clip(1 / jnp.clip(largest, 1e-100, 1e100) ** 2, 1e-30, 1e30)
@@ -89,9 +91,10 @@ def gradient_signal(view: MatrixView, gradient: jax.Array, side: str) -> Signal:
 @_static
 def _gradient(
     gradient: jax.Array, *, view: MatrixView, side: str
-) -> tuple[jax.Array, jax.Array]:
-    matrix, scale = _float32(view.to_matrix(gradient))
-    count = jnp.full(matrix.shape[:-3], scale, jnp.float32)
+) -> tuple[jax.Array, jax.Array | None]:
+    matrix, count = _float32(view.to_matrix(gradient))
+    if count is not None:
+        count = jnp.broadcast_to(count, matrix.shape[:-3])
     if side == "output":
         return matrix.reshape(*matrix.shape[:-3], -1, matrix.shape[-1]), count
     return as_rows(matrix, side), count
@@ -102,7 +105,7 @@ def rotation_signal(
 ) -> Signal:
     """AᵀA of the rotation that descends: `A = skew(GWᵀ)`, or `skew(GᵀW)` on outputs."""
     g, w = (_rows(leaf, view=view, side=side) for leaf in (gradient, kernel))
-    return Signal((g, w), jnp.ones(g.shape[:-2], jnp.float32), _of_skew)
+    return Signal((g, w), None, _of_skew)
 
 
 @_static

@@ -1,4 +1,4 @@
-"""A loss is traced once by whatever is done with it: tracing is what a user waits for."""
+"""A loss is traced once by whatever is done with it: tracing is what users wait for."""
 
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ loop, and indices that the compiler does not know, so that it sees equal loops.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +98,41 @@ def _form(signal: Callable[[], Signal]) -> tuple[Any, tuple[Any, ...]]:
     return operator[0], shapes
 
 
-@jax.jit  # traced once for all leaves of a shape
-def _at(entries: TrackedBasis, place: jax.Array) -> TrackedBasis:
+class _Packed(NamedTuple):
+    """A tracked basis in two arrays, as the loops handle it.
+
+    Each array costs a loop to compile for each shape, and a copy for each leaf.
+
+    Attributes:
+      vectors: The vectors, shape `(*batch, d, k)`.
+      numbers: Values, trace, drift, refreshes and failures, shape `(*batch, k + 4)`,
+        float32, which counts to 2²⁴.
+    """
+
+    vectors: jax.Array
+    numbers: jax.Array
+
+
+@jax.jit  # traced once for all leaves of a shape, like the two below
+def _packed(entry: TrackedBasis) -> _Packed:
+    single = entry.basis.trace, entry.drift, entry.refreshes, entry.failures
+    columns = [number.astype(jnp.float32)[..., None] for number in single]
+    numbers = jnp.concatenate([entry.basis.values, *columns], axis=-1)
+    return _Packed(entry.vectors, numbers)
+
+
+@jax.jit
+def _unpacked(packed: _Packed) -> TrackedBasis:
+    rank = packed.vectors.shape[-1]
+    single = [packed.numbers[..., rank + place] for place in range(4)]
+    trace, drift, refreshes, failures = single
+    basis = EigenBasis(packed.vectors, packed.numbers[..., :rank], trace)
+    count = lambda number: number.astype(jnp.int32)
+    return TrackedBasis(basis, drift, count(refreshes), count(failures))
+
+
+@jax.jit
+def _at(entries: _Packed, place: jax.Array) -> _Packed:
     """One of stacked entries."""
     take = lambda x: jax.lax.dynamic_index_in_dim(
         x, place, keepdims=False, allow_negative_indices=False
@@ -113,7 +146,7 @@ class _Group:
 
     Attributes:
       leaves: The leaves.
-      entries: Their entries, without labels.
+      entries: Their entries.
       due: Whether the schedule asks for each, shape `(n,)`, bool.
       wanted: Whether each is to be looked at, shape `(n,)`, bool.
       solve: Solves one.
@@ -121,7 +154,7 @@ class _Group:
     """
 
     leaves: Sequence[Refresh]
-    entries: list[TrackedBasis]
+    entries: list[_Packed]
     due: jax.Array
     wanted: jax.Array
     solve: Callable[..., TrackedBasis]
@@ -135,14 +168,14 @@ class _Group:
         solve: Callable[..., TrackedBasis],
     ) -> "_Group":
         """The group of some leaves, at a step of the period."""
-        entries = [one.entry._replace(label=None) for one in leaves]
+        entries = [_packed(one.entry._replace(label=None)) for one in leaves]
         axes = varying_axes(*entries)
         due = jnp.ones(len(leaves), bool)
         if step is not None:
             due = step == jnp.array([one.turn for one in leaves], jnp.int32)
         due = vary(due, axes)
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *entries)
-        cold = jnp.min(stacked.refreshes.reshape(len(leaves), -1), axis=1) == 0
+        refreshes = jnp.stack([one.entry.refreshes for one in leaves])
+        cold = jnp.min(refreshes.reshape(len(leaves), -1), axis=1) == 0
         wanted = batching.unbatched_max(due | cold) > 0
         return cls(leaves, entries, due, wanted, solve, axes)
 
@@ -153,7 +186,7 @@ class _Group:
         first = self.following(vary(jnp.int32(-1), self.axes))
         some = first < len(self.leaves)
 
-        def rows(entries: list[TrackedBasis]) -> TrackedBasis:
+        def rows(entries: list[_Packed]) -> _Packed:
             start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *entries)
             # Where there is nothing but a CPU, no solve gains from another beside it.
             if slots == 1 or jax.default_backend() == "cpu":
@@ -165,7 +198,7 @@ class _Group:
                 default=functools.partial(self.solved_together, slots=slots),
             )
 
-        def run(entries: list[TrackedBasis], places: list[jax.Array]) -> list:
+        def run(entries: list[_Packed], places: list[jax.Array]) -> list:
             found = rows(entries)
             return [_at(found, place) for place in places]
 
@@ -173,7 +206,7 @@ class _Group:
         places = _numbers(some, len(self.leaves))
         found = jax.lax.cond(some, run, keep, self.entries, places)
         return [
-            entry._replace(label=one.entry.label)
+            _unpacked(entry)._replace(label=one.entry.label)
             for entry, one in zip(found, self.leaves, strict=True)
         ]
 
@@ -190,13 +223,13 @@ class _Group:
         later = jnp.where(self.wanted & (numbers > leaf), numbers, len(self.leaves))
         return jnp.min(later)
 
-    def solved(self, first: jax.Array, entries: TrackedBasis) -> TrackedBasis:
+    def solved(self, first: jax.Array, entries: _Packed) -> _Packed:
         """Stacked entries, the wanted ones from the first on solved one by one."""
 
-        def body(carry: tuple[jax.Array, TrackedBasis]) -> tuple:
+        def body(carry: tuple[jax.Array, _Packed]) -> tuple:
             leaf, entries = carry
             given = (*self.given(leaf), self.due[leaf], jnp.array(True))
-            solve = lambda entry: self.solve(entry, *given)
+            solve = lambda entry: _packed(self.solve(_unpacked(entry), *given))
             flag = batching.unbatched_max(_any_to_solve(*given[:3])) > 0
             new = jax.lax.cond(flag, solve, lambda entry: entry, _at(entries, leaf))
             put = lambda entries, x: jax.lax.dynamic_update_index_in_dim(
@@ -207,12 +240,12 @@ class _Group:
         return jax.lax.while_loop(self.unfinished, body, (first, entries))[1]
 
     def solved_together(
-        self, first: jax.Array, entries: TrackedBasis, slots: int
-    ) -> TrackedBasis:
+        self, first: jax.Array, entries: _Packed, slots: int
+    ) -> _Packed:
         """The same, so many at once."""
         size = len(self.leaves)
 
-        def body(carry: tuple[jax.Array, TrackedBasis]) -> tuple:
+        def body(carry: tuple[jax.Array, _Packed]) -> tuple:
             leaf, entries = carry
             leaves = [leaf]
             while len(leaves) < slots:
@@ -221,13 +254,14 @@ class _Group:
             inside = jnp.minimum(chosen, size - 1)
             given = jax.lax.map(self.given, inside)
             old = jax.tree.map(lambda x: x[inside], entries)
-            new = jax.vmap(self.solve)(old, *given, self.due[inside], chosen < size)
+            solve = lambda entry, *given: _packed(self.solve(_unpacked(entry), *given))
+            new = jax.vmap(solve)(old, *given, self.due[inside], chosen < size)
             put = lambda entries, x: entries.at[chosen].set(x, mode="drop")
             return self.following(chosen[-1]), jax.tree.map(put, entries, new)
 
         return jax.lax.while_loop(self.unfinished, body, (first, entries))[1]
 
-    def unfinished(self, carry: tuple[jax.Array, TrackedBasis]) -> jax.Array:
+    def unfinished(self, carry: tuple[jax.Array, _Packed]) -> jax.Array:
         """Whether a leaf is left."""
         return carry[0] < len(self.leaves)
 
@@ -315,9 +349,8 @@ def _solve(
         scaled(basis.values, entry.basis.values),
         scaled(basis.trace, entry.basis.trace),
     )
-    return TrackedBasis.of(
-        basis,
-        entry.label,
+    return TrackedBasis(
+        basis=basis,
         drift=jnp.where(done & ~cold, jnp.maximum(moved, 0), entry.drift),
         refreshes=entry.refreshes + done.astype(jnp.int32),
         failures=entry.failures + (~ok).astype(jnp.int32),

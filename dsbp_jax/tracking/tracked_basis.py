@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from dsbp_jax.layers import MatrixView
 from dsbp_jax.linalg import EigenBasis
@@ -44,69 +43,28 @@ class TrackedBasis(NamedTuple):
     """An eigenbasis and how its tracking goes; one per leaf and side.
 
     A named tuple, so that every library that writes optimizer states to disk takes it;
-    its label is part of its type, and no array. Whatever is small is one array: a
-    program handles a few arrays for each of hundreds of leaves, and pays for each.
+    its label is part of its type, and no array.
 
     Attributes:
-      vectors: The basis carried since the last refresh, shape `(*batch, d, k)`.
-      numbers: Its k values and trace, then drift, refreshes and failures as below;
-        shape `(*batch, k + 4)`, float32.
+      basis: The basis carried since the last refresh.
+      drift: Mean squared sine of the angles between the last two bases, shape
+        `(*batch)`, float32.
+      refreshes: Successful refreshes so far, shape `(*batch)`, int32.
+      failures: Refreshes refused because their result was not finite or not
+        orthonormal, shape `(*batch)`, int32.
       label: Of which leaf's axes and which side it is; static.
     """
 
-    vectors: jax.Array
-    numbers: jax.Array
+    basis: EigenBasis
+    drift: jax.Array
+    refreshes: jax.Array
+    failures: jax.Array
     label: Label | None = None
 
-    @classmethod
-    def of(
-        cls,
-        basis: EigenBasis,
-        label: Label | None,
-        *,
-        drift: jax.Array | None = None,
-        refreshes: jax.Array | None = None,
-        failures: jax.Array | None = None,
-    ) -> "TrackedBasis":
-        """The entry of a basis, its other numbers zero where they are not given."""
-        zeros = jnp.zeros_like(basis.trace)
-        single = [
-            zeros if number is None else number.astype(zeros.dtype)
-            for number in (drift, refreshes, failures)
-        ]
-        columns = [number[..., None] for number in (basis.trace, *single)]
-        numbers = jnp.concatenate([basis.values, *columns], axis=-1)
-        return cls(basis.vectors, numbers, label)
-
     @property
-    def basis(self) -> EigenBasis:
-        """The vectors with their values and trace."""
-        values = self.numbers[..., : self.vectors.shape[-1]]
-        return EigenBasis(self.vectors, values, self._number(0))
-
-    @property
-    def drift(self) -> jax.Array:
-        """Mean squared sine of the angles between the last two bases.
-
-        Shape `(*batch)`, float32.
-        """
-        return self._number(1)
-
-    @property
-    def refreshes(self) -> jax.Array:
-        """Successful refreshes so far, up to 2²⁴; shape `(*batch)`, int32."""
-        return self._number(2).astype(jnp.int32)
-
-    @property
-    def failures(self) -> jax.Array:
-        """Refreshes refused because their result was not finite or not orthonormal.
-
-        Shape `(*batch)`, int32.
-        """
-        return self._number(3).astype(jnp.int32)
-
-    def _number(self, place: int) -> jax.Array:
-        return self.numbers[..., self.vectors.shape[-1] + place]
+    def vectors(self) -> jax.Array:
+        """Those of the basis, shape `(*batch, d, k)`, float32."""
+        return self.basis.vectors
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a leaf of this shape is the one, or a device's part of its stack."""
@@ -115,7 +73,7 @@ class TrackedBasis(NamedTuple):
             return False
         batch = tuple(shape[axis] for axis in self.label.batch_axes)
         pairs = enumerate(zip(shape, self.label.shape, strict=True))
-        return batch == self.numbers.shape[:-1] and all(
+        return batch == self.refreshes.shape and all(
             size == known
             for axis, (size, known) in pairs
             if axis not in self.label.batch_axes

@@ -334,4 +334,11 @@ def _start(
     batch, dim = shape[:-3], shape[-2 + SIDES.index(label.side)]
     basis = linalg.init_basis(dim, rank, key=key)
     basis = jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, *x.shape)), basis)
-    return TrackedBasis.of(basis, label)
+    # Three arrays of their own: one buffer cannot be donated twice.
+    return TrackedBasis(
+        basis=basis,
+        drift=jnp.zeros(batch, jnp.float32),
+        refreshes=jnp.zeros(batch, jnp.int32),
+        failures=jnp.zeros(batch, jnp.int32),
+        label=label,
+    )

@@ -182,15 +182,18 @@ def _second_with_mean(
     count: jax.Array | None,
     betas: tuple[float, float],
 ) -> jax.Array:
-    correct = [1.0, 1.0]
+    mean, square = mu.astype(wide(mu.dtype)), nu.astype(wide(nu.dtype))
+    # Both moments are short of their limits by factors; v is moved as it is, and m²
+    # at the factor of v.
+    share: Any = 1.0
     if count is not None:
         steps = jnp.maximum(count, 1).astype(jnp.float32)
-        correct = [1 - jnp.float32(beta) ** steps for beta in betas]
-    mean = mu.astype(wide(mu.dtype)) / correct[0]
-    variance = nu.astype(wide(nu.dtype)) / correct[1] - mean**2
-    square = _rotate(left, right, mean, 1) ** 2
-    moved = jnp.abs(_rotate(left, right, variance, 2) + square)
-    return (moved * correct[1]).astype(nu.dtype)
+        first, second = (1 - jnp.float32(beta) ** steps for beta in betas)
+        share = (second / first**2).astype(mean.dtype)
+    variance = square - share * mean**2
+    turned = _rotate(left, right, mean, 1)
+    moved = _rotate(left, right, variance, 2) + share * turned**2
+    return jnp.abs(moved).astype(nu.dtype)
 
 
 def _bare(path: KeyPath) -> KeyPath:

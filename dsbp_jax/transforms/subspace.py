@@ -260,13 +260,12 @@ def _spread(x: jax.Array) -> jax.Array:
 
 
 @jax.jit  # traced once for all leaves of a shape
-def _turn(old: TrackedBasis, new: TrackedBasis) -> tuple[jax.Array, jax.Array]:
-    """`V'ᵀV` where a leaf was refreshed, the identity elsewhere; whether it was."""
+def _turn(old: TrackedBasis, new: TrackedBasis) -> jax.Array:
+    """`V'ᵀV` where a leaf was refreshed, the identity elsewhere."""
     refreshed = new.refreshes > old.refreshes
     turned = rotation(new.vectors, old.vectors)
     identity = jnp.eye(turned.shape[-1], dtype=turned.dtype)
-    turned = jnp.where(refreshed[..., None, None], turned, identity)
-    return turned, jnp.any(refreshed)
+    return jnp.where(refreshed[..., None, None], turned, identity)
 
 
 def _follow(
@@ -285,16 +284,28 @@ def _follow(
     }
 
     def move(path: str, leaf: Any) -> Coordinate | None:
-        left, right = (turns.get((side, path), (None,))[0] for side in SIDES)
+        left, right = (turns.get((side, path)) for side in SIDES)
         if left is None and right is None:
             return None
         return Coordinate(leaf.shape, left, right)
 
     moves = map_paths(move, thin)
-    some = jnp.any(jnp.stack([flag for _, flag in turns.values()]))
-    return jax.lax.cond(
-        batching.unbatched_max(some) > 0,
-        lambda inner: transport_moments(inner, moves, betas=betas, rules=rules),
-        lambda inner: inner,
-        step.state.inner,
+    counts = lambda entries: jnp.concatenate(
+        [entries[key].refreshes.ravel() for key in new]
     )
+    some = jnp.any(counts(new) > counts(old))
+    leaves, structure = jax.tree.flatten(step.state.inner)
+    moving: list[int] = []
+
+    def run() -> list[jax.Array]:
+        moved = transport_moments(step.state.inner, moves, betas=betas, rules=rules)
+        pairs = enumerate(zip(jax.tree.leaves(moved), leaves, strict=True))
+        found = {index: new for index, (new, old) in pairs if new is not old}
+        moving[:] = list(found)  # the others are no business of the branches
+        return list(found.values())
+
+    keep = lambda: [leaves[index] for index in moving]
+    flag = batching.unbatched_max(some) > 0
+    for index, leaf in zip(moving, jax.lax.cond(flag, run, keep), strict=True):
+        leaves[index] = leaf
+    return jax.tree.unflatten(structure, leaves)

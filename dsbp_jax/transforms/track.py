@@ -141,13 +141,7 @@ def with_bases(
         basis = (jnp.array(x, jnp.float32) for x in space.leading(rank).basis)
         # A random start stays one.
         refreshes = space.solved.astype(jnp.int32) * jnp.maximum(entry.refreshes, 1)
-        return TrackedBasis.of(
-            EigenBasis(*basis),
-            entry.label,
-            drift=entry.drift,
-            refreshes=refreshes,
-            failures=entry.failures,
-        )
+        return entry._replace(basis=EigenBasis(*basis), refreshes=refreshes)
 
     given = {
         path: _spaces_of_leaf(path, bases[path], states, sides, side)

@@ -1,11 +1,14 @@
-"""How a process uses the machine: LAPACK's threads, and memory that it frees."""
+"""How a process uses the machine: LAPACK's threads, memory, programs on the disk."""
 
 import ctypes
 import functools
+import os
+import pathlib
 import platform
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import scipy.linalg  # noqa: F401
 import threadpoolctl
 
@@ -39,6 +42,25 @@ def keeps_memory(main: Callable[..., None]) -> Callable[..., None]:
         if platform.libc_ver()[0] == "glibc":
             for option, value in _MALLOC.values():
                 ctypes.CDLL(None).mallopt(option, value)
+        main(*args, **kwargs)
+
+    return run
+
+
+def keeps_programs(main: Callable[..., None]) -> Callable[..., None]:
+    """A main function that finds what it compiled before, in jax's persistent cache.
+
+    The cache lies where jax is told (`JAX_COMPILATION_CACHE_DIR`), else in `dsbp_jax`
+    of the user's cache folder. Only programs that took a second are kept.
+    """
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> None:
+        if jax.config.jax_compilation_cache_dir is None:
+            folder = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+            jax.config.update(
+                "jax_compilation_cache_dir", str(pathlib.Path(folder) / "dsbp_jax")
+            )
         main(*args, **kwargs)
 
     return run

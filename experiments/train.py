@@ -22,6 +22,7 @@ class Train(RunCommand):
 
 
 @process.keeps_memory
+@process.keeps_programs
 @process.single_threaded_lapack
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error, 1 on divergence."""

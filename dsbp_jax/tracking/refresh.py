@@ -27,6 +27,8 @@ from dsbp_jax.tracking.tracked_basis import TrackedBasis
 _COLD_TOLERANCE = 1e-2
 _COLD_REFRESHES = 16
 
+_LINE = 128
+
 K = TypeVar("K")
 
 
@@ -105,8 +107,9 @@ class _Packed(NamedTuple):
 
     Attributes:
       vectors: The vectors, shape `(*batch, d, k)`.
-      numbers: Values, trace, drift, refreshes and failures, shape `(*batch, k + 4)`,
-        float32, which counts to 2²⁴.
+      numbers: Values, trace, drift, refreshes and failures, float32, which counts to
+        2²⁴; zeros up to a multiple of 128, since copies of less are compiled one by
+        one. Shape `(*batch, n)`.
     """
 
     vectors: jax.Array
@@ -117,7 +120,9 @@ class _Packed(NamedTuple):
 def _packed(entry: TrackedBasis) -> _Packed:
     single = entry.basis.trace, entry.drift, entry.refreshes, entry.failures
     columns = [number.astype(jnp.float32)[..., None] for number in single]
-    numbers = jnp.concatenate([entry.basis.values, *columns], axis=-1)
+    *batch, rank = entry.basis.values.shape
+    rest = jnp.zeros((*batch, -(rank + len(single)) % _LINE), jnp.float32)
+    numbers = jnp.concatenate([entry.basis.values, *columns, rest], axis=-1)
     return _Packed(entry.vectors, numbers)
 
 

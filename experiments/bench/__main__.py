@@ -13,8 +13,9 @@ import tyro
 from rich.table import Table
 
 from experiments import cli, process, runs
-from experiments.bench import accuracy, engine, meta, step, update
+from experiments.bench import accuracy, compilation, engine, meta, step, update
 from experiments.bench.accuracy import AccuracyConfig
+from experiments.bench.compilation import CompileConfig
 from experiments.bench.meta import MetaConfig
 from experiments.bench.step import StepConfig
 from experiments.bench.update import UpdateConfig
@@ -26,6 +27,9 @@ PROG = "experiments.bench"
 BENCHMARKS = {
     "engine": lambda options: engine.run(),
     "update": lambda options: update.run(options.update),
+    "compile": process.single_threaded_lapack(
+        lambda options: compilation.run(options.compile)
+    ),
     "step": process.single_threaded_lapack(lambda options: step.run(options.step)),
     "accuracy": process.single_threaded_lapack(
         lambda options: accuracy.run(options.accuracy)
@@ -39,12 +43,13 @@ class Options:
     """Prints the tables of one benchmark, or of all."""
 
     name: Annotated[
-        Literal["engine", "update", "step", "accuracy", "meta", "all"],
+        Literal["engine", "update", "compile", "step", "accuracy", "meta", "all"],
         tyro.conf.Positional,
     ] = "all"
     """Which benchmark to run."""
 
     update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
+    compile: CompileConfig = dataclasses.field(default_factory=CompileConfig)
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
     accuracy: AccuracyConfig = dataclasses.field(default_factory=AccuracyConfig)
     meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)

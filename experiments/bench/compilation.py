@@ -1,6 +1,7 @@
 """What a user waits for first: making the state, tracing, compiling, and one step.
 
 Each program is built from empty caches, the contenders in turn, in one process.
+Whatever jax keeps on the disk is left out.
 """
 
 import dataclasses
@@ -245,7 +246,12 @@ def measure(contenders: Contenders, rounds: int) -> list[dict[str, Any]]:
 def run(config: CompileConfig) -> dict[str, list[dict[str, Any]]]:
     """The benchmark's tables, by title."""
     tables = {}
-    for name in config.models:
-        for title, contenders in MODELS[name]().items():
-            tables[title] = measure(contenders, config.rounds)
+    keeps = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        for name in config.models:
+            for title, contenders in MODELS[name]().items():
+                tables[title] = measure(contenders, config.rounds)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", keeps)
     return tables

@@ -1,10 +1,11 @@
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import accuracy, engine, meta, step, update
+from experiments.bench import accuracy, compilation, engine, meta, step, update
 from experiments.bench.timing import Stateful, interleave
 from experiments.config import ModelConfig
 
@@ -121,3 +122,31 @@ def test_meta_gradients_are_timed_and_weighed():
     )
     assert plain[1] > checkpoint[1] > 0
     assert plain[0] > first_order[0] > 0
+
+
+def test_programs_are_compiled_from_empty_caches(monkeypatch):
+    """Every stage is timed for a step and its fold, and set against Adam's."""
+    monkeypatch.setattr(compilation, "DEPTH", 1)
+    monkeypatch.setattr(compilation, "WIDTH", 32)
+    monkeypatch.setattr(compilation, "TOKENS", 16)
+    monkeypatch.setattr(compilation, "RANK", 4)
+    problem = compilation.blocks(scanned=True)
+    assert all(leaf.shape[0] == 1 for leaf in jax.tree.leaves(problem.params))
+    contenders = compilation.training(compilation.blocks(scanned=False))
+    few = {name: contenders.methods[name] for name in ("adam", "spectral_coordinates")}
+    rows = compilation.measure(contenders._replace(methods=few), rounds=1)
+    found = {row["what"]: row for row in rows}
+    assert set(found) == {*few, "spectral_coordinates, fold"}
+    assert found["adam"]["over adam"] == 1
+    for row in found.values():
+        stages = [row[f"{stage} s"] for stage in ("trace", "lower", "compile")]
+        assert min(stages) > 0
+        assert row["trace + compile s"] == pytest.approx(sum(stages))
+        assert row["instructions"] > 0
+
+
+def test_equal_leaves_are_told_apart_by_name_only():
+    contenders = compilation.updates(3)
+    adam = contenders.methods["adam"]()
+    assert len(adam.carry[0]) == 3
+    assert {leaf.shape for leaf in adam.carry[0].values()} == {contenders.x.shape}

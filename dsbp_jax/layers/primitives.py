@@ -56,7 +56,7 @@ _CALLS = {
     "closed_call": "call",
     "core_call": "call",
     "core_closed_call": "call",
-    "eval_jaxpr": "call",  # what closed_call is called after jax 0.11
+    "eval_jaxpr": "call",  # the later name of closed_call
     "jit": "call",
     "pjit": "call",
     "checkpoint": "remat",

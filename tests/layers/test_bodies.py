@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 from dsbp_jax import explain
-from dsbp_jax.layers import bodies, capture_activations
+from dsbp_jax.layers import bodies, capture_activations, primitives
 from dsbp_jax.layers.finder import trace
 from tests.layers.models import normal
 from tests.layers.traces import equation_of, find
@@ -106,14 +106,16 @@ def test_closed_calls_are_followed_by_either_name(name, key):
 
 
 def test_the_closed_calls_of_this_version_are_followed():
-    """What JAX itself makes of a call: `closed_call`, later `eval_jaxpr`."""
+    """A traced function is called by `eval_jaxpr` where JAX has it, or in place."""
 
     def model(p, x):
-        closed = jax.make_jaxpr(lambda x, w: CONSTANT + x @ w)(x, p["a"])
-        return jex.jaxpr_as_fun(closed)(x, p["a"])[0] @ p["b"]
+        product = jax.jit(lambda x, w: CONSTANT + x @ w)
+        return product.trace(x, p["a"])(x, p["a"]) @ p["b"]
 
     sites, _ = find(model, SQUARES, X)
     assert set(sites) == {"a", "b"}
+    out, _ = jax.jit(capture_activations(model))(SQUARES, X)
+    np.testing.assert_allclose(out, model(SQUARES, X), rtol=1e-5)
 
 
 CONSTANT = np.asarray(normal(5, 4, seed=3))
@@ -142,7 +144,7 @@ HIDDEN = {
     "jitted": lambda c: {"thunk": jax.jit(lambda: c)},
     "callable": lambda c: {"thunk": Called(3)},
     "nested": lambda c: {"rules": (("forward", Bag([Slots(lambda: c)])),)},
-    "wrapped": lambda c: {"thunk": rule_of_jax()},
+    "wrapped": lambda c: {"bag": Bag(rule_of_jax())},
 }
 
 
@@ -150,8 +152,7 @@ def rule_of_jax():
     """A function as `jax.custom_vjp` wraps it in its equation."""
     rule = jax.custom_vjp(lambda x: x)
     rule.defvjp(lambda x: (x, None), lambda _, g: (g,))
-    params = equation_of(rule, X).params
-    return params["bwd"]
+    return primitives.params_of(equation_of(rule, X))["bwd"]
 
 
 @pytest.mark.parametrize("form", [*SEEN, *HIDDEN])

@@ -195,10 +195,10 @@ class _Walk:
         """What is known of the results of one equation; collects on the way."""
         call = primitives.call_of(equation)
         data = any(value is None for value in operands)
-        if call is None:  # of what cannot be entered, the constants are seen at least
-            data = data or primitives.has_constants(equation)
+        if call is None:
+            data = data or primitives.brings_data(equation)
         results: _Values = [None if data else _Value()] * len(equation.outvars)
-        if all(primitives.is_dropped(var) for var in equation.outvars):
+        if primitives.is_unused(equation):
             return results
         if call is not None:
             enter = getattr(self, call.kind)
@@ -307,7 +307,7 @@ class _Walk:
         context: _Context,
     ) -> _Values:
         """A body with a derivative rule: its results are the rule's."""
-        rule = context.rule or equation.primitive.name
+        rule = context.rule or primitives.name_of(equation)
         if bodies[0].jaxpr.effects:  # a second evaluation would have them twice
             for value in operands:
                 self.use(value, f"inside {rule}, which has side effects")
@@ -394,7 +394,3 @@ class _Walk:
             data = any(value is None for value in (operands[0], *values))
             results.append(None if data else _Value())
         return results
-
-
-def _enter(view: LeafView, loop: Any, axes: Any) -> LeafView:
-    return dataclasses.replace(view, axes=axes, loops=(*view.loops, loop))

@@ -101,7 +101,7 @@ def follow(
       The leaf as it leaves, or None where the equation does more than lay it
       out anew.
     """
-    name, params = equation.primitive.name, equation.params
+    name, params = primitives.name_of(equation), equation.params
     if name in primitives.AXISWISE:
         dtype = primitives.aval(equation.outvars[result]).dtype
         if not jnp.issubdtype(dtype, jnp.floating):

@@ -8,13 +8,15 @@ equation as it stands. Supported from jax 0.10 on.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.core
 import jax.extend.core as jex
 import jax.numpy as jnp
+
+from dsbp_jax.layers import bodies
 
 Equation = jex.JaxprEqn
 Jaxpr = jex.Jaxpr
@@ -54,7 +56,7 @@ _CALLS = {
     "closed_call": "call",
     "core_call": "call",
     "core_closed_call": "call",
-    "eval_jaxpr": "call",  # what closed_call is called after jax 0.11
+    "eval_jaxpr": "call",  # the later name of closed_call
     "jit": "call",
     "pjit": "call",
     "checkpoint": "remat",
@@ -65,6 +67,18 @@ _CALLS = {
     "custom_vjp_call_jaxpr": "rule",
     "scan": "scan",
     "cond": "cond",
+}
+
+# Under the flags `jax_remat3`, `jax_custom_vjp3` and `jax_custom_jvp3` one primitive
+# stands for all of these, with an object that says which. They are called here what
+# they are without the flag.
+_HIGH = "call_hi_primitive"
+_OBJECTS = {
+    "CheckpointName": "name",
+    "CheckpointNameFwd": "name",
+    "CustomJVPTraced": "custom_jvp_call",
+    "CustomVJPTraced": "custom_vjp_call",
+    "RematTraced": "remat2",
 }
 
 
@@ -95,10 +109,27 @@ class Call:
     bodies: tuple[Body, ...]
 
 
+def name_of(equation: Equation) -> str:
+    """What an equation does: its primitive, or the object that it calls."""
+    name = equation.primitive.name
+    if name != _HIGH:
+        return name
+    kind = type(equation.params["_prim"])
+    ours = kind.__module__.startswith("jax.")
+    return _OBJECTS.get(kind.__name__, kind.__name__) if ours else kind.__name__
+
+
+def params_of(equation: Equation) -> dict[str, Any]:
+    """The parameters of what `name_of` says."""
+    if equation.primitive.name != _HIGH:
+        return equation.params
+    return getattr(equation.params["_prim"], "params", {})
+
+
 def call_of(equation: Equation) -> Call | None:
     """What `equation` runs, or None where it is no call that can be entered."""
-    kind = _CALLS.get(equation.primitive.name)
-    params = equation.params
+    kind = _CALLS.get(name_of(equation))
+    params = params_of(equation)
     if kind is None or (kind == "remat" and params.get("differentiated")):
         # A rematerialisation that was already differentiated carries barriers
         # that `jax.checkpoint` would not put back.
@@ -106,52 +137,44 @@ def call_of(equation: Equation) -> Call | None:
     if kind == "cond":
         inner = tuple(params["branches"])
     else:
-        names = ("fun_jaxpr", "call_jaxpr", "jaxpr")
+        names = ("fun_jaxpr", "call_jaxpr", "jaxpr", "traced")
         inner = tuple(params[name] for name in names if name in params)[:1]
-    bodies = tuple(
-        # Plain and closed jaxprs alike; the two are one class since jax 0.11.
-        Body(getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ())))
-        for jaxpr in inner
-    )
     operands = len(equation.invars) - (kind == "cond")
-    understood = [
-        isinstance(body.jaxpr, Jaxpr) and len(body.jaxpr.invars) == operands
-        for body in bodies
-    ]
-    return Call(kind, bodies) if bodies and all(understood) else None
+    found = []
+    for value in inner:
+        jaxpr = bodies.plain(value)
+        if jaxpr is None or len(jaxpr.invars) != operands:
+            return None
+        found.append(Body(jaxpr, bodies.constants(value)))
+    return Call(kind, tuple(found)) if found else None
 
 
-def inner_jaxprs(equation: Equation) -> Iterator[Jaxpr]:
-    """The jaxprs that the parameters of `equation` hold."""
+def brings_data(equation: Equation) -> bool:
+    """Whether the results of what cannot be entered depend on more than its operands.
 
-    def inside(value: Any) -> Iterator[Jaxpr]:
-        if isinstance(jaxpr := getattr(value, "jaxpr", value), Jaxpr):
-            yield jaxpr
-            return
-        if isinstance(value, Mapping):
-            value = tuple(value.values())
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = [getattr(value, field.name) for field in dataclasses.fields(value)]
-        if isinstance(value, tuple | list):
-            for item in value:
-                yield from inside(item)
-
-    return inside(equation.params)
-
-
-def has_constants(equation: Equation) -> bool:
-    """Whether a jaxpr inside of `equation`, however deep, closes over constants."""
-    return any(
-        bool(jaxpr.constvars) or any(map(has_constants, jaxpr.eqns))
-        for jaxpr in inner_jaxprs(equation)
+    A body may close over constants, a function over anything, and into a reference
+    data are written later.
+    """
+    if name_of(equation) in AXISWISE:
+        return False
+    return (
+        any(map(is_ref, equation.outvars))
+        or bodies.has_constants(equation)
+        or bodies.holds_functions(equation)
     )
+
+
+def runs_code(equation: Equation) -> bool:
+    """Whether an equation runs more than its own operation, by all that can be seen."""
+    held = any(True for _ in bodies.inner_jaxprs(equation))
+    return held or bodies.holds_functions(equation)
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[Equation]:
     """The equations of a jaxpr and of all that they run, however deep."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in inner_jaxprs(equation):
+        for inner in bodies.inner_jaxprs(equation):
             yield from equations(inner)
 
 
@@ -175,10 +198,11 @@ def remat_options(equation: Equation) -> dict[str, Any]:
 
     Its function is to be called with a list of the operands and one more argument.
     """
-    prevent_cse = equation.params["prevent_cse"]
-    if isinstance(prevent_cse, tuple):
-        prevent_cse = (list(prevent_cse), True)
-    return {"prevent_cse": prevent_cse, "policy": equation.params["policy"]}
+    names, params = ("prevent_cse", "policy"), params_of(equation)
+    options = {name: params[name] for name in names if name in params}
+    if isinstance(prevent_cse := options.get("prevent_cse"), tuple):
+        options["prevent_cse"] = (list(prevent_cse), True)
+    return options
 
 
 def branch_platforms(equation: Equation) -> list[tuple[str, ...]] | None:
@@ -285,6 +309,12 @@ def stops_gradient(equation: Equation) -> bool:
 def is_dropped(var: Any) -> bool:
     """Whether a result is used nowhere."""
     return isinstance(var, jex.DropVar)
+
+
+def is_unused(equation: Equation) -> bool:
+    """Whether an equation does nothing: no result, no effect, nothing to write into."""
+    acts = bool(equation.effects) or any(map(is_ref, equation.invars))
+    return not acts and all(map(is_dropped, equation.outvars))
 
 
 def bind(equation: Equation, values: Sequence[Any]) -> list[Any]:

@@ -31,9 +31,9 @@ def joined(reason: str, shape: Sequence[int]) -> str:
 
 def reason_of(equation: primitives.Equation) -> str:
     """Why a leaf cannot be followed through `equation`."""
-    name = equation.primitive.name
+    name = primitives.name_of(equation)
     if name in _KNOWN:
         return _KNOWN[name]
-    if any(True for _ in primitives.inner_jaxprs(equation)):
+    if primitives.runs_code(equation):
         return f"enters {name}, which is not followed"
     return f"used by {name}"

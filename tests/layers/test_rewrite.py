@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dsbp_jax.layers import layout
+from dsbp_jax.layers import layout, primitives
 from dsbp_jax.layers.finder import array_leaves, trace
 from dsbp_jax.layers.rewrite import evaluate
 from tests.layers.models import nested_scans, normal
@@ -130,9 +130,15 @@ def test_remat_keeps_its_policy():
 
     rewritten = lambda w, x: rewrite(model, plain, w, x)[0]
     assert equations(rewritten) == equations(model)
-    text = str(jax.make_jaxpr(rewritten)(normal(4, 4), X))
-    assert "nothing_saveable" in text
-    assert "prevent_cse=False" in text
+
+    def options(fn):
+        first, *_ = jax.make_jaxpr(fn)(normal(4, 4), X).jaxpr.eqns
+        assert primitives.call_of(first).kind == "remat"
+        return primitives.remat_options(first)
+
+    assert options(rewritten) == options(model)
+    assert options(model)["policy"] in (policy, None)  # None: that policy by default
+    assert not options(model).get("prevent_cse")
 
 
 def test_a_users_rule_is_never_visited_by_default():

@@ -3,10 +3,12 @@
 Eight host devices stand in for a mesh, and the package itself is held to strict
 dtype and rank promotion (third-party code under test is not). Compiling is most of
 the suite's time: machine code is not optimised, fusions are emitted in the older way
-where jaxlib still has it, which compiles in half the time, and programs are kept
-between tests.
+where jaxlib still has it, which compiles in half the time, a program is compiled in one
+piece (in many, for more cores than the two processes leave, costs 7 %), and programs
+are kept between tests.
 """
 
+import gc
 import importlib.metadata
 import os
 
@@ -19,6 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_use_fusion_emitters=false"
         if importlib.metadata.version("jaxlib").startswith("0.10.")
         else "",
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
 
@@ -30,7 +33,8 @@ import pytest
 
 
 def pytest_configure(config):
-    """Keeps compiled programs in pytest's cache."""
+    """Keeps compiled programs in pytest's cache, and looks for garbage more seldom."""
+    gc.set_threshold(50_000)
     folder = str(config.cache.mkdir("compiled"))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsbp_jax import Layout, MatrixView
 
@@ -30,14 +31,13 @@ LAYOUT = Layout(
 
 def params(dtype=jnp.float32, seed=0):
     """One leaf of every kind, a bias, and a hole."""
-    keys = jax.random.split(jax.random.key(seed), len(SHAPES))
+    generator = np.random.default_rng(seed)
     tree = {
-        name: jax.random.normal(key, shape, dtype)
-        * (0.5 ** jnp.arange(shape[-1], dtype=jnp.float32)).astype(dtype)
-        for key, (name, shape) in zip(keys, SHAPES.items(), strict=True)
+        name: generator.normal(size=shape) * 0.5 ** np.arange(shape[-1])
+        for name, shape in SHAPES.items()
     }
-    empty = jnp.zeros((0, 4), dtype)
-    return {**tree, "bias": jnp.ones(7, dtype), "hole": None, "empty": empty}
+    tree |= {"bias": np.ones(7), "hole": None, "empty": np.zeros((0, 4))}
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf.astype(dtype)), tree)
 
 
 def loss_fn(tree):

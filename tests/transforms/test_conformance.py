@@ -4,6 +4,7 @@ A new transform enters the table `TRANSFORMS` and gets all of these tests.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,25 +137,62 @@ def turned(params, step):
     return jax.tree.map(lambda p: p * weigh(p).astype(p.dtype), params)
 
 
-def run(tx, params, steps=4, dtype=None, **extra):
+class Run(NamedTuple):
+    """What a few compiled steps give, the state before them, and how often traced."""
+
+    updates: Any
+    state: Any
+    start: Any
+    traces: int
+
+
+def trained(tx, params, steps=4, **extra):
+    """The run of a transform."""
+    traces = []
+
+    @jax.jit
+    def update(step, state, params):
+        traces.append(1)
+        return tx.update(turned(params, step), state, params, **extra)
+
+    start = state = tx.init(params)
+    updates = None
+    for step in range(steps):
+        updates, state = update(jnp.int32(step), state, params)
+    return Run(updates, state, start, len(traces))
+
+
+def run(tx, params, dtype=None, **options):
     """Updates and state after a few compiled steps, of leaves cast to a dtype."""
     if dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    update = jax.jit(functools.partial(tx.update, **extra))
-    state, updates = tx.init(params), None
-    for step in range(steps):
-        grads = turned(params, jnp.int32(step))
-        updates, state = update(grads, state, params)
-    return updates, state
+    return trained(tx, params, **options)[:2]
+
+
+@functools.cache
+def whole_run(make, dtype=jnp.float32):
+    """The run on every kind of leaf, which several tests look at."""
+    return trained(make(), models.params(dtype))
+
+
+@functools.cache
+def dense_run(make):
+    """The run on one kernel alone."""
+    return trained(make(), {"dense": models.params()["dense"]})
+
+
+# Where leaves of two kinds, one of them a stack, and a leaf that is no matrix will do.
+def few_params():
+    params = models.params()
+    return {name: params[name] for name in ("dense", "stacked", "bias")}
 
 
 @transforms
 @dtypes
 def test_shapes_dtypes_and_holes_are_kept(make, dtype):
-    tx, params = make(), models.params(dtype)
-    updates, state = run(tx, params)
-    assert_same_types(updates, params)
-    assert_same_types(state, tx.init(params))
+    updates, state, start, _ = whole_run(make, dtype)
+    assert_same_types(updates, models.params(dtype))
+    assert_same_types(state, start)
     for leaf in jax.tree.leaves(state, is_leaf=is_basis):
         if is_basis(leaf):
             assert leaf.vectors.dtype == jnp.float32
@@ -168,41 +206,35 @@ def test_odd_leaves_pass_and_the_others_are_updated_as_without_them(make):
     if make is TRANSFORMS["spectral_sam"]:
         pytest.skip("its norm is over all leaves together")
     params = {"dense": models.params()["dense"]}
-    expected, _ = make().update(params, make().init(params), params)
     odd = {"number": 0.5, "complex": jnp.ones((3, 2), jnp.complex64)}
     if make not in OPTIMIZERS:  # optax's own optimizers take no functions
         odd["function"] = jnp.tanh
-    both = {**params, **odd}
-    updates, _ = make().update(both, make().init(both), both)
-    np.testing.assert_allclose(updates["dense"], expected["dense"], atol=1e-6)
+
+    def first(params, **odd):
+        params = {**params, **odd}
+        return make().update(params, make().init(params), params)[0]["dense"]
+
+    expected = jax.jit(first)(params)
+    updates = jax.jit(functools.partial(first, **odd))(params)
+    np.testing.assert_allclose(updates, expected, atol=1e-6)
 
 
 @transforms
 def test_foreign_arguments_are_tolerated(make):
     updates, _ = run(make(), models.params(), value=1.0, grad_fn=lambda: None)
-    expected, _ = run(make(), models.params())
+    expected = whole_run(make).updates
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
 
 
 @transforms
 def test_compiles_once(make):
-    traces, tx, params = [], make(), models.params()
-
-    @jax.jit
-    def update(grads, state, params):
-        traces.append(1)
-        return tx.update(grads, state, params)
-
-    state = tx.init(params)
-    for _ in range(3):
-        _, state = update(params, state, params)
-    assert len(traces) == 1
+    assert whole_run(make).traces == 1
 
 
 @transforms
 def test_masked_and_partitioned(make):
     params = models.params()
-    plain, _ = run(make(), {"dense": params["dense"]})
+    plain = dense_run(make).updates
     mask = {name: name == "dense" for name in params}
     masked, state = run(optax.masked(make(), mask), params)
     np.testing.assert_allclose(masked["dense"], plain["dense"], atol=1e-5)
@@ -250,7 +282,7 @@ def test_injected_hyperparams_in_bfloat16(name):
     tx = with_gradients(tx) if name == "spectral_sam" else tx
     params = models.params(jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):  # optax's own parts promote
-        updates, state = tx.update(params, tx.init(params), params)
+        updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     assert state.hyperparams[number].dtype == jnp.bfloat16
     assert_same_types(updates, params)
 
@@ -268,15 +300,15 @@ def test_injected_hyperparams_follow_the_plain_trajectory(name):
         )
     )
     plain = complete(factory(**arguments, **{number: 0.2}, **shared))
-    actual, state = run(make(0.2), models.params())
-    expected, _ = run(plain, models.params())
+    actual, state = run(make(0.2), few_params())
+    expected, _ = run(plain, few_params())
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected
     )
     assert state.hyperparams[number] == pytest.approx(0.2)
     if name not in UNTRACKED:
         assert "dense" in dsbp_jax.bases(state)
-    _, state = run(make(optax.linear_schedule(1.0, 0.2, 3)), models.params(), steps=4)
+    _, state = run(make(optax.linear_schedule(1.0, 0.2, 3)), few_params(), steps=4)
     assert state.hyperparams[number] == pytest.approx(0.2)
 
 
@@ -289,7 +321,7 @@ def test_injected_without_static_args_says_what_to_do():
 @transforms
 @pytest.mark.promotes  # optax's MultiSteps
 def test_inside_multi_steps_and_apply_if_finite(make):
-    params = models.params()
+    params = few_params()
     accumulating = optax.MultiSteps(make(), every_k_schedule=2)
     state = accumulating.init(params)
     update = jax.jit(accumulating.update)
@@ -308,25 +340,32 @@ def test_inside_multi_steps_and_apply_if_finite(make):
 def test_under_scan_vmap_and_cond(make):
     tx, params = make(), models.params()
 
-    def body(state, step):
-        updates, state = tx.update(turned(params, step), state, params)
+    def step(state, number):
+        updates, state = tx.update(turned(params, number), state, params)
         return state, updates
 
-    steps = jnp.arange(4)
-    state, scanned = jax.jit(lambda s: jax.lax.scan(body, s, steps))(tx.init(params))
-    looped, loop_state = run(tx, params)
+    @jax.jit
+    def scanned(state, flags):
+        """The steps of a scan that their flags do not skip."""
+        skip = lambda state, _: (state, params)
+        body = lambda state, x: jax.lax.cond(x[0], step, skip, state, x[1])
+        return jax.lax.scan(body, state, (flags, jnp.arange(4)))
+
+    expected = whole_run(make)
+    state, updates = scanned(expected.start, jnp.ones(4, bool))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a[-1], b, atol=1e-4), scanned, looped
+        lambda a, b: np.testing.assert_allclose(a[-1], b, atol=1e-4),
+        updates,
+        expected.updates,
     )
-    assert_same_types(state, loop_state)
-    step = lambda state: body(state, jnp.int32(1))[0]
-    cond = jax.jit(lambda flag, s: jax.lax.cond(flag, step, lambda s: s, s))
-    assert_same_types(cond(True, state), state)
+    assert_same_types(state, expected.state)
+    state, _ = scanned(expected.start, jnp.zeros(4, bool))
+    jax.tree.map(np.testing.assert_array_equal, state, expected.start)
 
     seeds = jax.tree.map(lambda p: jnp.stack([p, p[::-1]]), params)
-    states = jax.vmap(tx.init)(seeds)
-    batched, _ = jax.jit(jax.vmap(tx.update))(seeds, states, seeds)
-    alone, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    both = jax.vmap(lambda p: tx.update(p, tx.init(p), p)[0])
+    batched = jax.jit(both)(seeds)
+    alone = jax.jit(lambda p: tx.update(p, tx.init(p), p)[0])(params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4), batched, alone
     )
@@ -342,16 +381,21 @@ def test_map_params_finds_its_structure(make):
 
 @transforms
 def test_deterministic(make):
-    first, second = (run(make(), models.params()) for _ in range(2))
+    first, second = whole_run(make)[:2], run(make(), models.params())
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@functools.cache
+def unsharded_run(make):
+    """The run on params that a mesh of 4 × 2 can hold."""
+    return trained(make(), few_params() | {"bias": jnp.ones(8)})
 
 
 @transforms
 @pytest.mark.parametrize("mode", ["auto", "explicit"])
 def test_sharded_params_agree_with_unsharded(make, mode):
-    params = {name: models.params()[name] for name in ("dense", "stacked")}
-    params["bias"] = jnp.ones(8)
-    expected, _ = run(make(), params)
+    params = few_params() | {"bias": jnp.ones(8)}
+    expected = unsharded_run(make).updates
     kind = {
         "auto": jax.sharding.AxisType.Auto,
         "explicit": jax.sharding.AxisType.Explicit,
@@ -376,11 +420,11 @@ def test_sharded_params_agree_with_unsharded(make, mode):
 def test_orbax_round_trip(make, tmp_path):
     import orbax.checkpoint as ocp
 
-    params = models.params()
-    del params["empty"]  # orbax writes no array without entries
-    _, state = run(make(), params)
+    # orbax writes no array without entries
+    full = lambda tree: jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
+    _, state, start, _ = whole_run(make)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", state)
+        checkpointer.save(tmp_path / "state", full(state))
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(tmp_path / "state", make().init(params))
-    jax.tree.map(np.testing.assert_array_equal, restored, state)
+        restored = checkpointer.restore(tmp_path / "state", full(start))
+    jax.tree.map(np.testing.assert_array_equal, restored, full(state))

@@ -1,16 +1,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import dsbp_jax
+from dsbp_jax.tracking import refresh
 from tests.layers.models import normal
 
 
 def test_a_leaf_that_never_gets_a_signal_is_not_solved_for(monkeypatch):
     """Frozen, or an expert that no token was routed to: cold, and free of charge."""
     entered = []
-    from dsbp_jax.tracking import refresh
-
     real = refresh._solve
 
     def counted(entry, *args, **kwargs):
@@ -55,3 +55,39 @@ def test_a_period_without_end_costs_nothing_to_plan():
         _, state = tx.update(grads, state, params)
     counts = {int(info.refreshes) for info in dsbp_jax.diagnostics(state).values()}
     assert counts == {1}
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_leaves_solved_together_are_those_solved_in_turn(slots, monkeypatch):
+    """As accelerators do it; slots left over and leaves without a signal do nothing."""
+    names = "abcde"
+    params = {name: normal(8, 6, seed=i) for i, name in enumerate(names)}
+    tx = dsbp_jax.spectral_projection(2, refresh_every=3)
+
+    def run():
+        update, state = (
+            jax.jit(lambda grads, state: tx.update(grads, state)),
+            tx.init(params),
+        )
+        for step in range(4):
+            grads = {
+                name: normal(8, 6, seed=10 * step + i) for i, name in enumerate(names)
+            }
+            # Cold for a while, and for ever.
+            grads["b"] = grads["b"] * float(step > 1)
+            grads["d"] = jnp.zeros((8, 6))
+            updates, state = update(grads, state)
+        return updates, state
+
+    in_turn = run()
+    together = lambda self, first, entries: self.solved_together(first, entries, slots)
+    monkeypatch.setattr(refresh._Group, "solved", together)
+    at_once = run()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        in_turn,
+        at_once,
+    )
+    done = {k: int(d.refreshes) for k, d in dsbp_jax.diagnostics(at_once[1]).items()}
+    assert done["d"] == 0
+    assert min(done[name] for name in "abce") > 0

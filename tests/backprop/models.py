@@ -155,7 +155,8 @@ def one_layer():
         return mean_square(jnp.tanh(x @ params["w"]) @ params["head"])
 
     params = {"w": normal(12, 16) / 4, "head": normal(16, 1, seed=1)}
-    return Case(loss, params, normal(64, 12, seed=2), ("w",))
+    # Its third eigenvalue is well above the fourth.
+    return Case(loss, params, normal(64, 12, seed=4), ("w",))
 
 
 def random_columns(case, rank):

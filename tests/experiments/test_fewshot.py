@@ -349,6 +349,7 @@ def test_reptile_trains_on_tasks_of_its_own_and_is_tested_alike():
 
 def test_tasks_are_split_over_the_devices(monkeypatch):
     args = [*SMALL, "--method", "spectral_maml", "--outer.tasks", "16"]
+    args += ["--spectral.rank", "2"]  # a third goes by how sums are ordered
     config = cli.parse(fewshot.Fewshot, args, "p").config
 
     def run():

@@ -181,7 +181,7 @@ def dense_run(make):
     return trained(make(), {"dense": models.params()["dense"]})
 
 
-# Where leaves of two kinds, one of them a stack, and a leaf that is no matrix will do.
+# What a mesh of 4 × 2 can hold.
 def few_params():
     params = models.params()
     return {name: params[name] for name in ("dense", "stacked", "bias")}
@@ -300,15 +300,15 @@ def test_injected_hyperparams_follow_the_plain_trajectory(name):
         )
     )
     plain = complete(factory(**arguments, **{number: 0.2}, **shared))
-    actual, state = run(make(0.2), few_params())
-    expected, _ = run(plain, few_params())
+    actual, state = run(make(0.2), models.params())
+    expected, _ = run(plain, models.params())
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected
     )
     assert state.hyperparams[number] == pytest.approx(0.2)
     if name not in UNTRACKED:
         assert "dense" in dsbp_jax.bases(state)
-    _, state = run(make(optax.linear_schedule(1.0, 0.2, 3)), few_params(), steps=4)
+    _, state = run(make(optax.linear_schedule(1.0, 0.2, 3)), models.params(), steps=4)
     assert state.hyperparams[number] == pytest.approx(0.2)
 
 
@@ -321,7 +321,7 @@ def test_injected_without_static_args_says_what_to_do():
 @transforms
 @pytest.mark.promotes  # optax's MultiSteps
 def test_inside_multi_steps_and_apply_if_finite(make):
-    params = few_params()
+    params = models.params()
     accumulating = optax.MultiSteps(make(), every_k_schedule=2)
     state = accumulating.init(params)
     update = jax.jit(accumulating.update)

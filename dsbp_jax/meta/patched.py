@@ -42,10 +42,10 @@ def with_patches(fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(params, *args, **kwargs)
         traced = trace(fn, params, args, kwargs)
         sites = [site for site in traced.sites if _is_replaced(site)]
-        if not sites:
-            return fn(params, *args, **kwargs)
-        visit = lambda product, x, w, extra: (_respond(product, x, w), None)
         arrays = array_leaves((params, args, kwargs))
+        if not sites:
+            return traced.run(arrays)
+        visit = lambda product, x, w, extra: (_respond(product, x, w), None)
         outputs, _ = evaluate(traced, visit, arrays, sites=sites)
         return traced.unflatten(outputs)
 

@@ -115,3 +115,14 @@ def test_a_convolutional_model():
     actual = traced.lower().compile()(params, tasks)
     reference = models.unrolled(conv_loss, SGD, 1)
     close(actual, value_and_grad(reference, params, tasks), 1e-4, 1e-5)
+
+
+def test_a_loss_without_convolutions_is_traced_once():
+    calls = []
+
+    def loss(params, x):
+        calls.append(1)
+        return jnp.sum(x @ params)
+
+    with_patches(loss)(jnp.eye(3), jnp.ones((2, 3)))
+    assert len(calls) == 1

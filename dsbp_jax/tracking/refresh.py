@@ -222,6 +222,10 @@ class _Group:
         ]
         return jax.lax.switch(leaf, branches)
 
+    def solve_packed(self, entry: _Packed, *given: Any) -> _Packed:
+        """`solve` of an entry as the loops have it."""
+        return _packed(self.solve(_unpacked(entry), *given))
+
     def following(self, leaf: jax.Array) -> jax.Array:
         """The next leaf to be looked at, or how many leaves there are."""
         numbers = jnp.arange(len(self.leaves), dtype=jnp.int32)
@@ -233,10 +237,16 @@ class _Group:
 
         def body(carry: tuple[jax.Array, _Packed]) -> tuple:
             leaf, entries = carry
-            given = (*self.given(leaf), self.due[leaf], jnp.array(True))
-            solve = lambda entry: _packed(self.solve(_unpacked(entry), *given))
-            flag = batching.unbatched_max(_any_to_solve(*given[:3])) > 0
-            new = jax.lax.cond(flag, solve, lambda entry: entry, _at(entries, leaf))
+            arrays, count, beside = self.given(leaf)
+            given = arrays, count, beside, self.due[leaf], jnp.array(True)
+            # A cold leaf may never get a signal; what is beside others has to stay so.
+            some = jnp.any(present(arrays)) if beside is None else jnp.array(True)
+            new = jax.lax.cond(
+                batching.unbatched_max(some) > 0,
+                lambda entry: self.solve_packed(entry, *given),
+                lambda entry: entry,
+                _at(entries, leaf),
+            )
             put = lambda entries, x: jax.lax.dynamic_update_index_in_dim(
                 entries, x, leaf, 0, allow_negative_indices=False
             )
@@ -259,8 +269,8 @@ class _Group:
             inside = jnp.minimum(chosen, size - 1)
             given = jax.lax.map(self.given, inside)
             old = jax.tree.map(lambda x: x[inside], entries)
-            solve = lambda entry, *given: _packed(self.solve(_unpacked(entry), *given))
-            new = jax.vmap(solve)(old, *given, self.due[inside], chosen < size)
+            given = (*given, self.due[inside], chosen < size)
+            new = jax.vmap(self.solve_packed)(old, *given)
             put = lambda entries, x: entries.at[chosen].set(x, mode="drop")
             return self.following(chosen[-1]), jax.tree.map(put, entries, new)
 
@@ -269,14 +279,6 @@ class _Group:
     def unfinished(self, carry: tuple[jax.Array, _Packed]) -> jax.Array:
         """Whether a leaf is left."""
         return carry[0] < len(self.leaves)
-
-
-def _any_to_solve(
-    arrays: Sequence[jax.Array], count: Any, beside: jax.Array | None
-) -> jax.Array:
-    """Whether a leaf that may be cold has a signal, or something to be beside."""
-    del count
-    return jnp.any(present(arrays)) if beside is None else jnp.array(True)
 
 
 def _numbers(flag: jax.Array, size: int) -> list[jax.Array]:

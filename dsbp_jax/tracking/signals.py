@@ -26,10 +26,6 @@ class Signal(NamedTuple):
     count: jax.Array | None  # type: ignore[assignment]
     operator: Callable[..., linalg.SymmetricOperator]
 
-    def present(self) -> jax.Array:
-        """Whether there is anything to follow, shape `(*batch)`, bool; NaN is."""
-        return present(self.arrays)
-
 
 def _of_rows(
     x: jax.Array, count: jax.Array | None = None, *, axis: int = 1
@@ -51,7 +47,14 @@ def _of_skew(
 
 
 def present(arrays: Sequence[jax.Array]) -> jax.Array:
-    """Whether arrays `(*batch, ·, ·)` of a signal have anything, shape `(*batch)`."""
+    """Whether arrays `(*batch, ·, ·)` of a signal hold anything to follow; NaN is.
+
+    Args:
+      arrays: Those of a `Signal`.
+
+    Returns:
+      Shape `(*batch)`, bool.
+    """
     # Rows that are not counted are zero. A largest entry compiles faster than an any.
     some = [jnp.max(jnp.abs(x), axis=(-2, -1)) != 0 for x in arrays]
     return functools.reduce(jnp.logical_and, some)

@@ -6,6 +6,7 @@ from dsbp_jax import LayerActivations, MatrixView
 from dsbp_jax.tracking.signals import (
     activation_signal,
     gradient_signal,
+    present,
     rotation_signal,
 )
 from tests.layers.models import normal
@@ -54,8 +55,8 @@ def test_only_uses_of_one_orientation_are_pooled():
 def test_a_signal_of_zeros_is_none():
     view, g = MatrixView((1,), (2,), (0,)), normal(3, 6, 5).at[1].set(0)
     signal = gradient_signal(view, g, "output")
-    np.testing.assert_array_equal(signal.present(), [True, False, True])
+    np.testing.assert_array_equal(present(signal.arrays), [True, False, True])
     nan = gradient_signal(view, g.at[1, 0, 0].set(jnp.nan), "output")
-    np.testing.assert_array_equal(nan.present(), [True, True, True])
+    np.testing.assert_array_equal(present(nan.arrays), [True, True, True])
     none = rotation_signal(view, normal(3, 6, 5, seed=1), jnp.zeros((3, 6, 5)), "input")
-    assert not none.present().any()
+    assert not present(none.arrays).any()

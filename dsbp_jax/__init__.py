@@ -22,6 +22,7 @@ from dsbp_jax.layers import (
     MatrixView as MatrixView,
     capture_activations as capture_activations,
     layout as layout,
+    roles as roles,
 )
 from dsbp_jax.tracking import (
     STATIC_ARGS as STATIC_ARGS,
@@ -39,10 +40,12 @@ from dsbp_jax.transforms import (
     lie_rotation as lie_rotation,
     project_away as project_away,
     sam_value_and_grad as sam_value_and_grad,
+    spectral_muon as spectral_muon,
     spectral_projection as spectral_projection,
     spectral_sam as spectral_sam,
     spectral_subspace as spectral_subspace,
     spectral_transfer_penalty as spectral_transfer_penalty,
+    spectral_whitening as spectral_whitening,
     track_bases as track_bases,
     with_bases as with_bases,
 )

@@ -83,6 +83,18 @@ def non_negative(name: str, value: Any) -> Any:
     return _number(name, value, accepted, lambda x: 0 <= x < math.inf)
 
 
+def finite(name: str, value: Any) -> Any:
+    """The value if it is a finite number; tracers are taken on trust.
+
+    Example:
+      >>> finite("power", float("nan"))
+      Traceback (most recent call last):
+      ...
+      ValueError: power must be a finite number, got nan
+    """
+    return _number(name, value, "a finite number", math.isfinite)
+
+
 def at_least_one(name: str, value: Any) -> Any:
     """The value if it is a finite number of at least 1; tracers are taken on trust.
 

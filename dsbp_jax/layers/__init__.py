@@ -38,4 +38,5 @@ from dsbp_jax.layers.paths import (
 from dsbp_jax.layers.primitives import explicit_sharding as explicit_sharding
 from dsbp_jax.layers.product import Product as Product
 from dsbp_jax.layers.rewrite import evaluate as evaluate
+from dsbp_jax.layers.roles import roles as roles, roles_of as roles_of
 from dsbp_jax.layers.sites import Site as Site

@@ -57,7 +57,10 @@ def carrying(body: primitives.Body, sites: Iterable[Site]) -> set[Key]:
 
 
 def meetings(
-    body: primitives.Body, sites: Sequence[Site], keys: Iterable[Key]
+    body: primitives.Body,
+    sites: Sequence[Site],
+    keys: Iterable[Key],
+    others: Sequence[Key] = (),
 ) -> dict[Key, Origins]:
     """Which sites' answers the operands of some equations depend on.
 
@@ -65,11 +68,12 @@ def meetings(
       body: The function.
       sites: Its sites.
       keys: Where the equations are.
+      others: Where equations are that count like sites, with the bits after these.
 
     Returns:
       The origins of all operands together, by key.
     """
-    walk = _Forward(sites, keys)
+    walk = _Forward(sites, keys, others)
     walk.walk(body.jaxpr, [Origins()] * len(body.jaxpr.invars), ())
     return walk.met
 
@@ -166,8 +170,12 @@ class _Backward:
 class _Forward:
     """Origins of values; the methods named like a kind of call enter it."""
 
-    def __init__(self, sites: Sequence[Site], keys: Iterable[Key]):
-        self.marks: dict[Key, Origins] = {}
+    def __init__(
+        self, sites: Sequence[Site], keys: Iterable[Key], others: Sequence[Key]
+    ):
+        self.marks = {
+            key: Origins(1 << number) for number, key in enumerate(others, len(sites))
+        }
         for number, site in enumerate(sites):  # of a fused kernel several at a place
             bit = 1 << number
             own = Origins(0, bit) if site.weight.frozen else Origins(bit)

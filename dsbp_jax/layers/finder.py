@@ -28,7 +28,7 @@ from dsbp_jax.layers.matrix_view import MatrixView
 from dsbp_jax.layers.paths import leaves_by_path
 from dsbp_jax.layers.reasons import STACKED, joined, reason_of
 from dsbp_jax.layers.sites import Site
-from dsbp_jax.layers.uses import Scaling, Use, settle
+from dsbp_jax.layers.uses import Lookup, Scaling, Use, settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Trace:
       sites: In the order in which the model runs them, but for further uses
         without a gradient, which come last.
       uses: Every other use of a leaf.
+      lookups: Those that look up rows of one, as of an embedding.
       unflatten: Builds the function's result from the jaxpr's outputs.
     """
 
@@ -49,6 +50,7 @@ class Trace:
     leaves: Mapping[str, jax.ShapeDtypeStruct]
     sites: tuple[Site, ...]
     uses: tuple[Use, ...]
+    lookups: tuple[Lookup, ...]
     unflatten: Callable[[Iterable[Any]], Any]
 
     @property
@@ -111,7 +113,8 @@ def trace(
     body = primitives.Body(closed.jaxpr, closed.consts)
     walk.run(body)
     sites, others = settle(body, walk.sites, walk.scalings, leaves)
-    return Trace(body, leaves, tuple(sites), (*walk.uses, *others), unflatten[-1])
+    uses, lookups = (*walk.uses, *others), tuple(walk.lookups)
+    return Trace(body, leaves, tuple(sites), uses, lookups, unflatten[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +156,7 @@ class _Walk:
         self.sites: list[Site] = []
         self.uses: list[Use] = []
         self.scalings: list[Scaling] = []
+        self.lookups: list[Lookup] = []
 
     def run(self, body: primitives.Body) -> None:
         """Walks the jaxpr of a whole function."""
@@ -217,11 +221,11 @@ class _Walk:
             followed = tuple(view for view in views if view is not None)
             if len(followed) < len(views):
                 self.use(value, reason_of(equation))
+                paths = [self.paths[view.leaf] for view in value.views]
                 if equation.primitive.name in ("mul", "div"):
-                    self.scalings += [
-                        Scaling(self.paths[view.leaf], context.key)
-                        for view in value.views
-                    ]
+                    self.scalings += [Scaling(path, context.key) for path in paths]
+                elif equation.primitive.name == "gather":
+                    self.lookups += [Lookup(path, context.key) for path in paths]
             else:
                 results[index] = _Value(followed)
         return results

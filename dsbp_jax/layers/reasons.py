@@ -6,10 +6,12 @@ from dsbp_jax.layers import primitives
 
 _APART = "multiply the parts apart, or store them as one leaf"
 
+LOOKED_UP = "looked up by index (gather)"
+
 _KNOWN = {
     "concatenate": f"joined with data (concatenate); {_APART}",
     "stack": f"joined with data (stack); {_APART}",
-    "gather": "looked up by index (gather)",
+    "gather": LOOKED_UP,
     "dynamic_slice": "sliced before use; jax.lax.scan over the stack is followed",
     "slice": "sliced before use; jax.lax.scan over the stack is followed",
     "while": "inside a while loop, whose number of iterations is not known",

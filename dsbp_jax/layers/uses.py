@@ -24,6 +24,13 @@ class Use(NamedTuple):
     reason: str
 
 
+class Lookup(NamedTuple):
+    """An equation that looks up rows of a leaf."""
+
+    path: str
+    key: dataflow.Key
+
+
 class Scaling(NamedTuple):
     """An equation that multiplies or divides a leaf entry by entry."""
 

@@ -17,6 +17,13 @@ from dsbp_jax.linalg.basis import (
     top_eigenpairs as top_eigenpairs,
 )
 from dsbp_jax.linalg.lanczos import Lanczos as Lanczos, lanczos as lanczos
+from dsbp_jax.linalg.leading import (
+    Leading as Leading,
+    expand as expand,
+    follow_leading as follow_leading,
+    principal as principal,
+    times as times,
+)
 from dsbp_jax.linalg.operators import (
     SymmetricOperator as SymmetricOperator,
     gauss_newton as gauss_newton,

@@ -178,7 +178,7 @@ def refresh_with_info(
             return _krylov_eigenpairs(operator, basis.vectors, outside, num_blocks)
 
         def rotate() -> tuple[EigenBasis, jax.Array]:
-            values, rotation = _keep_top(*_scaled_eigh(0.5 * (inside + inside.T)), rank)
+            values, rotation = _keep_top(*ascending_eigenpairs(0.5 * (inside + inside.T)), rank)
             return _finish(operator, basis.vectors @ rotation, values * scale)
 
         if checks.is_static(tolerance, 0):
@@ -207,7 +207,7 @@ def _eigh(c: jax.Array) -> tuple[jax.Array, jax.Array]:
     return values, vectors
 
 
-def _scaled_eigh(c: jax.Array) -> tuple[jax.Array, jax.Array]:
+def ascending_eigenpairs(c: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Ascending eigenpairs of a symmetric matrix of any scale."""
     c, scale = unit_scale(c)
     values, vectors = _eigh(c)
@@ -227,7 +227,7 @@ def _dense_eigenpairs(
     operator: SymmetricOperator, rank: int
 ) -> tuple[EigenBasis, jax.Array]:
     c = operator.matmat(jnp.eye(operator.dim, dtype=jnp.float32))
-    values, vectors = _keep_top(*_scaled_eigh(c), rank)
+    values, vectors = _keep_top(*ascending_eigenpairs(c), rank)
     return _finish(operator, vectors, values)
 
 
@@ -242,7 +242,7 @@ def _krylov_eigenpairs(
         t = 0.5 * (t + t.T)
     else:
         t = images.T @ images
-    values, rotation = _keep_top(*_scaled_eigh(t), rank)
+    values, rotation = _keep_top(*ascending_eigenpairs(t), rank)
     return _finish(operator, q @ rotation, values)
 
 

@@ -101,6 +101,35 @@ def _extend(basis: jax.Array, block: jax.Array) -> jax.Array:
     return jnp.where(broke_down, robust, w)
 
 
+@jax.jit
+def orthonormal_columns(block: jax.Array) -> jax.Array:
+    """An orthonormal basis of what the columns of a block span.
+
+    Args:
+      block: Shape `(d, k)`, `k ≤ d`, any rank and scale, finite.
+
+    Returns:
+      Shape `(d, k)`; directions that the block does not have are filled up.
+
+    References:
+      [P] Fukaya et al., CholeskyQR2, 2014.
+
+    Example:
+      >>> print(jnp.abs(orthonormal_columns(jnp.array([[0.0], [2.0]]))))
+      [[0.]
+       [1.]]
+    """
+    with jax.default_matmul_precision("highest"):
+        block = unit_scale(block)[0]
+        w, _ = _cholesky_qr(block)
+        w, gram = _cholesky_qr(w)
+        broke_down = ~_is_identity(gram, _GRAM_TOLERANCE)
+        robust = jax.lax.cond(
+            unbatched_max(broke_down) > 0, lambda: orthonormal(block), lambda: w
+        )
+        return jnp.where(broke_down, robust, w)
+
+
 def unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A matrix over its largest entry, and that: squares would lose 1e±30.
 

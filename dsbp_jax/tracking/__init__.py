@@ -22,6 +22,12 @@ from dsbp_jax.tracking.eigenspace import (
     to_coordinates as to_coordinates,
     wide as wide,
 )
+from dsbp_jax.tracking.following import (
+    Followed as Followed,
+    as_matrices as as_matrices,
+    follow_updates as follow_updates,
+    squared_norm as squared_norm,
+)
 from dsbp_jax.tracking.labels import (
     Spaces as Spaces,
     as_spaces as as_spaces,
@@ -45,6 +51,11 @@ from dsbp_jax.tracking.reading import (
     spectral_states as spectral_states,
 )
 from dsbp_jax.tracking.solved import activation_bases as activation_bases
+from dsbp_jax.tracking.spectral_filter import (
+    Factors as Factors,
+    SpectralFilter as SpectralFilter,
+    whole_space as whole_space,
+)
 from dsbp_jax.tracking.tracked_basis import TrackedBasis as TrackedBasis
 from dsbp_jax.tracking.tracker import (
     SOURCES as SOURCES,

@@ -7,7 +7,7 @@ use it on a leaf without asking again.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -110,6 +110,28 @@ class Eigenspace:
         with jax.default_matmul_precision("highest"):
             inside = self._up(self._scaled(self._down(matrix), self.values))
         return self._view.from_matrix(inside, leaf.shape)
+
+    def filter(
+        self,
+        leaf: jax.Array,
+        weigh: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    ) -> jax.Array:
+        """`V diag(head) VᵀW + tail·(W − VVᵀW)`, or the like on the output side.
+
+        Args:
+          leaf: W.
+          weigh: Gives head `(*batch, k)` and tail `(*batch)` from the squared norms of
+            W along the columns, `(*batch, k)`, and of all of W, `(*batch)`.
+        """
+        matrix = self._matrix(leaf)
+        axes = (-3, -1) if self.side == "input" else (-3, -2)
+        with jax.default_matmul_precision("highest"):
+            thin = self._down(matrix)
+            energies = jnp.sum(jnp.square(thin), axis=axes)
+            total = jnp.sum(jnp.square(matrix), axis=(-3, -2, -1))
+            head, tail = weigh(energies, total)
+            inside = self._up(self._scaled(thin, head - tail[..., None]))
+        return self._leaf(tail[..., None, None, None] * matrix + inside, leaf)
 
     def rotation_to(self, new: "Eigenspace") -> jax.Array:
         """`V'ᵀV`, from coordinates here to those in `new`, shape `(*batch, k', k)`."""

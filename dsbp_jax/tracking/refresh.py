@@ -56,6 +56,7 @@ def refresh_due(
     *,
     num_blocks: int,
     tolerance: float,
+    average: float = 0.0,
 ) -> dict[K, TrackedBasis]:
     """Refreshes the leaves that are due, or see their first signal.
 
@@ -64,6 +65,7 @@ def refresh_due(
       step: The step of the period, shape `()`, int32; None where all are due.
       num_blocks: Krylov blocks of a refresh.
       tolerance: Only rotate a basis while its relative residual is at most this.
+      average: The part of old eigenvalues and trace in those of a warm refresh.
 
     Returns:
       Their new entries.
@@ -77,7 +79,11 @@ def refresh_due(
     result: dict[K, TrackedBasis] = {}
     for (operator, _, (*batch, _, _), _), keys in groups.items():
         solve = functools.partial(
-            _solve, operator=operator, num_blocks=num_blocks, tolerance=tolerance
+            _solve,
+            operator=operator,
+            num_blocks=num_blocks,
+            tolerance=tolerance,
+            average=average,
         )
         for _ in batch:
             solve = jax.vmap(solve, in_axes=(0, 0, 0, 0, None, None))
@@ -304,6 +310,7 @@ def _solve(
     operator: Callable[..., linalg.SymmetricOperator],
     num_blocks: int,
     tolerance: float | jax.Array,
+    average: float,
 ) -> TrackedBasis:
     """A cold solve, a warm refresh if due, or nothing, for one basis."""
     if beside is not None:
@@ -350,7 +357,14 @@ def _solve(
     if count is not None:
         # No row counted is an empty covariance, not a division by zero.
         scale = jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
-    scaled = lambda new, old: jnp.where(done, new * scale, old)
+    kept = jnp.where(cold, 0.0, average)
+
+    def scaled(new: jax.Array, old: jax.Array) -> jax.Array:
+        new = new * scale
+        if not checks.is_static(average, 0):
+            new = new + kept * (old - new)
+        return jnp.where(done, new, old)
+
     basis = EigenBasis(
         basis.vectors,
         scaled(basis.values, entry.basis.values),

@@ -87,6 +87,14 @@ class SpectralState(NamedTuple):
         return found
 
 
+def check_refresh(refresh: Any) -> None:
+    """Raises unless this is how `update` may be told what to refresh."""
+    if not (refresh is None or isinstance(refresh, bool | np.bool_)):
+        raise ValueError(
+            f"refresh must be a static True, False or None, got {refresh!r}"
+        )
+
+
 def empty_state() -> SpectralState:
     """A state without any basis."""
     return SpectralState(jnp.zeros((), jnp.int32), {})
@@ -101,10 +109,13 @@ class Tracker:
       source: `"gradient"` (of GᵀG, GGᵀ), `"activation"` (of the layers' own
         covariances) or `"rotation"` (of the rotation that descends).
       side: `"input"`, `"output"`, `"both"`, or `"smaller"`: of each leaf the one of
-        the smaller dimension.
-      refresh_every: Steps between two refreshes of a leaf.
+        the smaller dimension; or `"singular"`: where V may hold the singular vectors
+        of a leaf as one matrix, window taps and inputs together, the smaller one.
+      refresh_every: Steps between two refreshes of a leaf; None after the first solve
+        for ever.
       num_blocks: Krylov blocks of a refresh.
       tolerance: Only rotate a basis while its relative residual is at most this.
+      average: The part of old eigenvalues in those of a refresh.
       layout: The matrix views, or a function from params to them, or None to go
         by the shapes.
       seed: Of the random start.
@@ -119,9 +130,10 @@ class Tracker:
     rank: int
     source: str = "gradient"
     side: str = "output"
-    refresh_every: int = 10
+    refresh_every: int | None = 10
     num_blocks: int = 2
     tolerance: float = 0.0
+    average: float = 0.0
     layout: LayoutLike = None
     seed: int = 0
     cap_rank: bool = False
@@ -132,13 +144,16 @@ class Tracker:
     def __post_init__(self) -> None:
         """Validates every field."""
         minimum = {"rank": 1, "refresh_every": 1, "num_blocks": 2, "seed": 0}
+        if self.refresh_every is None:
+            del minimum["refresh_every"]
         for name, least in minimum.items():
             value = checks.positive_int(name, getattr(self, name), minimum=least)
             object.__setattr__(self, name, value)
         checks.in_unit_interval("tolerance", self.tolerance)
+        checks.in_unit_interval("average", self.average)
         check_layout(self.layout)
         checks.one_of("source", self.source, self.sources)
-        checks.one_of("side", self.side, (*SIDES, "both", "smaller"))
+        checks.one_of("side", self.side, (*SIDES, "both", "smaller", "singular"))
 
     def views(self, params: optax.Params) -> dict[str, MatrixView]:
         """The matrix view of every leaf that is a matrix, by path."""
@@ -147,6 +162,10 @@ class Tracker:
     def sides(self, shape: tuple[int, ...]) -> dict[str, int]:
         """The sides tracked of a matrix `(*batch, window, d_in, d_out)`, with ranks."""
         ranks = {}
+        if self.side == "singular":
+            *_, window, d_in, d_out = shape
+            side = SIDES[0] if window == 1 and d_in < d_out else SIDES[1]
+            return {side: self.rank} if self.rank < min(window * d_in, d_out) else {}
         smaller = SIDES[0] if shape[-2] <= shape[-1] else SIDES[1]
         wanted = smaller if self.side == "smaller" else self.side
         for side, dim in zip(SIDES, shape[-2:], strict=True):
@@ -225,19 +244,9 @@ class Tracker:
             shape than in `init`.
         """
         count = optax.safe_increment(state.count)
-        if not (refresh is None or isinstance(refresh, bool | np.bool_)):
-            raise ValueError(
-                f"refresh must be a static True, False or None, got {refresh!r}"
-            )
+        check_refresh(refresh)
         leaves = array_leaves(updates)
-        present = {key: e for key, e in state.entries().items() if key[1] in leaves}
-        for (_, path), entry in present.items():
-            assert entry.label is not None
-            if not entry.fits(leaves[path].shape):
-                raise ValueError(
-                    "updates must have the leaves that the state was made for: "
-                    f"{path!r} had shape {entry.label.shape}, got {leaves[path].shape}"
-                )
+        present = self.present(state, leaves)
         if (refresh is not None and not refresh) or not present:
             return SpectralState(count, state.tracked)
         if self.source == "activation":
@@ -245,12 +254,7 @@ class Tracker:
             if not present:
                 return SpectralState(count, state.tracked)
 
-        costs = {
-            key: math.prod(entry.vectors.shape)
-            for key, entry in state.entries().items()
-        }
-        turns = take_turns(costs, self.refresh_every)
-        step = state.count % self.refresh_every
+        turns, step = self.turns(state)
         tracked = {side: dict(entries) for side, entries in state.tracked.items()}
         # A constant to every derivative; and reverse mode has no while_loop.
         constants = jax.lax.stop_gradient(
@@ -286,10 +290,40 @@ class Tracker:
             None if refresh else step,
             num_blocks=self.num_blocks,
             tolerance=self.tolerance,
+            average=self.average,
         )
         for (side, path), entry in solved.items():
             tracked[side][path] = entry
         return SpectralState(count, tracked)
+
+    def turns(
+        self, state: SpectralState
+    ) -> tuple[dict[tuple[str, str], int], jax.Array]:
+        """At which step of the period each entry is due, and which step this is."""
+        entries = state.entries()
+        if self.refresh_every is None:
+            return dict.fromkeys(entries, -1), jnp.zeros_like(state.count)
+        costs = {key: math.prod(e.vectors.shape) for key, e in entries.items()}
+        step = state.count % self.refresh_every
+        return take_turns(costs, self.refresh_every), step
+
+    def present(
+        self, state: SpectralState, leaves: Mapping[str, jax.Array]
+    ) -> dict[tuple[str, str], TrackedBasis]:
+        """The entries whose leaves are there.
+
+        Raises:
+          ValueError: A leaf has another shape than in `init`.
+        """
+        found = {key: e for key, e in state.entries().items() if key[1] in leaves}
+        for (_, path), entry in found.items():
+            assert entry.label is not None
+            if not entry.fits(leaves[path].shape):
+                raise ValueError(
+                    "updates must have the leaves that the state was made for: "
+                    f"{path!r} had shape {entry.label.shape}, got {leaves[path].shape}"
+                )
+        return found
 
     def _layers(
         self,

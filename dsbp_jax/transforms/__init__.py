@@ -11,6 +11,7 @@ as a `Layout`, what it saw as activations.
 from dsbp_jax.transforms.decay import add_spectral_decay as add_spectral_decay
 from dsbp_jax.transforms.dsbp import DsbpState as DsbpState, dsbp as dsbp
 from dsbp_jax.transforms.lie import LieState as LieState, lie_rotation as lie_rotation
+from dsbp_jax.transforms.muon import spectral_muon as spectral_muon
 from dsbp_jax.transforms.projection import (
     spectral_projection as spectral_projection,
 )
@@ -32,4 +33,7 @@ from dsbp_jax.transforms.transfer import (
     add_spectral_transfer as add_spectral_transfer,
     project_away as project_away,
     spectral_transfer_penalty as spectral_transfer_penalty,
+)
+from dsbp_jax.transforms.whitening import (
+    spectral_whitening as spectral_whitening,
 )

@@ -1,0 +1,82 @@
+"""The role of each leaf in a model: what optimizers for hidden matrices need to know.
+
+A shape cannot tell a head from a hidden layer, and neither can a name. Where the
+answers of a leaf go can: those of a head reach the outputs without meeting another
+leaf, and what a first layer meets has met none.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from dsbp_jax.layers.dataflow import meetings
+from dsbp_jax.layers.finder import Trace, trace
+
+#: What a leaf can be, as `roles` says it.
+ROLES = ("hidden", "first", "head", "embedding", "other")
+
+
+def roles(
+    fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any
+) -> dict[str, str]:
+    """Reads off a model what each of its parameter leaves is for.
+
+    Args:
+      fn: A function `fn(params, *args, **kwargs)` that returns any pytree; a model or
+        its loss.
+      params: Its parameters; arrays or `jax.ShapeDtypeStruct`s, since nothing is
+        computed.
+      *args: Its other arguments, likewise.
+      **kwargs: Likewise.
+
+    Returns:
+      By canonical path, in the order of the params:
+
+      - `"embedding"`: rows of it are looked up, whatever else is done with it (tied
+        embeddings are heads as well).
+      - `"head"`: the outputs depend on its answers, and these met no other leaf on
+        the way in a matrix product or convolution.
+      - `"first"`: what it meets has met no other leaf, and was not looked up in one.
+      - `"hidden"`: any other matrix that `layout` finds.
+      - `"other"`: all the rest: biases, scales, leaves that are not found.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def model(params, tokens):
+      ...     x = params["embedding"][tokens]
+      ...     return jnp.tanh(x @ params["up"]) @ params["down"] + params["bias"]
+      >>> params = {"embedding": jnp.ones((9, 2)), "up": jnp.ones((2, 4)),
+      ...           "down": jnp.ones((4, 9)), "bias": jnp.ones(9)}
+      >>> roles(model, params, jnp.array([3, 1]))["down"]
+      'head'
+      >>> roles(model, params, jnp.array([3, 1]))["up"]
+      'hidden'
+    """
+    return roles_of(trace(fn, params, args, kwargs))
+
+
+def roles_of(traced: Trace) -> dict[str, str]:
+    """The same, of a function that was traced."""
+    sites, lookups = traced.sites, traced.lookups
+    keys = [site.key for site in sites]
+    met = meetings(traced.body, sites, keys, [lookup.key for lookup in lookups])
+    paths = [site.path for site in sites] + [lookup.path for lookup in lookups]
+    # By leaf: which others its operands come from, and whether its answers meet others.
+    before: dict[str, set[str]] = {site.path: set() for site in sites}
+    for site in sites:
+        origins = met[site.key].free | met[site.key].stopped
+        found = {path for bit, path in enumerate(paths) if origins >> bit & 1}
+        before[site.path] |= found - {site.path}
+    ahead = set[str]().union(*before.values())
+    looked_up = {lookup.path for lookup in lookups}
+    reaching = {site.path for site in sites if site.carries_gradient}
+
+    def role(path: str) -> str:
+        if path in looked_up:
+            return "embedding"
+        if path not in before:
+            return "other"
+        if path not in ahead and path in reaching:
+            return "head"
+        return "hidden" if before[path] else "first"
+
+    return {path: role(path) for path in traced.leaves}

@@ -1,0 +1,153 @@
+"""The leading part of a matrix that moves, followed by power steps.
+
+For a matrix X of shape `(n, d)` and orthonormal columns V of shape `(d, k)`, X is split
+as `thin·Vᵀ + rest` with `thin = XV`. One power step follows X without lag: V leaves it
+spanning `XᵀX` times what it spanned before, and `thin` is that of the new V, although
+only two products with X were made. A filter that uses V in the same step makes the
+third.
+
+X itself comes as stored, `(…, a, b)`. On the output side V has b rows, and `X` is what
+is stored; on the input side V has a rows, and X is its transpose.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax.batching import unbatched_max
+from dsbp_jax.linalg.basis import ascending_eigenpairs
+from dsbp_jax.linalg.operators import left_product
+from dsbp_jax.linalg.orthogonal import orthonormal_columns, polish
+from dsbp_jax.meshes import vary, varying_axes
+
+
+class Leading(NamedTuple):
+    """The leading part of stacked matrices.
+
+    Attributes:
+      vectors: V, orthonormal columns, shape `(…, d, k)`.
+      thin: `XV` up to a given scale, shape `(…, n, k)`.
+      values: Eigenvalues of `thinᵀ·thin`, descending, shape `(…, k)`.
+      rotation: Their eigenvectors E, shape `(…, k, k)`; the identity after a step.
+    """
+
+    vectors: jax.Array
+    thin: jax.Array
+    values: jax.Array
+    rotation: jax.Array
+
+
+def times(x: jax.Array, v: jax.Array, side: str) -> jax.Array:
+    """`XV` of matrices as stored, shape `(…, n, k)`."""
+    return x @ v if side == "output" else left_product(x, v)
+
+
+def times_transposed(x: jax.Array, q: jax.Array, side: str) -> jax.Array:
+    """`XᵀQ` of matrices as stored, shape `(…, d, k)`."""
+    return left_product(x, q) if side == "output" else x @ q
+
+
+def expand(thin: jax.Array, v: jax.Array, side: str) -> jax.Array:
+    """`thin·Vᵀ`, stored as X is, shape `(…, a, b)`."""
+    return thin @ v.mT if side == "output" else v @ thin.mT
+
+
+def principal(thin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenpairs of `thinᵀ·thin`, descending.
+
+    Args:
+      thin: Shape `(…, n, k)`.
+
+    Returns:
+      Values `(…, k)`, not negative, and vectors `(…, k, k)`.
+
+    Example:
+      >>> print(principal(jnp.diag(jnp.array([1.0, 3.0])))[0])
+      [9. 1.]
+    """
+    values, rotation = _each(ascending_eigenpairs, thin.mT @ thin)
+    return jnp.maximum(values[..., ::-1], 0), rotation[..., ::-1]
+
+
+def follow_leading(
+    xs: Sequence[jax.Array],
+    vectors: jax.Array,
+    scales: jax.Array,
+    steps: jax.Array,
+    *,
+    side: str,
+) -> tuple[Leading, jax.Array]:
+    """The leading parts of matrices of one shape, after some power steps.
+
+    Args:
+      xs: m matrices or stacks of them, each `(*batch, a, b)`, float32 or float64.
+      vectors: Their carried columns, shape `(m, *batch, d, k)`, of the same dtype.
+      scales: What to multiply `XV` by, shape `(m, *batch)`; a power step does not
+        depend on it.
+      steps: How many power steps each is to make, shape `(m, *batch)`, int32. Where
+        one makes a step all others but those with a negative number do.
+      side: `"output"` or `"input"`.
+
+    Returns:
+      The leading parts, with a leading axis of m; and which of them moved, to finite
+      orthonormal columns: the others keep theirs. Shape `(m, *batch)`, bool.
+
+    References:
+      [P] Subspace iteration: Golub and Van Loan, Matrix computations, section 8.2.4.
+      [O] With the leading part as by-product: METHODS section 12.
+
+    Example:
+      >>> x = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
+      >>> found, _ = follow_leading([x], jnp.ones((1, 3, 1)) / 3**0.5, jnp.ones(1),
+      ...                           jnp.array([20]), side="output")
+      >>> print(found.values)
+      [[9.]]
+    """
+    stacked = lambda product, operand: jnp.stack(
+        [product(x, part, side) for x, part in zip(xs, operand, strict=True)]
+    )
+    factor = lambda array: array[..., None, None].astype(vectors.dtype)
+    most = unbatched_max(jnp.max(steps))
+
+    def step(carry: tuple) -> tuple:
+        count, v, thin = carry
+        q = _each(orthonormal_columns, stacked(times, v))
+        image = stacked(times_transposed, q)
+        new = _each(orthonormal_columns, image)
+        # X ≈ Q·imageᵀ, and imageᵀ·V is a small matrix.
+        product = q @ ((image.mT @ new) * factor(scales))
+        take = (count < jnp.maximum(steps, 1))[..., None, None]
+        return count + 1, jnp.where(take, new, v), jnp.where(take, product, thin)
+
+    def moved() -> tuple[Leading, jax.Array]:
+        rows = xs[0].shape[-2 if side == "output" else -1]
+        shape = (*steps.shape, rows, vectors.shape[-1])
+        start = (jnp.int32(0), vectors, jnp.zeros(shape, vectors.dtype))
+        start = vary(start, varying_axes(*xs, vectors))
+        _, v, thin = jax.lax.while_loop(lambda carry: carry[0] < most, step, start)
+        values, rotation = principal(thin)
+        v, close = _each(polish, v @ rotation)
+        ok = close & jnp.isfinite(jnp.sum(values, axis=-1)) & (steps >= 0)
+        v = jnp.where(ok[..., None, None], v, vectors)
+        eye = jnp.broadcast_to(jnp.eye(v.shape[-1], dtype=v.dtype), rotation.shape)
+        return Leading(v, thin @ rotation, values, eye), ok
+
+    def still() -> tuple[Leading, jax.Array]:
+        thin = stacked(times, vectors) * factor(scales)
+        return Leading(vectors, thin, *principal(thin)), jnp.zeros(steps.shape, bool)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.cond(most > 0, moved, still)
+
+
+def _each(function: Callable, stack: jax.Array) -> tuple | jax.Array:
+    """A function of one matrix on each of a stack `(…, ·, ·)`."""
+    batch, shape = stack.shape[:-2], stack.shape[-2:]
+    matrices = stack.reshape(-1, *shape)
+    if len(matrices) == 1:  # no loop for one
+        found = jax.tree.map(lambda x: x[None], function(matrices[0]))
+    else:
+        found = jax.vmap(function)(matrices)
+    return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), found)

@@ -1,0 +1,238 @@
+"""Spectral whitening: updates divided by a power of their own, or their layer's, spectrum.
+
+Projection keeps the leading eigenspace of a layer and damps the rest. What trains is
+the reverse: bring the leading directions down to the level of the rest. With power ½ of
+an update's own spectrum the result has singular values that are alike, which is
+Muon's step; a low-rank basis and the mean of the rest give it for two thin products.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dsbp_jax import checks, linalg
+from dsbp_jax.layers import map_paths
+from dsbp_jax.meshes import keep_shardings
+from dsbp_jax.tracking import (
+    SIDES,
+    Factors,
+    Followed,
+    LayoutLike,
+    Number,
+    SpectralFilter,
+    SpectralState,
+    Step,
+    Tracker,
+    array_leaves,
+    as_matrices,
+    follow_updates,
+    squared_norm,
+    tracked,
+    whole_space,
+)
+
+
+def spectral_whitening(
+    rank: int,
+    *,
+    power: Number = 0.5,
+    residual: Number = 1.0,
+    source: str = "gradient",
+    side: str | None = None,
+    damping: Number = 0.01,
+    scale: str | None = "spectral",
+    refresh_every: int | None = 4,
+    average: float = 0.95,
+    num_blocks: int = 2,
+    layout: LayoutLike = None,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Divides every kernel's update by a power of its spectrum.
+
+    With U the update, a matrix of shape (a, b), and the leading k eigenpairs (V, λ) of a
+    covariance C with q eigenvalues:
+
+        O = V(λ + γ)^(−s)VᵀU + κ(τ + γ)^(−s)(U − VVᵀU),   τ = (tr C − Σλ)/(q − k)
+
+    With `source="gradient"` C is that of whatever updates reach it, `UᵀU` or `UUᵀ`,
+    q = min(a, b): put it *after* momentum in `optax.chain`, and the result is Muon's
+    update with the tail's singular values taken for alike. With `"activation"` C is
+    that of the layer's inputs, q its dimension: put it *before* momentum.
+
+    Args:
+      rank: k. Exact where it reaches q. 0 keeps no basis: updates are only scaled.
+      power: s. ½ makes the singular values of U alike, 0 leaves them, less than 0
+        stretches them. Of activations 1 is the natural gradient's.
+      residual: κ in [0, 1], the weight of the complement; 0 drops it.
+      source: `"gradient"` or `"activation"` (then `update` takes `activations=`).
+      side: Where V lives. None is the smaller side of an update, the output side of a
+        convolution's; and the input side for activations.
+      damping: γ over the mean eigenvalue, at least 0.
+      scale: `"spectral"` gives each matrix of O the norm √q·√max(1, b/a), that of
+        Muon; `"rms"` 0.2·√(ab), so that Adam's learning rates fit; `"update"` the norm
+        of U; None leaves it.
+      refresh_every: Steps between two refreshes of a leaf; the leaves take turns. None
+        keeps the first basis.
+      average: Of eigenvalues of activations, from refresh to refresh; 0 takes the last.
+        Those of updates are always this update's.
+      num_blocks: Krylov blocks of a refresh that follows activations.
+      layout: Matrix views from `dsbp_jax.layout`, or a function from params (from
+        updates, where `update` gets no params) to them; leaves that it does not name
+        keep their update. None goes by the shapes.
+      seed: Of the bases' random start.
+
+    Returns:
+      A transformation whose state is a `SpectralState`. `update` also takes
+      `refresh=True` or `False` (static) to overrule the schedule.
+
+    Raises:
+      ValueError: An argument is out of its range; in `update`, activations are missing
+        or do not fit, or the state has another rank.
+
+    References:
+      [P] Huang et al., Spectra, arXiv 2602.11185, for s = ½, κ = 1 on updates; Jordan
+      et al., Muon, 2024, is its limit of full rank; Benzing, FOOF, 2022, for s = 1 on
+      activations. [O] One filter for all of them: METHODS section 12.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, dsbp_jax
+      >>> tx = optax.chain(optax.trace(0.95), dsbp_jax.spectral_whitening(1),
+      ...                  optax.scale(-0.1))
+      >>> params = {"kernel": jnp.zeros((3, 2))}
+      >>> grads = {"kernel": jnp.diag(jnp.array([2.0, 1.0, 0.0]))[:, :2]}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> print(updates["kernel"].round(2))
+      [[-0.1  0. ]
+       [ 0.  -0.1]
+       [ 0.   0. ]]
+    """
+    rank = checks.positive_int("rank", rank, minimum=0)
+    checks.in_unit_interval("average", average)
+    if side is not None:
+        checks.one_of("side", side, SIDES)
+    how = SpectralFilter(power, residual, damping, scale)
+    of_updates = source == "gradient"
+    default = "singular" if of_updates else "input"
+    tracker = Tracker(
+        rank=max(rank, 1),
+        source=source,
+        side=default if side is None else side,
+        refresh_every=refresh_every,
+        num_blocks=num_blocks,
+        average=average,
+        layout=layout,
+        seed=seed,
+        cap_rank=not of_updates,
+        inert=how.is_identity or rank == 0,
+    )
+    if how.is_identity or (not of_updates and rank):
+        return tracked(tracker, lambda step: (_by_layer(step, how), step.spectral))
+    return _of_updates(tracker, how, rank)
+
+
+def _of_updates(
+    tracker: Tracker, how: SpectralFilter, rank: int
+) -> optax.GradientTransformationExtraArgs:
+    """The filter of updates by their own spectrum."""
+
+    @keep_shardings
+    def update_fn(
+        updates: optax.Updates,
+        state: SpectralState,
+        params: optax.Params | None = None,
+        *,
+        refresh: bool | None = None,
+        **extra: object,
+    ) -> tuple[optax.Updates, SpectralState]:
+        del extra
+        state, parts = follow_updates(tracker, state, updates, refresh=refresh)
+        leaves = array_leaves(updates)
+        views = tracker.views(updates if params is None else params)
+
+        def whiten(path: str, leaf: jax.Array) -> jax.Array:
+            if path not in views or path not in leaves:
+                return leaf
+            view = views[path]
+            matrix = as_matrices(view, leaf)
+            if path in parts:
+                result = _whitened(matrix, parts[path], how)
+            elif rank:
+                result = _whitened_exactly(matrix, how)
+            else:
+                result = _scaled(matrix, how)
+            shape = view.matrix_shape(leaf.shape)
+            return view.from_matrix(result.reshape(shape), leaf.shape).astype(leaf.dtype)
+
+        return map_paths(whiten, updates), state
+
+    return optax.GradientTransformationExtraArgs(tracker.init, update_fn)
+
+
+def _whitened(matrix: jax.Array, part: Followed, how: SpectralFilter) -> jax.Array:
+    """The filter with few eigenpairs."""
+    *_, a, b = matrix.shape
+    rest = 1 - jnp.sum(part.values, axis=-1)
+    factors = how.factors(part.values, rest, min(a, b))
+    strength = how.strength(factors, part.values, part.trace, part.trace, (a, b))
+    # Relative to the tail, which the update itself has.
+    tail = strength * factors.tail
+    head = strength[..., None] * factors.head - tail[..., None]
+    head = head * jnp.sqrt(part.trace)[..., None]
+    with jax.default_matmul_precision("highest"):
+        turned = (part.rotation * head[..., None, :]) @ part.rotation.mT
+        inside = linalg.expand(part.thin @ turned, part.vectors, part.side)
+    return tail[..., None, None] * matrix + inside
+
+
+def _whitened_exactly(matrix: jax.Array, how: SpectralFilter) -> jax.Array:
+    """The filter with all eigenpairs."""
+    *_, a, b = matrix.shape
+    trace = squared_norm(matrix)
+    norm = jnp.sqrt(trace)
+    unit = matrix / jnp.where(norm > 0, norm, 1)[..., None, None]
+    with jax.default_matmul_precision("highest"):
+        values, function = whole_space(unit if a >= b else unit.mT, how, min(a, b))
+        factors = how.factors(values, jnp.zeros_like(trace), min(a, b))
+        strength = how.strength(factors, values, trace, trace, (a, b))
+        function = function * strength[..., None, None]
+        return matrix @ function if a >= b else function @ matrix
+
+
+def _scaled(matrix: jax.Array, how: SpectralFilter) -> jax.Array:
+    """The filter without any eigenpair."""
+    *_, a, b = matrix.shape
+    trace = squared_norm(matrix)
+    none = jnp.zeros((*trace.shape, 0), trace.dtype)
+    factors = how.factors(none, jnp.ones_like(trace), min(a, b))
+    strength = how.strength(factors, none, trace, trace, (a, b))
+    return (strength * factors.tail)[..., None, None] * matrix
+
+
+def _by_layer(step: Step, how: SpectralFilter) -> optax.Updates:
+    """The updates of a step, each divided by the spectrum of what its layer saw."""
+
+    def whiten(path: str, leaf: jax.Array) -> jax.Array:
+        if path not in step.spaces:
+            return leaf
+        (space,) = step.spaces[path]
+        *_, window, d_in, d_out = space.view.matrix_shape(leaf.shape)
+        shape = window * d_in, d_out
+
+        def weigh(energies: jax.Array, total: jax.Array) -> Factors:
+            dtype = energies.dtype
+            values, trace = space.values.astype(dtype), space.trace.astype(dtype)
+            known = space.solved & (trace > 0)
+            unit = jnp.where(known, trace, 1)
+            shares = jnp.maximum(values, 0) / unit[..., None]
+            rest = 1 - jnp.sum(shares, axis=-1)
+            found = how.factors(shares, rest, space.vectors.shape[-2])
+            # A layer that nothing is known of is as if all its eigenvalues were one.
+            head = jnp.where(known[..., None], found.head, 1)
+            tail = jnp.where(known, found.tail, 1)
+            inside = energies / jnp.where(total > 0, total, 1)[..., None]
+            strength = how.strength(Factors(head, tail), inside, total, unit, shape)
+            return Factors(head * strength[..., None], tail * strength)
+
+        return space.filter(leaf, weigh)
+
+    return map_paths(whiten, step.updates)

@@ -8,17 +8,27 @@ step. The configs themselves, and what surrounds every optimizer, are in
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, NamedTuple
 
 import optax
 
 import dsbp_jax
 
-# From an `OptimizerConfig`, a schedule and a layout.
-Build = Callable[
-    [Any, optax.Schedule, dsbp_jax.Layout | None], optax.GradientTransformation
-]
+class Uses(NamedTuple):
+    """How the model uses its parameters.
+
+    Attributes:
+      layout: The matrix views of its kernels; None where they go by their shapes.
+      roles: What each leaf is for; None where every kernel counts as hidden.
+    """
+
+    layout: dsbp_jax.Layout | None = None
+    roles: Mapping[str, str] | None = None
+
+
+# From an `OptimizerConfig`, a schedule and what is known of the model.
+Build = Callable[[Any, optax.Schedule, Uses], optax.GradientTransformation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Optimizer:
       sam: How the point is perturbed at which it takes its gradient, if at all.
       spectral: Whether it keeps eigenbases of the layers.
       follows: Whether these may follow activations.
+      activations: Those that `update` wants always.
       chooses: Whether it chooses directions of its own, which coordinates have not.
     """
 
@@ -41,6 +52,7 @@ class Optimizer:
     sam: Literal["full", "spectral", "eigen"] | None = None
     spectral: bool = False
     follows: bool = False
+    activations: tuple[str, ...] = ()
     chooses: bool = False
 
     @property
@@ -75,38 +87,41 @@ def _with_decay(
     return optax.chain(decay, optimizer) if config.weight_decay else optimizer
 
 
-def _sgd(config, schedule, layout):
-    del layout
+def _sgd(config, schedule, uses):
+    del uses
     return _with_decay(config, optax.sgd(schedule))
 
 
-def _momentum(config, schedule, layout):
-    del layout
+def _momentum(config, schedule, uses):
+    del uses
     return _with_decay(config, optax.sgd(schedule, momentum=config.momentum))
 
 
-def _adam(config, schedule, layout):
-    del layout
+def _adam(config, schedule, uses):
+    del uses
     return _with_decay(config, optax.adam(schedule))
 
 
-def _adamw(config, schedule, layout):
-    del layout
+def _adamw(config, schedule, uses):
+    del uses
     return optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels)
 
 
 def dimension_numbers(
-    make: Callable[..., Any], layout: dsbp_jax.Layout | None
+    make: Callable[..., Any], uses: Uses
 ) -> Callable[[Any], Any] | None:
     """How the model uses its kernels, in the terms of `optax.contrib`.
 
     Without a layout these optimizers take the leaves with two axes. Convolutions and
-    stacks stay with their Adam.
+    stacks stay with their Adam; so does what is not hidden, where roles are known.
     """
+    layout, roles = uses
     if layout is None:
         return None
 
     def axes(path: str, leaf: Any) -> Any:
+        if roles is not None and roles.get(path) not in ("hidden", "first"):
+            return None
         if leaf.ndim == 2:  # a kernel, or the coordinates of any
             return make((0,), (1,))
         view = layout.get(path)
@@ -117,19 +132,19 @@ def dimension_numbers(
     return functools.partial(dsbp_jax.layers.map_paths, axes)
 
 
-def _muon(config, schedule, layout):
+def _muon(config, schedule, uses):
     return optax.contrib.muon(
         schedule,
         beta=config.momentum,
         weight_decay=config.weight_decay,
         consistent_rms=0.2,  # updates as large as Adam's, so one rate fits both parts
         muon_weight_dimension_numbers=dimension_numbers(
-            optax.contrib.MuonDimensionNumbers, layout
+            optax.contrib.MuonDimensionNumbers, uses
         ),
     )
 
 
-def _galore(config, schedule, layout):
+def _galore(config, schedule, uses):
     return optax.contrib.galore(
         schedule,
         rank=config.rank,
@@ -137,12 +152,12 @@ def _galore(config, schedule, layout):
         weight_decay=config.weight_decay,
         mask=kernels,
         weight_dimension_numbers=dimension_numbers(
-            optax.contrib.GaLoreDimensionNumbers, layout
+            optax.contrib.GaLoreDimensionNumbers, Uses(uses.layout)
         ),
     )
 
 
-def _dsbp(config, schedule, layout):
+def _dsbp(config, schedule, uses):
     optimizer = dsbp_jax.dsbp(
         schedule,
         config.rank,
@@ -152,30 +167,71 @@ def _dsbp(config, schedule, layout):
         momentum=config.momentum,
         decay=config.decay,
         refresh_every=config.refresh_every,
-        layout=layout,
+        layout=uses.layout,
     )
     return _with_decay(config, optimizer)
 
 
-def _subspace_adam(config, schedule, layout):
+def _subspace_adam(config, schedule, uses):
     optimizer = dsbp_jax.spectral_subspace(
         optax.adam(schedule),
         config.rank,
         residual=config.residual,
         refresh_every=config.refresh_every,
-        layout=layout,
+        layout=uses.layout,
     )
     return _with_decay(config, optimizer)
 
 
-def _dsbp_lie(config, schedule, layout):
+def _spectral_muon(config, schedule, uses, **options):
+    return dsbp_jax.spectral_muon(
+        schedule,
+        config.rank,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        refresh_every=config.refresh_every,
+        hidden=uses.roles,
+        layout=uses.layout,
+        **options,
+    )
+
+
+def _whitened_momentum(config, schedule, uses):
+    whitening = dsbp_jax.spectral_whitening(
+        config.rank,
+        scale="update",  # so that momentum's rates fit, and biases too
+        refresh_every=config.refresh_every,
+        layout=uses.layout,
+    )
+    return _decoupled(config, schedule, optax.trace(config.momentum), whitening)
+
+
+def _activation_whitening(config, schedule, uses):
+    whitening = dsbp_jax.spectral_whitening(
+        config.rank,
+        source="activation",
+        scale="update",
+        refresh_every=config.refresh_every,
+        layout=uses.layout,
+    )
+    return _decoupled(config, schedule, whitening, optax.trace(config.momentum))
+
+
+def _decoupled(config, schedule, *transforms):
+    """Transformations, weight decay outside of them, and the learning rate."""
+    decay = optax.add_decayed_weights(config.weight_decay, mask=kernels)
+    decays = [decay] if config.weight_decay else []
+    return optax.chain(*transforms, *decays, optax.scale_by_learning_rate(schedule))
+
+
+def _dsbp_lie(config, schedule, uses):
     optimizer = dsbp_jax.lie_rotation(
         schedule,
         rank=config.rank,
         momentum=config.momentum,
         radial=config.radial,
         refresh_every=config.refresh_every,
-        layout=layout,
+        layout=uses.layout,
     )
     return _with_decay(config, optimizer)
 
@@ -218,5 +274,34 @@ OPTIMIZERS: dict[str, Optimizer] = {
     ),
     "dsbp_lie": Optimizer(
         _dsbp_lie, 0.01, (0.001, 0.003, 0.01, 0.03), spectral=True, chooses=True
+    ),
+    "spectral_muon": Optimizer(
+        _spectral_muon, 3e-3, _OF_ADAM, spectral=True, chooses=True
+    ),
+    # Named settings of its filter.
+    "spectra": Optimizer(
+        functools.partial(_spectral_muon, damping=0.0),
+        3e-3,
+        _OF_ADAM,
+        spectral=True,
+        chooses=True,
+    ),
+    "low_rank_muon": Optimizer(
+        functools.partial(_spectral_muon, residual=0.0),
+        3e-3,
+        _OF_ADAM,
+        spectral=True,
+        chooses=True,
+    ),
+    "whitened_momentum": Optimizer(
+        _whitened_momentum, 0.05, _OF_MOMENTUM, spectral=True, chooses=True
+    ),
+    "activation_whitening": Optimizer(
+        _activation_whitening,
+        0.05,
+        _OF_MOMENTUM,
+        spectral=True,
+        activations=("inputs",),
+        chooses=True,
     ),
 }

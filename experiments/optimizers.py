@@ -16,7 +16,7 @@ import optax
 
 import dsbp_jax
 from experiments import checks
-from experiments.optimizer_table import OPTIMIZERS, kernels
+from experiments.optimizer_table import OPTIMIZERS, Uses, kernels
 
 Backprop = Literal["plain", "spectral", "coordinates"]
 BACKPROPS = typing.get_args(Backprop)
@@ -28,7 +28,8 @@ class OptimizerConfig:
 
     name: str = "dsbp"
     """One of sgd, momentum, sam, spectral_sam, eigen_sam, adam, adamw, muon, galore,
-    subspace_adam, dsbp, dsbp_sam, dsbp_lie."""
+    subspace_adam, dsbp, dsbp_sam, dsbp_lie, spectral_muon, spectra, low_rank_muon,
+    whitened_momentum, activation_whitening."""
 
     learning_rate: float | None = None
     """Peak learning rate. By default the one that the table has for the optimizer."""
@@ -138,8 +139,9 @@ class OptimizerConfig:
     @property
     def sides(self) -> tuple[str, ...]:
         """The activations that `update` wants of each layer; none for most."""
-        if self.source == "gradient" or not OPTIMIZERS[self.name].follows:
-            return ()
+        entry = OPTIMIZERS[self.name]
+        if self.source == "gradient" or not entry.follows:
+            return entry.activations
         return {"input": ("inputs",), "output": ("outputs",)}.get(
             self.side, ("inputs", "outputs")
         )
@@ -227,7 +229,7 @@ def build(
     num_steps: int,
     *,
     peak: float | jax.Array | None = None,
-    layout: dsbp_jax.Layout | None = None,
+    uses: Uses = Uses(),
     held: Collection[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optimizer that a config names.
@@ -236,7 +238,7 @@ def build(
       config: The optimizer and its options.
       num_steps: Steps of the whole run, for the schedule.
       peak: Peak learning rate in place of the config's; may be traced.
-      layout: How the model uses its kernels, for those that are spectral.
+      uses: How the model uses its parameters, for those that are spectral.
       held: Paths of the kernels that are held in coordinates, and decay when they are
         folded.
 
@@ -255,7 +257,7 @@ def build(
         )
         config = dataclasses.replace(config, weight_decay=0.0)
     entry = OPTIMIZERS[config.name]
-    optimizer = optax.chain(entry.build(config, schedule, layout), decay)
+    optimizer = optax.chain(entry.build(config, schedule, uses), decay)
     if entry.sam:
         optimizer = dsbp_jax.spectral_sam(
             optimizer,
@@ -266,6 +268,6 @@ def build(
             source=config.source,
             side=config.side,
             refresh_every=None if entry.sam == "eigen" else config.refresh_every,
-            layout=layout,
+            layout=uses.layout,
         )
     return optax.with_extra_args_support(optimizer)

@@ -48,7 +48,7 @@ class Probe:
     def __init__(self, classifier: Classifier, config: Config, split: data.Split):
         self.classifier = classifier
         self.rank = config.optimizer.rank
-        self._order = list(classifier.layout())  # that of the model; jit sorts
+        self._order = list(classifier.uses().layout)  # that of the model; jit sorts
         self.hessian_steps = config.probe.hessian_steps
         size = min(config.probe.batch_size, len(split))
         chosen = np.random.default_rng(0).choice(len(split), size, replace=False)

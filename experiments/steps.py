@@ -101,12 +101,13 @@ class Classifier:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), (logits, rest)
 
-    def layout(self) -> dsbp_jax.Layout:
-        """How the model uses its kernels."""
+    def uses(self) -> optimizers.Uses:
+        """How the model uses its parameters."""
         params, rest = jax.eval_shape(lambda: self.init(0))
         images = self.dataset.train.images[:1]
         forward = lambda *args: self.apply(*args, images, mode="eval")[0]
-        return dsbp_jax.layout(forward, params, rest)
+        layout = dsbp_jax.layout(forward, params, rest)
+        return optimizers.Uses(layout, dsbp_jax.roles(forward, params, rest))
 
 
 class Trainer:
@@ -122,7 +123,7 @@ class Trainer:
         self.classifier = classifier
         self.config = config
         self.num_steps = num_steps
-        self._layout = classifier.layout()
+        self._uses = classifier.uses()
         self.evaluation_step = jax.jit(self._evaluation_step)
         self._held: frozenset[str] = frozenset()
         self._step = jax.jit(self._train_step, donate_argnums=0)
@@ -165,7 +166,7 @@ class Trainer:
             self.config.optimizer,
             self.num_steps,
             peak=peak,
-            layout=self._layout,
+            uses=self._uses,
             held=self._held,
         )
 

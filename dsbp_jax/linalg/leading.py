@@ -11,7 +11,7 @@ is stored; on the input side V has a rows, and X is its transpose.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from dsbp_jax.batching import unbatched_max
 from dsbp_jax.linalg.basis import ascending_eigenpairs
 from dsbp_jax.linalg.operators import left_product
-from dsbp_jax.linalg.orthogonal import orthonormal_columns, polish
+from dsbp_jax.linalg.orthogonal import orthonormal_columns
 from dsbp_jax.meshes import vary, varying_axes
 
 
@@ -112,27 +112,33 @@ def follow_leading(
     most = unbatched_max(jnp.max(steps))
 
     def step(carry: tuple) -> tuple:
-        count, v, thin = carry
-        q = _each(orthonormal_columns, stacked(times, v))
-        image = stacked(times_transposed, q)
-        new = _each(orthonormal_columns, image)
-        # X ≈ Q·imageᵀ, and imageᵀ·V is a small matrix.
-        product = q @ ((image.mT @ new) * factor(scales))
+        count, v, *others = carry
+        scaled = lambda product: product * factor(scales)
+        q, _ = _each(orthonormal_columns, scaled(stacked(times, v)))
+        image = scaled(stacked(times_transposed, q))
+        new, gram = _each(orthonormal_columns, image)
+        found = new, gram, q, image.mT @ new  # X ≈ q·imageᵀ
         take = (count < jnp.maximum(steps, 1))[..., None, None]
-        return count + 1, jnp.where(take, new, v), jnp.where(take, product, thin)
+        pick = lambda new, old: jnp.where(take, new, old)
+        return count + 1, *map(pick, found, (v, *others))
 
     def moved() -> tuple[Leading, jax.Array]:
         rows = xs[0].shape[-2 if side == "output" else -1]
-        shape = (*steps.shape, rows, vectors.shape[-1])
-        start = (jnp.int32(0), vectors, jnp.zeros(shape, vectors.dtype))
+        rank = vectors.shape[-1]
+        zeros = lambda *shape: jnp.zeros((*steps.shape, *shape), vectors.dtype)
+        square = zeros(rank, rank)
+        start = (jnp.int32(0), vectors, square, zeros(rows, rank), square)
         start = vary(start, varying_axes(*xs, vectors))
-        _, v, thin = jax.lax.while_loop(lambda carry: carry[0] < most, step, start)
-        values, rotation = principal(thin)
-        v, close = _each(polish, v @ rotation)
-        ok = close & jnp.isfinite(jnp.sum(values, axis=-1)) & (steps >= 0)
+        going = lambda carry: carry[0] < most
+        _, v, gram, q, small = jax.lax.while_loop(going, step, start)
+        values, rotation = principal(small)
+        eye = jnp.broadcast_to(jnp.eye(rank, dtype=v.dtype), rotation.shape)
+        # One Newton-Schulz step on the way to the principal columns.
+        v = v @ ((1.5 * eye - 0.5 * gram) @ rotation)
+        ok = jnp.isfinite(jnp.sum(values, axis=-1) + jnp.sum(v, axis=(-2, -1)))
+        ok &= steps >= 0
         v = jnp.where(ok[..., None, None], v, vectors)
-        eye = jnp.broadcast_to(jnp.eye(v.shape[-1], dtype=v.dtype), rotation.shape)
-        return Leading(v, thin @ rotation, values, eye), ok
+        return Leading(v, q @ (small @ rotation), values, eye), ok
 
     def still() -> tuple[Leading, jax.Array]:
         thin = stacked(times, vectors) * factor(scales)
@@ -142,7 +148,7 @@ def follow_leading(
         return jax.lax.cond(most > 0, moved, still)
 
 
-def _each(function: Callable, stack: jax.Array) -> tuple | jax.Array:
+def _each(function: Callable, stack: jax.Array) -> Any:
     """A function of one matrix on each of a stack `(…, ·, ·)`."""
     batch, shape = stack.shape[:-2], stack.shape[-2:]
     matrices = stack.reshape(-1, *shape)

@@ -17,6 +17,9 @@ from dsbp_jax.batching import one_by_one, unbatched_max
 # of its input is within this distance of the identity.
 _GRAM_TOLERANCE = 0.3
 
+# What one Newton-Schulz step brings down to rounding.
+_CLOSE = 3e-3
+
 
 def _cholesky_qr(w: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One round: `w R⁻¹` with `RᵀR = wᵀw`, and that Gram matrix."""
@@ -102,32 +105,39 @@ def _extend(basis: jax.Array, block: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def orthonormal_columns(block: jax.Array) -> jax.Array:
-    """An orthonormal basis of what the columns of a block span.
+def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An orthonormal basis of what the columns of a block span, up to a small error.
+
+    One round of Cholesky-QR; where that is not enough, Householder QR.
 
     Args:
-      block: Shape `(d, k)`, `k ≤ d`, any rank and scale, finite.
+      block: Shape `(d, k)`, `k ≤ d`, any rank, finite, its squares too.
 
     Returns:
-      Shape `(d, k)`; directions that the block does not have are filled up.
+      Columns of shape `(d, k)`, orthonormal to 3e-3 in norm; directions that the block
+      does not have are filled up. And their Gram matrix, for `polish`.
 
     References:
       [P] Fukaya et al., CholeskyQR2, 2014.
 
     Example:
-      >>> print(jnp.abs(orthonormal_columns(jnp.array([[0.0], [2.0]]))))
+      >>> print(jnp.abs(orthonormal_columns(jnp.array([[0.0], [2.0]]))[0]))
       [[0.]
        [1.]]
     """
     with jax.default_matmul_precision("highest"):
-        block = unit_scale(block)[0]
         w, _ = _cholesky_qr(block)
-        w, gram = _cholesky_qr(w)
-        broke_down = ~_is_identity(gram, _GRAM_TOLERANCE)
+        gram = w.T @ w
+        broke_down = ~_is_identity(gram, _CLOSE)
+
+        def householder() -> tuple[jax.Array, jax.Array]:
+            return orthonormal(block), jnp.eye(*gram.shape, dtype=gram.dtype)
+
         robust = jax.lax.cond(
-            unbatched_max(broke_down) > 0, lambda: orthonormal(block), lambda: w
+            unbatched_max(broke_down) > 0, householder, lambda: (w, gram)
         )
-        return jnp.where(broke_down, robust, w)
+        pick = lambda a, b: jnp.where(broke_down, a, b)
+        return jax.tree.map(pick, robust, (w, gram))
 
 
 def unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -173,5 +183,5 @@ def polish(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     gram = vectors.T @ vectors
     identity = jnp.eye(vectors.shape[1], dtype=vectors.dtype)
-    close = _is_identity(gram, 3e-3)
+    close = _is_identity(gram, _CLOSE)
     return vectors @ (1.5 * identity - 0.5 * gram), close

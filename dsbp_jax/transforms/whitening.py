@@ -174,8 +174,9 @@ def _whitened(matrix: jax.Array, part: Followed, how: SpectralFilter) -> jax.Arr
     rest = 1 - jnp.sum(part.values, axis=-1)
     factors = how.factors(part.values, rest, min(a, b))
     strength = how.strength(factors, part.values, part.trace, part.trace, (a, b))
-    # Relative to the tail, which the update itself has.
-    tail = strength * factors.tail
+    # Relative to the tail, which the update itself has. Behind the barrier scalars are
+    # computed once, and not for each entry of the kernel.
+    tail = jax.lax.optimization_barrier(strength * factors.tail)
     head = strength[..., None] * factors.head - tail[..., None]
     head = head * jnp.sqrt(part.trace)[..., None]
     with jax.default_matmul_precision("highest"):
@@ -205,7 +206,7 @@ def _scaled(matrix: jax.Array, how: SpectralFilter) -> jax.Array:
     none = jnp.zeros((*trace.shape, 0), trace.dtype)
     factors = how.factors(none, jnp.ones_like(trace), min(a, b))
     strength = how.strength(factors, none, trace, trace, (a, b))
-    return (strength * factors.tail)[..., None, None] * matrix
+    return jax.lax.optimization_barrier(strength * factors.tail)[..., None, None] * matrix
 
 
 def _by_layer(step: Step, how: SpectralFilter) -> optax.Updates:

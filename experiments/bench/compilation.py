@@ -28,7 +28,7 @@ from experiments.bench.step import (
 )
 from experiments.models.resnet import ResNet18
 from experiments.models.vit import EncoderBlock
-from experiments.optimizer_table import dimension_numbers
+from experiments.optimizer_table import Uses, dimension_numbers
 
 # What counts as an instruction in the text of a compiled program.
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = ", re.MULTILINE)
@@ -141,7 +141,7 @@ def transforms(layout: dsbp_jax.Layout) -> dict[str, optax.GradientTransformatio
     """Optimizers by name, ours and optax's."""
     adam = optax.adam(1e-3)
     shared = {"refresh_every": EVERY, "layout": layout}
-    numbers = dimension_numbers(optax.contrib.MuonDimensionNumbers, layout)
+    numbers = dimension_numbers(optax.contrib.MuonDimensionNumbers, Uses(layout))
     return {
         "adam": adam,
         "muon": optax.contrib.muon(1e-3, muon_weight_dimension_numbers=numbers),

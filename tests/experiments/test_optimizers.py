@@ -125,6 +125,8 @@ def test_biases_do_not_decay(name):
     assert np.all(new["kernel"] < params["kernel"])
 
 
-def test_the_layout_is_read_off_the_model():
-    layout = trainer_of(OptimizerConfig()).classifier.layout()
-    assert set(layout) == {"layers/0/kernel", "head/kernel"}
+def test_layout_and_roles_are_read_off_the_model():
+    uses = trainer_of(OptimizerConfig()).classifier.uses()
+    assert set(uses.layout) == {"layers/0/kernel", "head/kernel"}
+    kernels = {path: uses.roles[path] for path in uses.layout}
+    assert kernels == {"layers/0/kernel": "first", "head/kernel": "head"}

@@ -32,6 +32,7 @@ from dsbp_jax.tracking import (
     bases as bases,
     diagnostics as diagnostics,
     eigenspaces as eigenspaces,
+    static_args as static_args,
 )
 from dsbp_jax.transforms import (
     add_spectral_decay as add_spectral_decay,

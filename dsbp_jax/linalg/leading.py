@@ -114,10 +114,11 @@ def follow_leading(
     def step(carry: tuple) -> tuple:
         count, v, *others = carry
         scaled = lambda product: product * factor(scales)
-        q, _ = _each(orthonormal_columns, scaled(stacked(times, v)))
-        image = scaled(stacked(times_transposed, q))
-        new, gram = _each(orthonormal_columns, image)
-        found = new, gram, q, image.mT @ new  # X ≈ q·imageᵀ
+        q, near = _each(orthonormal_columns, scaled(stacked(times, v)))
+        q = q @ near
+        image = scaled(stacked(times_transposed, q))  # X ≈ q·imageᵀ
+        new, near = _each(orthonormal_columns, image)
+        found = new, near, q, (image.mT @ new) @ near
         take = (count < jnp.maximum(steps, 1))[..., None, None]
         pick = lambda new, old: jnp.where(take, new, old)
         return count + 1, *map(pick, found, (v, *others))
@@ -130,11 +131,10 @@ def follow_leading(
         start = (jnp.int32(0), vectors, square, zeros(rows, rank), square)
         start = vary(start, varying_axes(*xs, vectors))
         going = lambda carry: carry[0] < most
-        _, v, gram, q, small = jax.lax.while_loop(going, step, start)
+        _, v, near, q, small = jax.lax.while_loop(going, step, start)
         values, rotation = principal(small)
         eye = jnp.broadcast_to(jnp.eye(rank, dtype=v.dtype), rotation.shape)
-        # One Newton-Schulz step on the way to the principal columns.
-        v = v @ ((1.5 * eye - 0.5 * gram) @ rotation)
+        v = v @ (near @ rotation)
         ok = jnp.isfinite(jnp.sum(values, axis=-1) + jnp.sum(v, axis=(-2, -1)))
         ok &= steps >= 0
         v = jnp.where(ok[..., None, None], v, vectors)

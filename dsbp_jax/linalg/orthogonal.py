@@ -17,8 +17,9 @@ from dsbp_jax.batching import one_by_one, unbatched_max
 # of its input is within this distance of the identity.
 _GRAM_TOLERANCE = 0.3
 
-# What one Newton-Schulz step brings down to rounding.
+# What one Newton-Schulz step brings down to some eps, and to less than one.
 _CLOSE = 3e-3
+_NEAR = 3e-4
 
 
 def _cholesky_qr(w: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -106,38 +107,41 @@ def _extend(basis: jax.Array, block: jax.Array) -> jax.Array:
 
 @jax.jit
 def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An orthonormal basis of what the columns of a block span, up to a small error.
+    """An orthonormal basis of what the columns of a block span, in two factors.
 
-    One round of Cholesky-QR; where that is not enough, Householder QR.
+    One round of Cholesky-QR, or where that is not enough `extend_basis`, and one
+    Newton-Schulz step that is left to the caller, who may have products to join it with.
 
     Args:
       block: Shape `(d, k)`, `k ≤ d`, any rank, finite, its squares too.
 
     Returns:
-      Columns of shape `(d, k)`, orthonormal to 3e-3 in norm; directions that the block
-      does not have are filled up. And their Gram matrix, for `polish`.
+      Columns W of shape `(d, k)` and a matrix N of shape `(k, k)`, near the identity:
+      WN is orthonormal. Directions that the block does not have are filled up.
 
     References:
-      [P] Fukaya et al., CholeskyQR2, 2014.
+      [P] Fukaya et al., CholeskyQR2, 2014; Björck and Bowie, 1971, as in `polish`.
 
     Example:
-      >>> print(jnp.abs(orthonormal_columns(jnp.array([[0.0], [2.0]]))[0]))
+      >>> w, n = orthonormal_columns(jnp.array([[0.0], [2.0]]))
+      >>> print(jnp.abs(w @ n))
       [[0.]
        [1.]]
     """
     with jax.default_matmul_precision("highest"):
         w, _ = _cholesky_qr(block)
         gram = w.T @ w
-        broke_down = ~_is_identity(gram, _CLOSE)
+        rough = ~_is_identity(gram, _NEAR)
 
-        def householder() -> tuple[jax.Array, jax.Array]:
-            return orthonormal(block), jnp.eye(*gram.shape, dtype=gram.dtype)
+        def better() -> tuple[jax.Array, jax.Array]:
+            nothing = jnp.zeros((len(block), 0), block.dtype)
+            identity = jnp.eye(*gram.shape, dtype=gram.dtype)
+            return extend_basis(nothing, block), identity
 
-        robust = jax.lax.cond(
-            unbatched_max(broke_down) > 0, householder, lambda: (w, gram)
-        )
-        pick = lambda a, b: jnp.where(broke_down, a, b)
-        return jax.tree.map(pick, robust, (w, gram))
+        robust = jax.lax.cond(unbatched_max(rough) > 0, better, lambda: (w, gram))
+        pick = lambda a, b: jnp.where(rough, a, b)
+        w, gram = jax.tree.map(pick, robust, (w, gram))
+        return w, 1.5 * jnp.eye(*gram.shape, dtype=gram.dtype) - 0.5 * gram
 
 
 def unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -64,6 +64,7 @@ from dsbp_jax.tracking.tracker import (
     SpectralState as SpectralState,
     Tracker as Tracker,
     empty_state as empty_state,
+    static_args as static_args,
 )
 from dsbp_jax.tracking.transform import (
     Step as Step,

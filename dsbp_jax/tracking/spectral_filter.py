@@ -80,7 +80,8 @@ class SpectralFilter:
         """`x^(−s)`; a direction that is not there has no inverse."""
         power = jnp.asarray(self.power, values.dtype)
         there = values > 0
-        return jnp.where(there, jnp.where(there, values, 1) ** -power, power == 0)
+        inverse = jnp.where(there, values, 1) ** -power
+        return jnp.where(there, inverse, (power == 0).astype(values.dtype))
 
     def strength(
         self,

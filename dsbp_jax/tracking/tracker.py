@@ -12,10 +12,11 @@ The schedule: a leaf is solved from cold the first time that it sees a gradient
 
 import dataclasses
 import functools
+import inspect
 import math
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,29 @@ from dsbp_jax.tracking.tracked_basis import Label, TrackedBasis
 #: `optax.inject_hyperparams(dsbp_jax.dsbp, static_args=dsbp_jax.STATIC_ARGS)`,
 #: which would otherwise turn ints into arrays and call `layout` as a schedule.
 STATIC_ARGS = ("rank", "refresh_every", "num_blocks", "tolerance", "layout", "seed")
+
+# Of some transforms only; optax wants no name that a factory does not have.
+_ALSO_STATIC = ("average", "hidden", "nesterov", "scale")
+
+
+def static_args(factory: Callable[..., Any]) -> tuple[str, ...]:
+    """The arguments that `optax.inject_hyperparams` must leave static, of any transform.
+
+    Args:
+      factory: A function of this package that makes a transform.
+
+    Returns:
+      Those names of `STATIC_ARGS`, and more of its kind, that it has.
+
+    Example:
+      >>> import dsbp_jax, optax
+      >>> static = static_args(dsbp_jax.spectral_muon)
+      >>> static
+      ('rank', 'refresh_every', 'layout', 'seed', 'hidden', 'nesterov', 'scale')
+      >>> tx = optax.inject_hyperparams(dsbp_jax.spectral_muon, static_args=static)(1e-3)
+    """
+    known = inspect.signature(factory).parameters
+    return tuple(name for name in (*STATIC_ARGS, *_ALSO_STATIC) if name in known)
 
 
 #: What bases can follow; the last one needs params.

@@ -123,7 +123,20 @@ def spectral_muon(
         mask=_matrices,
     )
     labels = lambda params: labels_of(params, hidden, layout)
-    return optax.partition({"whitened": whitened, "adamw": adam}, labels)
+    parts = optax.partition({"whitened": whitened, "adamw": adam}, labels)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        new, state = parts.update(updates, state, params, **extra)
+        # Momentum is wider than the gradients of narrow params.
+        same = lambda leaf, old: leaf.astype(old.dtype)
+        return jax.tree.map(same, new, updates), state
+
+    return optax.GradientTransformationExtraArgs(parts.init, update_fn)
 
 
 def labels_of(params: optax.Params, hidden: Hidden, layout: LayoutLike) -> Any:

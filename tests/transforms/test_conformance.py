@@ -20,7 +20,8 @@ from tests.transforms import models
 
 # So many Krylov blocks that these small leaves are solved exactly: what is compared
 # here is the transform, not the convergence.
-SHARED = {"layout": models.LAYOUT, "num_blocks": 12}
+BARE = {"layout": models.LAYOUT}
+SHARED = {**BARE, "num_blocks": 12}
 
 
 def basis(dim, *batch):
@@ -98,6 +99,18 @@ TRANSFORMS = {
     "project_away": functools.partial(
         dsbp_jax.project_away, SOURCE_BASES, layout=models.LAYOUT
     ),
+    "spectral_whitening": functools.partial(
+        dsbp_jax.spectral_whitening, 3, residual=0.9, refresh_every=2, **SHARED
+    ),
+    "spectral_muon": functools.partial(
+        dsbp_jax.spectral_muon,
+        0.1,
+        3,
+        weight_decay=0.1,
+        refresh_every=2,
+        hidden=lambda path, leaf: path != "attention",
+        layout=models.LAYOUT,
+    ),
     "track_bases": functools.partial(
         dsbp_jax.track_bases, 3, refresh_every=2, **SHARED
     ),
@@ -106,10 +119,25 @@ UNTRACKED = ("add_spectral_transfer", "project_away")
 # Those that hand whatever is no matrix to an optimizer of optax.
 OPTIMIZERS = [
     TRANSFORMS[name]
-    for name in ("dsbp", "spectral_subspace", "spectral_sam", "lie_rotation")
+    for name in (
+        "dsbp",
+        "spectral_subspace",
+        "spectral_sam",
+        "lie_rotation",
+        "spectral_muon",
+    )
 ]
 
-transforms = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
+# optax's adamw promotes.
+PROMOTES = {"spectral_muon": pytest.mark.promotes}
+
+transforms = pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=PROMOTES.get(name, ()))
+        for name, make in TRANSFORMS.items()
+    ],
+)
 dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 
 
@@ -266,6 +294,8 @@ INJECTED = {
         "strength",
     ),
     "project_away": ({"source_bases": SOURCE_BASES}, "energy"),
+    "spectral_whitening": ({"rank": 3}, "power"),
+    "spectral_muon": ({"learning_rate": 0.1, "rank": 3}, "residual"),
 }
 
 
@@ -274,8 +304,8 @@ def test_injected_hyperparams_in_bfloat16(name):
     """optax hands them over as arrays in the params' dtype."""
     factory = getattr(dsbp_jax, name)
     arguments, number = INJECTED[name]
-    shared = {"layout": models.LAYOUT} if name in UNTRACKED else SHARED
-    static = "layout" if name in UNTRACKED else dsbp_jax.STATIC_ARGS
+    shared = SHARED if "num_blocks" in dsbp_jax.static_args(factory) else BARE
+    static = dsbp_jax.static_args(factory)
     tx = optax.inject_hyperparams(factory, static_args=static)(
         **arguments, **{number: 0.2}, **shared
     )
@@ -287,12 +317,14 @@ def test_injected_hyperparams_in_bfloat16(name):
     assert_same_types(updates, params)
 
 
-@pytest.mark.parametrize("name", INJECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=PROMOTES.get(name, ())) for name in INJECTED]
+)
 def test_injected_hyperparams_follow_the_plain_trajectory(name):
     factory = getattr(dsbp_jax, name)
     arguments, number = INJECTED[name]
-    shared = {"layout": models.LAYOUT} if name in UNTRACKED else SHARED
-    static = "layout" if name in UNTRACKED else dsbp_jax.STATIC_ARGS
+    shared = SHARED if "num_blocks" in dsbp_jax.static_args(factory) else BARE
+    static = dsbp_jax.static_args(factory)
     complete = with_gradients if name == "spectral_sam" else lambda tx: tx
     make = lambda value: complete(
         optax.inject_hyperparams(factory, static_args=static)(

@@ -4,8 +4,8 @@ Eight host devices stand in for a mesh, and the package itself is held to strict
 dtype and rank promotion (third-party code under test is not). Compiling is most of
 the suite's time: machine code is not optimised, fusions are emitted in the older way
 where jaxlib still has it, which compiles in half the time, a program is compiled in one
-piece (in many, for more cores than the two processes leave, costs 7 %), and programs
-are kept between tests.
+piece (in many, for more cores than the two processes leave, costs 7 %), and all
+programs, however small, are kept between tests and runs.
 """
 
 import gc
@@ -37,7 +37,7 @@ def pytest_configure(config):
     gc.set_threshold(50_000)
     folder = str(config.cache.mkdir("compiled"))
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 # What the package's own tests live in; those of experiments run whole programs.

@@ -53,10 +53,13 @@ def test_each_device_trains_params_of_its_own(tx):
         params = {"w": w, "v": v}
         state = tx.init(params)
         loss = lambda p: jnp.mean((jnp.tanh(x @ p["w"]) @ p["v"]) ** 2)
-        for _ in range(3):
+
+        def step(carry, _):
+            params, state = carry
             updates, state = tx.update(jax.grad(loss)(params), state, params)
-            params = optax.apply_updates(params, updates)
-        return params
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, state), length=3)[0][0]
 
     args = normal(2, 12, 12), normal(2, 12, 12, seed=1), normal(2, 32, 12, seed=2)
     found = on_two_devices(train)(*args)

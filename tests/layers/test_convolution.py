@@ -8,6 +8,7 @@ import pytest
 from dsbp_jax.layers.convolution import convolve
 from dsbp_jax.layers.finder import array_leaves, trace
 from dsbp_jax.layers.rewrite import evaluate
+from tests.layers.models import normal
 
 CASES = {
     "one by one": dict(window=(1, 1)),
@@ -32,7 +33,6 @@ def problem(
     taps = dict(zip("HW" if len(window) == 2 else "W", window, strict=True))
     shape = [sizes[name] for name in layout[0]]
     kernel = [{**sizes, **taps}[name] for name in layout[1]]
-    keys = jax.random.split(jax.random.key(0))
 
     def fn(params, x):
         return jax.lax.conv_general_dilated(
@@ -44,11 +44,7 @@ def problem(
             **kw,
         )
 
-    return (
-        fn,
-        {"w": jax.random.normal(keys[0], kernel)},
-        jax.random.normal(keys[1], shape),
-    )
+    return fn, {"w": normal(*kernel)}, normal(*shape, seed=1)
 
 
 def as_products(fn):
@@ -67,7 +63,7 @@ def as_products(fn):
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_convolution(case):
     fn, params, x = problem(**CASES[case])
-    expected, actual = fn(params, x), as_products(fn)(params, x)
+    expected, actual = fn(params, x), jax.jit(as_products(fn))(params, x)
     assert actual.dtype == expected.dtype
     np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
     program = jax.make_jaxpr(as_products(fn))(params, x)
@@ -76,10 +72,12 @@ def test_equals_the_convolution(case):
 
 def test_gradients_agree_under_vmap_over_kernels():
     fn, params, x = problem((3, 3), strides=(2, 2))
-    kernels = jax.random.normal(jax.random.key(1), (3, *params["w"].shape))
+    kernels = normal(3, *params["w"].shape, seed=2)
     loss = lambda fn: lambda w, x: jnp.sum(jnp.sin(fn({"w": w}, x)))
-    grads = lambda fn: jax.vmap(jax.grad(loss(fn), (0, 1)), (0, None))(kernels, x)
-    for actual, expected in zip(grads(as_products(fn)), grads(fn), strict=True):
+    grads = lambda fn: jax.jit(jax.vmap(jax.grad(loss(fn), (0, 1)), (0, None)))
+    for actual, expected in zip(
+        grads(as_products(fn))(kernels, x), grads(fn)(kernels, x), strict=True
+    ):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -146,18 +146,18 @@ def test_a_transposed_convolution_that_flips_its_kernel():
 def test_training_of_a_flipped_kernel():
     loss = lambda p, x: jnp.mean((x @ p["w"][::-1, ::-1]) ** 2)
     params, x = {"w": normal(16, 16)}, normal(64, 16, seed=1)
-    wanted = jax.grad(loss)(params, x)["w"]
+    wanted = np.asarray(jax.jit(jax.grad(loss))(params, x)["w"])
     backprop = spectral_backprop(loss, rank=4)
-    state = backprop.init(params, x, key=jax.random.key(0))
-    _, grads, _ = backprop.value_and_grad(params, state, x)
-    basis = state.columns.activation.tracked["input"]["w"].basis.vectors
+    state = jax.jit(backprop.init)(params, x, key=jax.random.key(0))
+    _, grads, _ = jax.jit(backprop.value_and_grad)(params, state, x)
+    basis = np.asarray(state.columns.activation.tracked["input"]["w"].basis.vectors)
     projected = basis @ (basis.T @ wanted)
     np.testing.assert_allclose(grads["w"], projected, atol=1e-5)
 
     coordinates = spectral_coordinates(loss, rank=4, tracking=0)
-    coords, frame = coordinates.init(params, x, key=jax.random.key(0))
-    _, grads = coordinates.value_and_grad(coords, frame, x)
-    basis = frame.columns.activation.tracked["input"]["w"].basis.vectors
+    coords, frame = jax.jit(coordinates.init)(params, x, key=jax.random.key(0))
+    _, grads = jax.jit(coordinates.value_and_grad)(coords, frame, x)
+    basis = np.asarray(frame.columns.activation.tracked["input"]["w"].basis.vectors)
     np.testing.assert_allclose(grads["w"], basis.T @ wanted, atol=1e-5)
     # The inputs' covariance is that of the leaf's own order.
     _, seen = capture_activations(loss)(params, x)

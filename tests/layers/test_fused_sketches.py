@@ -34,16 +34,16 @@ def test_sketches_leave_the_parts_whole():
     assert table["a"].no_sketch == table["d"].no_sketch == "part of a fused kernel"
     assert "0% (part of a fused kernel)" in str(table)
     assert not table["first"].no_sketch
-    wanted_value, wanted = jax.value_and_grad(mixed_loss)(MIXED, ROWS)
+    wanted_value, wanted = jax.jit(jax.value_and_grad(mixed_loss))(MIXED, ROWS)
 
     backprop = spectral_backprop(mixed_loss, rank=4)
-    state = backprop.init(MIXED, ROWS, key=jax.random.key(0))
+    state = jax.jit(backprop.init)(MIXED, ROWS, key=jax.random.key(0))
     value, grads, _ = jax.jit(backprop.value_and_grad)(MIXED, state, ROWS)
     close(value, wanted_value)
     jax.tree.map(close, grads | {"first": 0}, wanted | {"first": 0})
 
     coordinates = spectral_coordinates(mixed_loss, rank=4)
-    coords, frame = coordinates.init(MIXED, ROWS, key=jax.random.key(0))
+    coords, frame = jax.jit(coordinates.init)(MIXED, ROWS, key=jax.random.key(0))
     assert set(frame.kernels) == {"first"}
     value, grads = jax.jit(coordinates.value_and_grad)(coords, frame, ROWS)
     close(value, wanted_value)

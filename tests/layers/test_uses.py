@@ -241,7 +241,7 @@ def hashed(params, x):
 def test_a_path_may_hold_the_mark_of_further_uses():
     x = normal(64, 12, seed=2)
     assert list(layout(hashed, HASHES, x)) == ["a#b", "w#1"]
-    _, found = capture_activations(hashed)(HASHES, x)
+    _, found = jax.jit(capture_activations(hashed))(HASHES, x)
     assert {name: layer.inputs.shape for name, layer in found.items()} == {
         "a#b": (64, 12),
         "w#1": (64, 16),
@@ -249,13 +249,13 @@ def test_a_path_may_hold_the_mark_of_further_uses():
     report = dsbp_jax.explain(hashed, HASHES, x, rank=4)
     assert not any("further" in entry.reason for entry in report.values())
     backprop = dsbp_jax.spectral_backprop(hashed, 4, refresh_every=2)
-    state = backprop.init(HASHES, x, key=jax.random.key(0))
+    state = jax.jit(backprop.init)(HASHES, x, key=jax.random.key(0))
     _, grads, state = jax.jit(backprop.value_and_grad)(HASHES, state, x)
-    exact = jax.grad(hashed)(HASHES, x)
+    exact = jax.jit(jax.grad(hashed))(HASHES, x)
     bases = dsbp_jax.bases(state)
     assert set(bases) == set(HASHES)
     training = dsbp_jax.spectral_coordinates(hashed, 4)
-    coords, frame = training.init(HASHES, x, key=jax.random.key(0))
+    coords, frame = jax.jit(training.init)(HASHES, x, key=jax.random.key(0))
     assert set(frame.kernels) == set(HASHES)
     for path, gradient in grads.items():
         assert np.linalg.norm(gradient) < np.linalg.norm(exact[path])

@@ -250,12 +250,13 @@ def test_under_x64_everything_stays_float32():
     with jax.enable_x64(True):
         x = jnp.asarray(factor(SPECTRA["geometric"]))
         assert x.dtype == jnp.float64
-        basis = linalg.top_eigenpairs(linalg.gram(x), RANK, key=KEY)
+        basis = top(linalg.gram(x), RANK, key=KEY)
         start = linalg.init_basis(DIM, RANK, key=KEY)
-        warm = linalg.refresh_basis(linalg.gram(x), start, num_blocks=4)
+        refreshed = jax.jit(linalg.refresh_basis, static_argnames="num_blocks")
+        warm = refreshed(linalg.gram(x), start, num_blocks=4)
         for leaf in jax.tree.leaves((basis, start, warm)):
             assert leaf.dtype == jnp.float32
-        lanczos = linalg.lanczos(linalg.matrix(x.T @ x), x[0], 4)
+        lanczos = jax.jit(lambda x: linalg.lanczos(linalg.matrix(x.T @ x), x[0], 4))(x)
         assert {leaf.dtype for leaf in lanczos} == {jnp.dtype("float32")}
 
 

@@ -9,7 +9,7 @@ KEY = jax.random.key(0)
 
 
 def dense(operator):
-    return np.asarray(operator.matmat(jnp.eye(operator.dim)))
+    return np.asarray(jax.jit(operator.matmat)(np.eye(operator.dim, dtype=np.float32)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -39,13 +39,13 @@ def test_hessian_and_gauss_newton_against_dense():
     params = {"b": jnp.ones(2), "w": jax.random.normal(KEY, (3, 2))}
     x = jax.random.normal(KEY, (4, 3))
     flat, unravel = jax.flatten_util.ravel_pytree(params)
-    exact = jax.hessian(lambda p: loss_fn(unravel(p), x))(flat)
+    exact = jax.jit(jax.hessian(lambda p: loss_fn(unravel(p), x)))(flat)
     operator = linalg.hessian(loss_fn, params, x)
     np.testing.assert_allclose(dense(operator), exact, atol=1e-4)
     assert operator.trace == 0  # not known, and no NaN in anybody's state
 
     model = lambda p, x: jnp.tanh(x @ p["w"] + p["b"])
-    jacobian = jax.jacobian(lambda p: model(unravel(p), x).ravel())(flat)
+    jacobian = jax.jit(jax.jacobian(lambda p: model(unravel(p), x).ravel()))(flat)
     operator = linalg.gauss_newton(lambda y: jnp.sum(y**2), model, params, x)
     np.testing.assert_allclose(dense(operator), 2 * jacobian.T @ jacobian, atol=1e-4)
 

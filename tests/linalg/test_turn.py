@@ -70,18 +70,15 @@ def test_derivatives_of_first_and_second_order(left, retraction, size):
 
 @retractions
 def test_batches_and_their_derivatives(retraction):
-    v = jnp.stack([V, jnp.linalg.qr(normal(7, 2, seed=5))[0]])
+    v = jnp.asarray(np.linalg.qr(normal(2, 7, 2, seed=5))[0])
     w, y = normal(2, 7, 5), 0.3 * normal(2, 7, 2, seed=1)
-    turn = Turn(v, left=True)
-    run = lambda y: turn.rotate(w, y, retraction)
-    one = lambda i: Turn(v[i], left=True).rotate(w[i], y[i], retraction)
-    np.testing.assert_allclose(run(y), jnp.stack([one(0), one(1)]), atol=1e-6)
-    grads = jax.vmap(
-        lambda v, w, y: jax.grad(
-            lambda y: Turn(v, left=True).rotate(w, y, retraction).sum()
-        )(y)
-    )(v, w, y)
-    expected = jax.grad(lambda y: run(y).sum())(y)
+    turned = lambda v, w, y: Turn(v, left=True).rotate(w, y, retraction)
+    run = jax.jit(turned)
+    alone = np.stack([run(*one) for one in zip(v, w, y, strict=True)])
+    np.testing.assert_allclose(run(v, w, y), alone, atol=1e-6)
+    gradient = jax.grad(lambda y, v, w: turned(v, w, y).sum())
+    grads = jax.jit(jax.vmap(gradient))(y, v, w)
+    expected = jax.jit(gradient)(y, v, w)
     np.testing.assert_allclose(grads, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -176,7 +176,7 @@ def test_given_bases_that_do_not_fit():
 def test_bases_of_both_sides_of_an_outer_optimizer():
     params, tasks = problem()
     outer = dsbp_jax.track_bases(RANK, side="both", num_blocks=3)
-    _, state = outer.update(params, outer.init(params), params)
+    _, state = jax.jit(outer.update)(params, outer.init(params), params)
     spaces = dsbp_jax.eigenspaces(state)
     inner = dsbp_jax.spectral_projection(RANK, side="both")
     learner = meta.maml(loss_fn, optax.chain(inner, optax.sgd(0.1)), 1)
@@ -186,8 +186,8 @@ def test_bases_of_both_sides_of_an_outer_optimizer():
         return dsbp_jax.layers.map_paths(change, updates)
 
     reference = optax.chain(optax.stateless(project), optax.sgd(0.1))
-    expected = models.unrolled(loss_fn, reference, 1)(params, tasks)
-    actual = learner.meta_loss(params, tasks, bases=spaces)
+    expected = jax.jit(models.unrolled(loss_fn, reference, 1))(params, tasks)
+    actual = jax.jit(learner.meta_loss)(params, tasks, bases=spaces)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -18,7 +19,7 @@ def basis(dim, rank=2):
 
 def trained(tx, params):
     grads = {name: normal(*leaf.shape, seed=3) for name, leaf in params.items()}
-    return tx.update(grads, tx.init(params), params)[1]
+    return jax.jit(tx.update)(grads, tx.init(params), params)[1]
 
 
 def test_a_label_is_taken_at_its_word():
@@ -81,7 +82,7 @@ def test_masked_leaves_are_ignored_and_a_wrong_tree_is_not():
 
 
 def step(tx, params):
-    return tx.update(params, tx.init(params), params)
+    return jax.jit(tx.update)(params, tx.init(params), params)
 
 
 CONSUMERS = {
@@ -115,7 +116,7 @@ def test_sam_perturbs_in_the_space_that_the_label_names():
     g = jnp.zeros((6, 6)).at[0].set(normal(6))
     params = {"w": jnp.zeros((6, 6))}
     tx = dsbp_jax.spectral_subspace(optax.sgd(0.1), 1, side="input")
-    _, state = tx.update({"w": g}, tx.init(params), params)
+    _, state = jax.jit(tx.update)({"w": g}, tx.init(params), params)
     seen = []
     record = lambda p: (seen.append(p["w"]), (0.0, {"w": g}))[1]
     dsbp_jax.sam_value_and_grad(

@@ -17,7 +17,7 @@ def test_eigenspaces_come_with_their_labels_from_anywhere():
         optax.masked(dsbp_jax.track_bases(2, side="both"), {"w": True, "v": False}),
         dsbp_jax.add_spectral_decay(0.1, source="gradient"),
     )
-    _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    _, state = jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
     spaces = dsbp_jax.eigenspaces(state)
     labels = lambda found: [(one.side, one.rank) for one in found]
     assert labels(spaces["w"]) == [("input", 2), ("output", 2), ("output", 1)]
@@ -41,7 +41,7 @@ def test_labels_survive_serialisation_jit_and_flax():
     serialization = pytest.importorskip("flax.serialization")
     layout = Layout((("w", MatrixView((1,), (0,))), ("v", MatrixView((0,), (1,)))))
     tx = dsbp_jax.spectral_projection(2, layout=layout)
-    _, state = tx.update(PARAMS, tx.init(PARAMS))
+    _, state = jax.jit(tx.update)(PARAMS, tx.init(PARAMS))
     text = serialization.to_bytes(state)
     restored = serialization.from_bytes(tx.init(PARAMS), text)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
@@ -65,7 +65,7 @@ def test_an_old_checkpoint_opens(tmp_path, dtype):
 
     params = {name: leaf.astype(dtype) for name, leaf in PARAMS.items()}
     tx = dsbp_jax.dsbp(0.1, 2)
-    _, state = tx.update(params, tx.init(params), params)
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
     as_dict = lambda entry: {
         "basis": dict(entry.basis._asdict()),
         **{name: getattr(entry, name) for name in ("drift", "refreshes", "failures")},

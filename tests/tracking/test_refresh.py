@@ -38,7 +38,7 @@ def test_one_expert_of_a_stack_may_stay_cold():
     stack = normal(3, 8, 6).at[1].set(0)
     state = tx.init({"w": stack})
     for _ in range(3):
-        _, state = tx.update({"w": stack}, state)
+        _, state = jax.jit(tx.update)({"w": stack}, state)
     np.testing.assert_array_equal(
         dsbp_jax.diagnostics(state)["w"].refreshes > 0, [True, False, True]
     )
@@ -52,7 +52,7 @@ def test_a_period_without_end_costs_nothing_to_plan():
     state = tx.init(params)
     for step in range(3):
         grads = {name: normal(*p.shape, seed=step) for name, p in params.items()}
-        _, state = tx.update(grads, state, params)
+        _, state = jax.jit(tx.update)(grads, state, params)
     counts = {int(info.refreshes) for info in dsbp_jax.diagnostics(state).values()}
     assert counts == {1}
 

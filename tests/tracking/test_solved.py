@@ -17,7 +17,7 @@ def test_solved_spaces_say_whose_they_are():
     assert space.solved
     # So the transfer terms take the axis that the model contracts, square or not.
     tx = dsbp_jax.project_away({"w": space})
-    updates, _ = tx.update(params, tx.init(params))
+    updates, _ = jax.jit(tx.update)(params, tx.init(params))
     v = space.vectors
     np.testing.assert_allclose(
         updates["w"], params["w"] - params["w"] @ v @ v.T, atol=1e-5
@@ -37,7 +37,7 @@ def test_members_of_an_ensemble_captured_under_vmap():
     spaces = dsbp_jax.activation_bases(activations, rank=2)
     own = Layout((("w", MatrixView((1,), (2,), (0,))),))
     tx = dsbp_jax.project_away(spaces, layout=own)
-    updates, _ = tx.update(stack, tx.init(stack))
+    updates, _ = jax.jit(tx.update)(stack, tx.init(stack))
     v = spaces["w"].vectors[1]
     expected = stack["w"][1] - v @ (v.T @ stack["w"][1])
     np.testing.assert_allclose(updates["w"][1], expected, atol=1e-5)

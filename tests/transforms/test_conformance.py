@@ -166,11 +166,13 @@ def turned(params, step):
 
 
 class Run(NamedTuple):
-    """What a few compiled steps give, the state before them, and how often traced."""
+    """What a few compiled steps give, the state before them, the updates of the
+    first alone, and how often they were traced."""
 
     updates: Any
     state: Any
     start: Any
+    first: Any
     traces: int
 
 
@@ -184,10 +186,11 @@ def trained(tx, params, steps=4, **extra):
         return tx.update(turned(params, step), state, params, **extra)
 
     start = state = tx.init(params)
-    updates = None
+    every = []
     for step in range(steps):
         updates, state = update(jnp.int32(step), state, params)
-    return Run(updates, state, start, len(traces))
+        every.append(updates)
+    return Run(every[-1], state, start, every[0], len(traces))
 
 
 def run(tx, params, dtype=None, **options):
@@ -218,7 +221,7 @@ def few_params():
 @transforms
 @dtypes
 def test_shapes_dtypes_and_holes_are_kept(make, dtype):
-    updates, state, start, _ = whole_run(make, dtype)
+    updates, state, start, *_ = whole_run(make, dtype)
     assert_same_types(updates, models.params(dtype))
     assert_same_types(state, start)
     for leaf in jax.tree.leaves(state, is_leaf=is_basis):
@@ -394,12 +397,12 @@ def test_under_scan_vmap_and_cond(make):
     state, _ = scanned(expected.start, jnp.zeros(4, bool))
     jax.tree.map(np.testing.assert_array_equal, state, expected.start)
 
-    seeds = jax.tree.map(lambda p: jnp.stack([p, p[::-1]]), params)
-    both = jax.vmap(lambda p: tx.update(p, tx.init(p), p)[0])
-    batched = jax.jit(both)(seeds)
-    alone = jax.jit(lambda p: tx.update(p, tx.init(p), p)[0])(params)
+    seeds = jax.tree.map(lambda p: np.stack([p, p[::-1]]), params)
+    both = jax.vmap(lambda p: tx.update(turned(p, 0), tx.init(p), p)[0])
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4), batched, alone
+        lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-4),
+        jax.jit(both)(seeds),
+        expected.first,
     )
 
 
@@ -454,7 +457,7 @@ def test_orbax_round_trip(make, tmp_path):
 
     # orbax writes no array without entries
     full = lambda tree: jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
-    _, state, start, _ = whole_run(make)
+    _, state, start, *_ = whole_run(make)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", full(state))
     with ocp.StandardCheckpointer() as checkpointer:

@@ -131,7 +131,7 @@ def test_narrow_layers_decay_without_being_projected():
     params = {"kernel": jnp.ones((6, 3))}
     grads = {"kernel": jax.random.normal(jax.random.key(0), (6, 3))}
     tx = dsbp_jax.dsbp(1.0, 8, momentum=0.0, decay=0.1, source="gradient")
-    updates, _ = tx.update(grads, tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
     values, vectors = np.linalg.eigh(grads["kernel"].T @ grads["kernel"])
     e = vectors[:, -1:]
     expected = -grads["kernel"] - 0.1 * values[-1] * params["kernel"] @ e @ e.T
@@ -148,9 +148,9 @@ def test_spectral_decay_is_the_gradient_of_its_penalty():
             *batch, _, d_in, d_out = shape
             dim = d_in if side == "input" else d_out
             q = np.linalg.qr(rng.standard_normal((*batch, dim, 2)))[0]
-            values = jnp.broadcast_to(jnp.array([3.0, 1.0]), (*batch, 2))
+            values = np.broadcast_to(np.float32([3, 1]), (*batch, 2))
             held[name] = EigenBasis(
-                jnp.asarray(q, jnp.float32), values, jnp.sum(values, -1)
+                *map(jnp.asarray, (q.astype(np.float32), values, values.sum(-1)))
             )
 
         def penalty(tree, side=side, held=held):
@@ -167,8 +167,8 @@ def test_spectral_decay_is_the_gradient_of_its_penalty():
             0.1, side=side, rank=2, layout=models.LAYOUT, bases=held
         )
         zeros = jax.tree.map(jnp.zeros_like, params)
-        updates, _ = tx.update(zeros, tx.init(params), params)
-        expected = jax.grad(penalty)(params)
+        updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
+        expected = jax.jit(jax.grad(penalty))(params)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, 0.1 * b, atol=1e-4),
             updates,
@@ -179,12 +179,13 @@ def test_spectral_decay_is_the_gradient_of_its_penalty():
 def test_spectral_decay_tracks_what_it_needs():
     params = models.params()
     tx = dsbp_jax.add_spectral_decay(0.1, source="gradient", layout=models.LAYOUT)
-    grads = jax.grad(models.loss_fn)(params)
-    _, state = tx.update(grads, tx.init(params), params)
+    grads = jax.jit(jax.grad(models.loss_fn))(params)
+    update = jax.jit(tx.update)
+    _, state = update(grads, tx.init(params), params)
     assert dsbp_jax.bases(state)["dense"].vectors.shape == (10, 1)
     # Bases of another transform serve as well.
     shared = dsbp_jax.eigenspaces(state)
-    updates, after = tx.update(grads, state, params, bases=shared)
+    updates, after = update(grads, state, params, bases=shared)
     assert dsbp_jax.diagnostics(after)["dense"].refreshes == 1
     assert jnp.abs(updates["dense"] - grads["dense"]).max() > 1e-3
 

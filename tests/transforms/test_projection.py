@@ -10,6 +10,8 @@ from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.tracking.eigenspace import energy_mask
 from tests.transforms import models
 
+gradients = jax.jit(jax.grad(models.loss_fn))
+
 # Enough Krylov blocks for the small leaves to be solved densely: an exact oracle.
 EXACT = {"refresh_every": 1, "num_blocks": 12}
 
@@ -60,7 +62,7 @@ def test_gradient_source_against_dense(side, residual):
         3, side=side, residual=residual, layout=models.LAYOUT, **EXACT
     )
     params = models.params()
-    grads = jax.grad(models.loss_fn)(params)
+    grads = gradients(params)
     updates, state = jax.jit(tx.update)(grads, tx.init(params))
     for name in models.SHAPES:
         expected = oracle(name, grads[name], 3, side, residual)
@@ -95,7 +97,7 @@ def test_activation_source_against_dense(side):
         3, source="activation", side=side, layout=models.LAYOUT, **EXACT
     )
     params = models.params()
-    grads = jax.grad(models.loss_fn)(params)
+    grads = gradients(params)
     updates, state = jax.jit(tx.update)(grads, tx.init(params), activations=activations)
     for name in models.SHAPES:
         expected = oracle(name, grads[name], 3, side, 0.0, covariances[name])
@@ -133,7 +135,7 @@ def test_projection_keeps_lossless_gradients():
     grads = {"kernel": x.T @ jax.random.normal(jax.random.key(1), (4, 10))}
     activations = {"kernel": LayerActivations(x, None, jnp.int32(4))}
     tx = dsbp_jax.spectral_projection(4, source="activation", side="input")
-    updates, _ = tx.update(grads, tx.init(grads), activations=activations)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(grads), activations=activations)
     np.testing.assert_allclose(updates["kernel"], grads["kernel"], atol=1e-4)
 
 
@@ -155,7 +157,7 @@ def test_energy_restricts_the_projection():
     gradient = np.diag([3.0, 2.0, 0.1, 0.05])
     params = {"kernel": jnp.asarray(gradient, jnp.float32)}
     tx = dsbp_jax.spectral_projection(3, energy=0.99, **EXACT)
-    updates, _ = tx.update(params, tx.init(params))
+    updates, _ = jax.jit(tx.update)(params, tx.init(params))
     np.testing.assert_allclose(updates["kernel"], np.diag([3.0, 2, 0, 0]), atol=1e-5)
 
 
@@ -167,7 +169,7 @@ def test_a_layer_without_a_signal_is_not_projected():
     for energy in (None, 0.9):
         tx = dsbp_jax.spectral_projection(2, source="activation", energy=energy)
         state = tx.init(params)
-        updates, state = tx.update(grads, state, activations=silent)
+        updates, state = jax.jit(tx.update)(grads, state, activations=silent)
         np.testing.assert_array_equal(updates["kernel"], grads["kernel"])
     tx = dsbp_jax.spectral_projection(2)
     updates, _ = tx.update(grads, tx.init(params), refresh=False)
@@ -193,7 +195,7 @@ def test_every_use_of_a_kernel_counts():
     uses["kernel#2"] = LayerActivations(None, jnp.ones((8, 6)), jnp.int32(8))
     params = {"kernel": jnp.ones((6, 5))}
     tx = dsbp_jax.spectral_projection(2, source="activation", **EXACT)
-    _, state = tx.update(params, tx.init(params), activations=uses)
+    _, state = jax.jit(tx.update)(params, tx.init(params), activations=uses)
     pooled = rows.reshape(16, 5)
     values = np.linalg.eigvalsh(pooled.T @ pooled / 16)[::-1][:2]
     np.testing.assert_allclose(
@@ -221,7 +223,7 @@ def test_leaves_outside_the_layout_keep_their_gradient():
     layout = dsbp_jax.Layout((("dense", models.LAYOUT["dense"]),))
     params = models.params()
     tx = dsbp_jax.spectral_projection(2, layout=lambda params: layout)
-    updates, state = tx.update(params, tx.init(params))
+    updates, state = jax.jit(tx.update)(params, tx.init(params))
     assert set(dsbp_jax.bases(state)) == {"dense"}
     for name in ("conv", "attention", "stacked", "bias"):
         np.testing.assert_array_equal(updates[name], params[name])
@@ -230,7 +232,7 @@ def test_leaves_outside_the_layout_keep_their_gradient():
 def test_wide_gradients_keep_dtype_and_track_in_float32():
     params = models.params(jnp.bfloat16)
     tx = dsbp_jax.spectral_projection(2)
-    updates, state = tx.update(params, tx.init(params))
+    updates, state = jax.jit(tx.update)(params, tx.init(params))
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype("bfloat16")}
     assert dsbp_jax.bases(state)["dense"].vectors.dtype == jnp.float32
 

@@ -12,12 +12,13 @@ from tests.transforms import models
 
 def reference(loss_fn, params, rho):
     """Foret et al., algorithm 1, on numpy arrays."""
-    grads = jax.tree.map(np.asarray, jax.grad(loss_fn)(params))
+    gradient = jax.jit(jax.grad(loss_fn))
+    grads = jax.tree.map(np.asarray, gradient(params))
     norm = np.sqrt(
         sum((g.astype(np.float64) ** 2).sum() for g in jax.tree.leaves(grads))
     )
     perturbed = jax.tree.map(lambda p, g: p + rho * g / norm, params, grads)
-    return jax.grad(loss_fn)(perturbed)
+    return gradient(perturbed)
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.05, 1.0])
@@ -160,17 +161,17 @@ def test_sketched_gradients_and_coordinates_are_perturbed_too():
     params = {"k": normal(16, 24), "o": normal(24, 2)}
     loss_fn = lambda p, x: jnp.mean(jnp.tanh(x @ p["k"]) @ p["o"] ** 2)
     backprop = dsbp_jax.spectral_backprop(loss_fn, rank=16)  # exact: as wide as k
-    state = backprop.init(params, x, key=jax.random.key(0))
+    state = jax.jit(backprop.init)(params, x, key=jax.random.key(0))
     estimate = dsbp_jax.sam_value_and_grad(backprop.value_and_grad, 0.2)
-    value, grads, state = estimate(params, state, x)
+    value, grads, state = jax.jit(estimate)(params, state, x)
     plain = dsbp_jax.sam_value_and_grad(jax.value_and_grad(loss_fn), 0.2)
-    wanted_value, wanted = plain(params, x)
+    wanted_value, wanted = jax.jit(plain)(params, x)
     assert value == pytest.approx(float(wanted_value), rel=1e-5)
     close(grads, wanted)
     training = dsbp_jax.spectral_coordinates(loss_fn, rank=4)
-    coords, frame = training.init(params, x, key=jax.random.key(0))
+    coords, frame = jax.jit(training.init)(params, x, key=jax.random.key(0))
     estimate = dsbp_jax.sam_value_and_grad(training.value_and_grad, 0.2)
-    value, grads = estimate(coords, frame, x)
+    value, grads = jax.jit(estimate)(coords, frame, x)
     assert value == pytest.approx(float(wanted_value), rel=1e-5)
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, coords)
 

@@ -98,7 +98,7 @@ def test_the_optimizers_bases_are_found_wherever_they_are():
 def test_the_eigen_transform_finds_the_eigenvector_itself():
     tx = dsbp_jax.spectral_sam(optax.sgd(0.0), 0.3, mode="eigen", refresh_every=2)
     _, state = run_sam(tx, steps=5)
-    matrix = jax.hessian(lambda f: quadratic(unravel(f)))
+    matrix = jax.jit(jax.hessian(lambda f: quadratic(unravel(f))))
     flat, unravel = jax.flatten_util.ravel_pytree(PARAMS)
     values, vectors = np.linalg.eigh(matrix(flat))
     top = vectors[:, values >= values[-1] - 1e-3]
@@ -142,15 +142,20 @@ def test_bad_arguments():
 
 def ascent(tx, params, grads):
     """What `spectral_sam` adds to the params before it asks for gradients."""
-    seen = []
 
-    def grad_fn(perturbed, step):
-        del step
-        seen.append(jax.tree.map(lambda a, b: a - b, perturbed, params))
-        return grads
+    @jax.jit
+    def run(grads, state, params):
+        seen = []
 
-    tx.update(grads, tx.init(params), params, grad_fn=grad_fn)
-    return seen[0]
+        def grad_fn(perturbed, step):
+            del step
+            seen.append(jax.tree.map(lambda a, b: a - b, perturbed, params))
+            return grads
+
+        tx.update(grads, state, params, grad_fn=grad_fn)
+        return seen[0]
+
+    return run(grads, tx.init(params), params)
 
 
 def test_the_optimizers_own_layout_counts():

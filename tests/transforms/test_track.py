@@ -176,7 +176,7 @@ def test_a_chain_of_two_trackers_takes_leading_columns():
         dsbp_jax.add_spectral_decay(0.1, source="gradient"),
     )
     params = {"w": normal(8, 6), "v": normal(6, 5, seed=1)}
-    _, state = tx.update(params, tx.init(params), params)
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
     held = dsbp_jax.with_bases(tx.init(params), dsbp_jax.bases(state))
     for path, (first, second) in dsbp_jax.eigenspaces(held).items():
         expected = dsbp_jax.bases(state)[path].vectors
@@ -192,7 +192,7 @@ def test_a_chain_of_two_trackers_takes_leading_columns():
 def test_what_is_put_into_a_state_outlives_its_donation():
     tx = dsbp_jax.track_bases(2)
     params = {"w": normal(8, 6)}
-    _, state = tx.update(params, tx.init(params), params)
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
     spaces = dsbp_jax.eigenspaces(state)
     held = dsbp_jax.with_bases(tx.init(params), spaces)
     jax.jit(lambda state: jax.tree.map(jnp.negative, state), donate_argnums=0)(held)
@@ -207,7 +207,9 @@ def test_each_tracker_takes_what_follows_its_own_source():
     params, x = {"w": normal(8, 6)}, normal(20, 8, seed=1)
     model = lambda p, x: x @ p["w"]
     _, activations = dsbp_jax.capture_activations(model)(params, x)
-    _, state = tx.update(params, tx.init(params), params, activations=activations)
+    _, state = jax.jit(tx.update)(
+        params, tx.init(params), params, activations=activations
+    )
     spaces = dsbp_jax.eigenspaces(state)
     held = dsbp_jax.with_bases(tx.init(params), spaces)
     for before, after in zip(spaces["w"], dsbp_jax.eigenspaces(held)["w"], strict=True):

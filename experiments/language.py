@@ -138,8 +138,8 @@ def run(config: Language, name: str, rate: float, decay: float, seed: int, text:
     batches = texts.windows(
         text.train, config.steps * config.batch, length, seed
     ).reshape(config.steps, config.batch, length)
-    losses, seconds, times = [], 0.0, []
-    for number, batch in enumerate(batches):
+    losses, times = [], []
+    for batch in batches:
         start = time.perf_counter()
         params, state, value = step(params, state, batch.astype(np.int32))
         losses.append(float(value))
@@ -150,9 +150,7 @@ def run(config: Language, name: str, rate: float, decay: float, seed: int, text:
 
     def held_out(part: np.ndarray) -> float:
         chosen = texts.windows(part, 2048, length, 0).reshape(-1, 64, length)
-        return float(
-            np.mean([evaluate(params, x.astype(np.int32)) for x in chosen])
-        )
+        return float(np.mean([evaluate(params, x.astype(np.int32)) for x in chosen]))
 
     seconds = float(np.sum(times[2:]))
     return {
@@ -162,7 +160,9 @@ def run(config: Language, name: str, rate: float, decay: float, seed: int, text:
         "seed": seed,
         "validation": held_out(text.validation),
         "test": held_out(text.test) if config.test else None,
-        "train": [round(float(np.mean(part)), 4) for part in np.array_split(losses, 20)],
+        "train": [
+            round(float(np.mean(part)), 4) for part in np.array_split(losses, 20)
+        ],
         "seconds": seconds,
         "median_step": float(np.median(times[2:])),
         "steps": len(losses),

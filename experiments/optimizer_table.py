@@ -15,6 +15,7 @@ import optax
 
 import dsbp_jax
 
+
 class Uses(NamedTuple):
     """How the model uses its parameters.
 
@@ -26,6 +27,9 @@ class Uses(NamedTuple):
     layout: dsbp_jax.Layout | None = None
     roles: Mapping[str, str] | None = None
 
+
+#: Of a model that nothing is known of.
+UNKNOWN = Uses()
 
 # From an `OptimizerConfig`, a schedule and what is known of the model.
 Build = Callable[[Any, optax.Schedule, Uses], optax.GradientTransformation]

@@ -16,7 +16,7 @@ import optax
 
 import dsbp_jax
 from experiments import checks
-from experiments.optimizer_table import OPTIMIZERS, Uses, kernels
+from experiments.optimizer_table import OPTIMIZERS, UNKNOWN, Uses, kernels
 
 Backprop = Literal["plain", "spectral", "coordinates"]
 BACKPROPS = typing.get_args(Backprop)
@@ -229,7 +229,7 @@ def build(
     num_steps: int,
     *,
     peak: float | jax.Array | None = None,
-    uses: Uses = Uses(),
+    uses: Uses = UNKNOWN,
     held: Collection[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optimizer that a config names.

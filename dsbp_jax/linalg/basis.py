@@ -178,7 +178,9 @@ def refresh_with_info(
             return _krylov_eigenpairs(operator, basis.vectors, outside, num_blocks)
 
         def rotate() -> tuple[EigenBasis, jax.Array]:
-            values, rotation = _keep_top(*ascending_eigenpairs(0.5 * (inside + inside.T)), rank)
+            values, rotation = _keep_top(
+                *ascending_eigenpairs(0.5 * (inside + inside.T)), rank
+            )
             return _finish(operator, basis.vectors @ rotation, values * scale)
 
         if checks.is_static(tolerance, 0):

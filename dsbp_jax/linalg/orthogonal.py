@@ -110,7 +110,7 @@ def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
     """An orthonormal basis of what the columns of a block span, in two factors.
 
     One round of Cholesky-QR, or where that is not enough `extend_basis`, and one
-    Newton-Schulz step that is left to the caller, who may have products to join it with.
+    Newton-Schulz step that is left to the caller, who may join it with other products.
 
     Args:
       block: Shape `(d, k)`, `k ≤ d`, any rank, finite, its squares too.
@@ -135,13 +135,13 @@ def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
 
         def better() -> tuple[jax.Array, jax.Array]:
             nothing = jnp.zeros((len(block), 0), block.dtype)
-            identity = jnp.eye(*gram.shape, dtype=gram.dtype)
+            identity = jnp.eye(len(gram), dtype=gram.dtype)
             return extend_basis(nothing, block), identity
 
         robust = jax.lax.cond(unbatched_max(rough) > 0, better, lambda: (w, gram))
         pick = lambda a, b: jnp.where(rough, a, b)
         w, gram = jax.tree.map(pick, robust, (w, gram))
-        return w, 1.5 * jnp.eye(*gram.shape, dtype=gram.dtype) - 0.5 * gram
+        return w, 1.5 * jnp.eye(len(gram), dtype=gram.dtype) - 0.5 * gram
 
 
 def unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:

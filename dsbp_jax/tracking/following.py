@@ -6,7 +6,6 @@ products the filter uses again, three with the kernel in all, and two where no r
 is due. `refresh` is for whatever else is followed.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -33,7 +32,7 @@ class Followed(NamedTuple):
     Attributes:
       matrix: The update as matrices `(*batch, a, b)`, window taps and inputs together.
       trace: Their squared norms, shape `(*batch)`.
-      vectors: Shape `(*batch, d, k)`; None where they are the whole space.
+      vectors: Shape `(*batch, d, k)`.
       thin: The leading part over the norm, `(*batch, n, k)`.
       values: Eigenvalues over the trace, descending, `(*batch, k)`.
       rotation: Their eigenvectors in those columns, `(*batch, k, k)`.
@@ -42,7 +41,7 @@ class Followed(NamedTuple):
 
     matrix: jax.Array
     trace: jax.Array
-    vectors: jax.Array | None
+    vectors: jax.Array
     thin: jax.Array
     values: jax.Array
     rotation: jax.Array
@@ -141,9 +140,7 @@ def _follow(
     vectors = carried.vectors.astype(traces.dtype)
     axes = varying_axes(matrices, carried)
     vectors, scales, steps = vary((vectors, scales, steps), axes)
-    leading, moved = linalg.follow_leading(
-        matrices, vectors, scales, steps, side=side
-    )
+    leading, moved = linalg.follow_leading(matrices, vectors, scales, steps, side=side)
     wanted = unbatched_max(jnp.max(steps)) > 0
     failed = wanted & ~moved & (traces != 0)
     overlap = rotation(leading.vectors.astype(jnp.float32), carried.vectors)
@@ -165,10 +162,16 @@ def _follow(
         failures=carried.failures + failed.astype(jnp.int32),
     )
     at = lambda tree, place: jax.tree.map(lambda x: x[place], tree)
+
+    def part(place: int, matrix: jax.Array) -> Followed:
+        one = at(leading, place)
+        columns = one.vectors, one.thin, one.values, one.rotation
+        return Followed(matrix, traces[place], *columns, side)
+
     return [
         (
             at(new, place)._replace(label=entry.label),
-            Followed(matrix, traces[place], *at(tuple(leading), place), side),
+            part(place, matrix),
         )
         for place, (entry, matrix) in enumerate(zip(entries, matrices, strict=True))
     ]

@@ -106,15 +106,16 @@ class SpectralFilter:
         """
         safe = lambda x: jnp.where(x > 0, x, 1)
         if self.scale is None:
-            return jnp.where(unit > 0, safe(unit) ** -in_dtype(self.power, unit.dtype), 0)
+            return jnp.where(
+                unit > 0, safe(unit) ** -in_dtype(self.power, unit.dtype), 0
+            )
         rest = jnp.maximum(1 - jnp.sum(inside, axis=-1), 0)
         square = jnp.sum(factors.head**2 * inside, axis=-1) + factors.tail**2 * rest
         a, b = shape
-        norm = {
-            "spectral": math.sqrt(min(a, b) * max(1, b / a)),
-            "rms": 0.2 * math.sqrt(a * b),
-            "update": jnp.sqrt(trace),
-        }[self.scale]
+        norm: jax.Array | float = jnp.sqrt(trace)
+        if self.scale != "update":
+            unit_values = math.sqrt(min(a, b) * max(1, b / a))
+            norm = unit_values if self.scale == "spectral" else 0.2 * math.sqrt(a * b)
         some = (trace > 0) & (square > 0)
         by = jnp.sqrt(safe(trace)) * jnp.sqrt(safe(square))
         return jnp.where(some, norm / by, 0)

@@ -56,7 +56,7 @@ _ALSO_STATIC = ("average", "hidden", "nesterov", "scale")
 
 
 def static_args(factory: Callable[..., Any]) -> tuple[str, ...]:
-    """The arguments that `optax.inject_hyperparams` must leave static, of any transform.
+    """What `optax.inject_hyperparams` must leave static, of any transform.
 
     Args:
       factory: A function of this package that makes a transform.
@@ -69,7 +69,8 @@ def static_args(factory: Callable[..., Any]) -> tuple[str, ...]:
       >>> static = static_args(dsbp_jax.spectral_muon)
       >>> static
       ('rank', 'refresh_every', 'layout', 'seed', 'hidden', 'nesterov', 'scale')
-      >>> tx = optax.inject_hyperparams(dsbp_jax.spectral_muon, static_args=static)(1e-3)
+      >>> factory = optax.inject_hyperparams(dsbp_jax.spectral_muon, static)
+      >>> tx = factory(1e-3)
     """
     known = inspect.signature(factory).parameters
     return tuple(name for name in (*STATIC_ARGS, *_ALSO_STATIC) if name in known)
@@ -323,7 +324,7 @@ class Tracker:
     def turns(
         self, state: SpectralState
     ) -> tuple[dict[tuple[str, str], int], jax.Array]:
-        """At which step of the period each entry is due, and which step this is."""
+        """At which step of the period each entry is due, and which this is."""
         entries = state.entries()
         if self.refresh_every is None:
             return dict.fromkeys(entries, -1), jnp.zeros_like(state.count)

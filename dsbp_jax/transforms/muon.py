@@ -20,9 +20,7 @@ from dsbp_jax.tracking import (
 from dsbp_jax.transforms.whitening import spectral_whitening
 
 #: Which leaves are whitened: roles by path, paths, or a function of path and leaf.
-Hidden = (
-    Mapping[str, str] | Collection[str] | Callable[[str, jax.Array], bool] | None
-)
+Hidden = Mapping[str, str] | Collection[str] | Callable[[str, jax.Array], bool] | None
 
 #: The roles of leaves that are whitened.
 WHITENED = ("hidden", "first")
@@ -133,7 +131,9 @@ def spectral_muon(
     ) -> tuple[optax.Updates, optax.OptState]:
         new, state = parts.update(updates, state, params, **extra)
         # Momentum is wider than the gradients of narrow params.
-        same = lambda leaf, old: leaf.astype(old.dtype)
+        same = lambda leaf, old: (
+            leaf.astype(old.dtype) if hasattr(old, "dtype") else leaf
+        )
         return jax.tree.map(same, new, updates), state
 
     return optax.GradientTransformationExtraArgs(parts.init, update_fn)
@@ -165,15 +165,18 @@ def _matrices(params: optax.Params) -> Any:
     return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
 
-def _momentum(
-    decay: Number, nesterov: bool
-) -> optax.GradientTransformationExtraArgs:
+def _momentum(decay: Number, nesterov: bool) -> optax.GradientTransformationExtraArgs:
     """`optax.trace`, in float32 for gradients that are narrower."""
     trace = optax.trace(decay, nesterov)
     wide = lambda leaf: leaf.astype(common_dtype(leaf.dtype, jnp.float32))
     widened = lambda tree: jax.tree.map(wide, tree)
 
-    def update_fn(updates, state, params=None, **extra):
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
         del extra
         return trace.update(widened(updates), state, params)
 

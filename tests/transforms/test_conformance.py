@@ -443,8 +443,10 @@ def test_sharded_params_agree_with_unsharded(make, mode):
             for name, leaf in params.items()
         }
         actual, _ = run(make(), sharded)
+    # What is left of a trace has fewer digits, and whitening divides by its root.
+    atol = 3e-4 if make is TRANSFORMS["spectral_whitening"] else 1e-4
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected
+        lambda a, b: np.testing.assert_allclose(a, b, atol=atol), actual, expected
     )
     if mode == "explicit":  # an Auto mesh leaves the choice to the compiler
         for name in params:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 
 from dsbp_jax import linalg
-from dsbp_jax.batching import unbatched_max
 from dsbp_jax.layers import MatrixView
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import vary, varying_axes
@@ -133,16 +132,17 @@ def _follow(
     cold = carried.refreshes == 0
     finite = jnp.isfinite(traces)
     if due is None:
-        steps = jnp.zeros(traces.shape, jnp.int32)
+        asked = jnp.zeros(traces.shape, bool)
+        steps = asked.astype(jnp.int32)
     else:
+        asked = cold | due
         steps = jnp.where(cold, _COLD_STEPS, due.astype(jnp.int32))
         steps = jnp.where((traces > 0) & finite, steps, -1)
     vectors = carried.vectors.astype(traces.dtype)
     axes = varying_axes(matrices, carried)
     vectors, scales, steps = vary((vectors, scales, steps), axes)
     leading, moved = linalg.follow_leading(matrices, vectors, scales, steps, side=side)
-    wanted = unbatched_max(jnp.max(steps)) > 0
-    failed = wanted & ~moved & (traces != 0)
+    failed = asked & ~moved & (traces != 0)
     overlap = rotation(leading.vectors.astype(jnp.float32), carried.vectors)
     turned = 1 - jnp.sum(overlap**2, axis=(-2, -1)) / overlap.shape[-1]
     pick = lambda new, old: jnp.where(

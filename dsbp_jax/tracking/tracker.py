@@ -65,12 +65,9 @@ def static_args(factory: Callable[..., Any]) -> tuple[str, ...]:
       Those names of `STATIC_ARGS`, and more of its kind, that it has.
 
     Example:
-      >>> import dsbp_jax, optax
-      >>> static = static_args(dsbp_jax.spectral_muon)
-      >>> static
+      >>> import dsbp_jax
+      >>> static_args(dsbp_jax.spectral_muon)
       ('rank', 'refresh_every', 'layout', 'seed', 'hidden', 'nesterov', 'scale')
-      >>> factory = optax.inject_hyperparams(dsbp_jax.spectral_muon, static)
-      >>> tx = factory(1e-3)
     """
     known = inspect.signature(factory).parameters
     return tuple(name for name in (*STATIC_ARGS, *_ALSO_STATIC) if name in known)

@@ -51,7 +51,8 @@ def test_sharded_batches_and_kernels(kind, form):
             "head": put(case.params["head"], "model"),
         }
         got = jax.jit(run, static_argnums=2)(params, put(case.x, "data"), spec)
-    close(jax.device_get(got), wanted, 1e-4)
+    # A fold has a solve between two products, and takes rounding with it.
+    close(jax.device_get(got), wanted, 1e-4 if form == "sketch" else 5e-4)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

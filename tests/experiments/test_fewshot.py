@@ -366,7 +366,8 @@ def test_tasks_are_split_over_the_devices(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     whole, *expected = run()
     assert part < 0.3 * whole  # refreshes are done by each
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    # Three steps of Adam divide what rounding left by its own size.
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=5e-5)
     jax.tree.map(close, split, expected)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dsbp_jax.backprop import sketch_flops, why_plain
 from dsbp_jax.checks import positive_int
-from dsbp_jax.layers import MatrixView, Site, guess_view, trace
+from dsbp_jax.layers import MatrixView, Site, guess_view, roles_of, trace
 
 # Per matrix and side a transform holds vectors (d, k), values (k), a trace, and
 # three numbers on how the tracking goes, four bytes each.
@@ -46,6 +46,7 @@ class LeafReport:
         columns on the input side. No transform depends on it.
       no_sketch: Why they save nothing here, or empty. Where the first use of a leaf
         is sketched, the gradient of any other is at least projected.
+      role: What the leaf is for, as `roles` says it.
     """
 
     name: str
@@ -57,6 +58,7 @@ class LeafReport:
     state_bytes: tuple[int, int] | None = None
     sketch_saving: float | None = None
     no_sketch: str = ""
+    role: str = "other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Explanation(Mapping[str, LeafReport]):
     def __str__(self) -> str:
         """The table."""
         header = (
-            *("leaf", "shape", "matrix", "batch", "use", "rank in", "rank out"),
+            *("leaf", "shape", "matrix", "batch", "role", "use"),
+            *("rank in", "rank out"),
             *("bytes in", "bytes out", "FLOPs a sketch saves", "note"),
         )
         table = _align([header, *map(_cells, self.reports)])
@@ -148,23 +151,25 @@ def explain(
       >>> model = lambda params, x: x @ params["kernel"] + params["bias"]
       >>> params = {"kernel": jnp.ones((96, 80)), "bias": jnp.zeros(80)}
       >>> print(explain(model, params, jnp.ones((500, 96)), rank=8))
-      leaf    shape  matrix         batch  use              rank in  rank out  ...
-      bias    80     -              -      -                -        -         ...
-      kernel  96×80  96→80 (0)→(1)  -      dense, 500 rows  8        8         ...
+      leaf    shape  matrix         batch  role   use              rank in  ...
+      bias    80     -              -      other  -                -        ...
+      kernel  96×80  96→80 (0)→(1)  -      head   dense, 500 rows  8        ...
       uses of a leaf as a layer: 1
       FLOPs a sketch saves: of the weight gradient, by spectral_backprop and ...
     """
     rank = positive_int("rank", rank)
     traced = trace(fn, params, args, kwargs)
     reports: list[LeafReport] = []
+    roles = roles_of(traced)
     for path, leaf in traced.leaves.items():
         sites = [site for site in traced.sites if site.path == path]
         reasons = [use.reason for use in traced.uses if use.path == path]
         if sites:
-            reports += [_matched(site, rank, reasons, sites[0]) for site in sites]
+            found = [_matched(site, rank, reasons, sites[0]) for site in sites]
         else:
             reason = _alone(leaf, reasons)
-            reports.append(LeafReport(path, leaf.shape, reason))
+            found = [LeafReport(path, leaf.shape, reason)]
+        reports += [dataclasses.replace(one, role=roles[path]) for one in found]
     return Explanation(tuple(reports))
 
 
@@ -233,7 +238,7 @@ def _cells(report: LeafReport) -> tuple[str, ...]:
     """One line of the table."""
     shape = "×".join(map(str, report.shape)) or "scalar"
     if report.view is None or report.ranks is None or report.state_bytes is None:
-        return (report.name, shape, *["-"] * 8, report.reason)
+        return (report.name, shape, "-", "-", report.role, *["-"] * 6, report.reason)
     view, saving = report.view, report.sketch_saving
     *_, taps, d_in, d_out = view.matrix_shape(report.shape)
     window = f"{taps} × " if taps > 1 else ""
@@ -243,6 +248,7 @@ def _cells(report: LeafReport) -> tuple[str, ...]:
         shape,
         f"{window}{d_in}→{d_out} {axes}",
         _axes(view.batch_axes) if view.batch_axes else "-",
+        report.role,
         report.use,
         *(str(number) for number in (*report.ranks, *report.state_bytes)),
         f"0% ({report.no_sketch})" if report.no_sketch else f"{saving:.0%}",

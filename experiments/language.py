@@ -70,6 +70,8 @@ CONTENDERS: dict[str, Make] = {
     "spectral_muon_16": _ours(16),
     "spectral_muon_1": _ours(refresh_every=1),
     "spectral_muon_10": _ours(refresh_every=10),
+    "undamped": _ours(damping=0.0),
+    "exact": _ours(1024),
     "scaled": _ours(0),
     "frozen": _ours(refresh_every=None),
     "low_rank_muon": _ours(residual=0.0),

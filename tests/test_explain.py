@@ -47,6 +47,14 @@ def test_every_leaf_has_a_report(explanation):
     assert views == dict(layout(model, PARAMS, X))
 
 
+def test_roles_are_said(explanation):
+    roles = {name: explanation[name].role for name in PARAMS}
+    assert roles == dsbp_jax.roles(model, PARAMS, X)
+    assert roles["small"] == "head"
+    assert roles["table"] == "embedding"
+    assert roles["stack"] == "hidden"
+
+
 def test_numbers_by_hand(explanation):
     wide, stack = explanation["wide"], explanation["stack"]
     plain = 1000 * 40 * 200

@@ -4,6 +4,7 @@
 `hessian`, `gradient_jacobian` and `gauss_newton` build one. `EigenBasis` is what
 everything else in the package passes around; `init_basis`, `refresh_basis` and
 `top_eigenpairs` make one. `expm_lowrank_skew` and `cayley_lowrank_skew` rotate.
+`follow_leading` follows the leading part of a matrix that moves, by power steps.
 `lanczos` is for diagnostics. The formulas stand in `METHODS.md`, sections 0 and 5; what
 is [P] printed in a source, [O] our own design, or [T] follows by algebra is tagged so.
 """

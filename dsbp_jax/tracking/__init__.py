@@ -1,7 +1,8 @@
 """The spectral state: an eigenspace per layer, kept fresh, and its label.
 
 `tracker` says what is followed, `schedule` when, `refresh` does one solve, `signals`
-are what bases follow. `eigenspace` is what everything else in the package consumes: a
+are what bases follow; `following` follows updates themselves, without lag, for the
+filters of `spectral_filter`. `eigenspace` is what everything else in the package consumes: a
 basis that knows its leaf's axes and its side, and the only place that multiplies by
 it; `labels` makes one of what users pass as bases. `transform` builds Optax
 transformations on it, `transport` moves an optimizer's moments from one basis to the

@@ -1,6 +1,7 @@
 """Optax gradient transformations on eigenspaces.
 
-`projection` projects on them, `decay` damps along their sharpest directions, `dsbp` is
+`projection` projects on them, `whitening` divides by their spectrum, with `muon` as the
+ready optimizer of it; `decay` damps along their sharpest directions, `dsbp` is
 the ready optimizer of both; `subspace` runs other optimizers in them, `sam` and
 `spectral_sam` perturb in them, `lie` rotates in them, `transfer` protects what a source
 task needs, and `track` only watches. The spectral state that they share, and how it is

@@ -1,12 +1,12 @@
 """Optax gradient transformations on eigenspaces.
 
-`projection` projects on them, `whitening` divides by their spectrum, with `muon` as the
-ready optimizer of it; `decay` damps along their sharpest directions, `dsbp` is
-the ready optimizer of both; `subspace` runs other optimizers in them, `sam` and
-`spectral_sam` perturb in them, `lie` rotates in them, `transfer` protects what a source
-task needs, and `track` only watches. The spectral state that they share, and how it is
-kept fresh, is `tracking`'s. Nothing here looks at a model: what a kernel means comes in
-as a `Layout`, what it saw as activations.
+`projection` projects on them, `decay` damps along their sharpest directions, `dsbp` is
+the ready optimizer of both. `whitening` divides by their spectrum, `muon` is the ready
+optimizer of it. `subspace` runs other optimizers in them, `sam` and `spectral_sam`
+perturb in them, `lie` rotates in them, `transfer` protects what a source task needs,
+and `track` only watches. The spectral state that they share, and how it is kept fresh,
+is `tracking`'s. Nothing here looks at a model: what a kernel means comes in as a
+`Layout`, what it saw as activations.
 """
 
 from dsbp_jax.transforms.decay import add_spectral_decay as add_spectral_decay

@@ -190,7 +190,7 @@ def main() -> None:
                     found["digest"] = text.digest
                     found["config"] = dataclasses.asdict(config) | {"out": ""}
                     partial = file.with_suffix(f".{os.getpid()}")
-                    partial.write_text(json.dumps(found, indent=1))
+                    partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
                     partial.rename(file)
                     print(cell, found["validation"], found["seconds"], flush=True)
 

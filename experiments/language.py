@@ -25,31 +25,25 @@ import dsbp_jax
 from experiments import process
 from experiments.data import text as texts
 from experiments.models.language import ByteTransformer
+from experiments.optimizer_table import Uses, dimension_numbers, kernels
 
 Make = Callable[[optax.Schedule, float, dict[str, str], dsbp_jax.Layout], Any]
 
 
 def _adamw(rate, decay, roles, layout):
     del roles, layout
-    mask = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-    return optax.adamw(rate, b2=0.95, weight_decay=decay, mask=mask)
+    return optax.adamw(rate, b2=0.95, weight_decay=decay, mask=kernels)
 
 
 def _muon(rate, decay, roles, layout):
-    def dimensions(path: str, leaf: Any) -> Any:
-        if roles.get(path) not in ("hidden", "first"):
-            return None
-        view = layout[path]
-        return optax.contrib.MuonDimensionNumbers(view.input_axes, view.output_axes)
-
     return optax.contrib.muon(
         rate,
         weight_decay=decay,
         consistent_rms=0.2,
         adam_b2=0.95,
         adam_weight_decay=decay,
-        muon_weight_dimension_numbers=functools.partial(
-            dsbp_jax.layers.map_paths, dimensions
+        muon_weight_dimension_numbers=dimension_numbers(
+            optax.contrib.MuonDimensionNumbers, Uses(layout, roles)
         ),
     )
 

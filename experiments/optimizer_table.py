@@ -243,6 +243,13 @@ def _dsbp_lie(config, schedule, uses):
 _OF_MOMENTUM = (0.01, 0.03, 0.1, 0.3)
 _OF_ADAM = (3e-4, 1e-3, 3e-3, 1e-2)
 
+
+def _filtered(**options: Any) -> Optimizer:
+    """`spectral_muon` with a setting of its filter."""
+    build = functools.partial(_spectral_muon, **options)
+    return Optimizer(build, 3e-3, _OF_ADAM, spectral=True, chooses=True)
+
+
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer(_sgd, 0.1, (0.03, 0.1, 0.3, 1.0)),
     "momentum": Optimizer(_momentum, 0.05, _OF_MOMENTUM),
@@ -279,24 +286,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "dsbp_lie": Optimizer(
         _dsbp_lie, 0.01, (0.001, 0.003, 0.01, 0.03), spectral=True, chooses=True
     ),
-    "spectral_muon": Optimizer(
-        _spectral_muon, 3e-3, _OF_ADAM, spectral=True, chooses=True
-    ),
+    "spectral_muon": _filtered(),
     # Named settings of its filter.
-    "spectra": Optimizer(
-        functools.partial(_spectral_muon, damping=0.0),
-        3e-3,
-        _OF_ADAM,
-        spectral=True,
-        chooses=True,
-    ),
-    "low_rank_muon": Optimizer(
-        functools.partial(_spectral_muon, residual=0.0),
-        3e-3,
-        _OF_ADAM,
-        spectral=True,
-        chooses=True,
-    ),
+    "spectra": _filtered(damping=0.0),
+    "low_rank_muon": _filtered(residual=0.0),
     "whitened_momentum": Optimizer(
         _whitened_momentum, 0.05, _OF_MOMENTUM, spectral=True, chooses=True
     ),

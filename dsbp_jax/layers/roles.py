@@ -11,9 +11,6 @@ from typing import Any
 from dsbp_jax.layers.dataflow import meetings
 from dsbp_jax.layers.finder import Trace, trace
 
-#: What a leaf can be, as `roles` says it.
-ROLES = ("hidden", "first", "head", "embedding", "other")
-
 
 def roles(
     fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any

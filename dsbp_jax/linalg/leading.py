@@ -96,7 +96,7 @@ def follow_leading(
 
     References:
       [P] Subspace iteration: Golub and Van Loan, Matrix computations, section 8.2.4.
-      [O] With the leading part as by-product: METHODS section 12.
+      [O] With the leading part as by-product: METHODS section 8.
 
     Example:
       >>> x = jnp.diag(jnp.array([3.0, 2.0, 1.0]))

@@ -26,10 +26,9 @@ _COLD_STEPS = 8
 
 
 class Followed(NamedTuple):
-    """An update and its leading part.
+    """The leading part of an update, as matrices `(*batch, a, b)`.
 
     Attributes:
-      matrix: The update as matrices `(*batch, a, b)`, window taps and inputs together.
       trace: Their squared norms, shape `(*batch)`.
       vectors: Shape `(*batch, d, k)`.
       thin: The leading part over the norm, `(*batch, n, k)`.
@@ -38,7 +37,6 @@ class Followed(NamedTuple):
       side: On which side the vectors are.
     """
 
-    matrix: jax.Array
     trace: jax.Array
     vectors: jax.Array
     thin: jax.Array
@@ -163,15 +161,15 @@ def _follow(
     )
     at = lambda tree, place: jax.tree.map(lambda x: x[place], tree)
 
-    def part(place: int, matrix: jax.Array) -> Followed:
+    def part(place: int) -> Followed:
         one = at(leading, place)
         columns = one.vectors, one.thin, one.values, one.rotation
-        return Followed(matrix, traces[place], *columns, side)
+        return Followed(traces[place], *columns, side)
 
     return [
         (
             at(new, place)._replace(label=entry.label),
-            part(place, matrix),
+            part(place),
         )
-        for place, (entry, matrix) in enumerate(zip(entries, matrices, strict=True))
+        for place, entry in enumerate(entries)
     ]

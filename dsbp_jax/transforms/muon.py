@@ -81,7 +81,7 @@ def spectral_muon(
 
     References:
       [P] Jordan et al., Muon, 2024; Huang et al., Spectra, arXiv 2602.11185, for the
-      low rank with its tail. METHODS section 12.
+      low rank with its tail. METHODS section 8.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, dsbp_jax

@@ -92,7 +92,7 @@ def spectral_whitening(
     References:
       [P] Huang et al., Spectra, arXiv 2602.11185, for s = ½, κ = 1 on updates; Jordan
       et al., Muon, 2024, is its limit of full rank; Benzing, FOOF, 2022, for s = 1 on
-      activations. [O] One filter for all of them: METHODS section 12.
+      activations. [O] One filter for all of them: METHODS section 8.
 
     Example:
       >>> import jax.numpy as jnp, optax, dsbp_jax

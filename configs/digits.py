@@ -6,9 +6,9 @@ Test accuracy 96.4 % (360 images; 96.9 ± 0.1 % over five seeds) in 18 seconds o
 CPU cores, imports, compilation, probes and report included.
 """
 
-from experiments.config import Config
+from experiments.config import ImageConfig
 
 
-def config() -> Config:
+def config() -> ImageConfig:
     """The experiment."""
-    return Config()
+    return ImageConfig()

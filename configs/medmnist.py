@@ -7,16 +7,16 @@ BreastMNIST: test accuracy 81.4 % (156 images) in 93 seconds on two CPU cores th
 other programs shared.
 """
 
-from experiments.config import Config, DataConfig, ModelConfig
-from experiments.optimizers import OptimizerConfig
+from experiments.config import DataConfig, ImageConfig, ModelConfig
+from experiments.optimizers import Contender
 
 
-def config() -> Config:
+def config() -> ImageConfig:
     """The experiment."""
-    return Config(
+    return ImageConfig(
         data=DataConfig("breastmnist"),
         model=ModelConfig("cnn"),
-        optimizer=OptimizerConfig("dsbp", weight_decay=5e-4),
+        optimizer=Contender.parse("dsbp:weight_decay=5e-4"),
         epochs=20,
         batch_size=64,
     )

@@ -6,16 +6,16 @@ A ResNet-18 wants an accelerator; `--model.name cnn` trains on a CPU. No accurac
 been measured here yet.
 """
 
-from experiments.config import Config, DataConfig, ModelConfig
-from experiments.optimizers import OptimizerConfig
+from experiments.config import DataConfig, ImageConfig, ModelConfig
+from experiments.optimizers import Contender
 
 
-def config() -> Config:
+def config() -> ImageConfig:
     """The experiment."""
-    return Config(
+    return ImageConfig(
         data=DataConfig("tiny_imagenet", augment=True),
         model=ModelConfig("resnet18"),
-        optimizer=OptimizerConfig("dsbp", weight_decay=5e-4),
+        optimizer=Contender.parse("dsbp:weight_decay=5e-4"),
         epochs=30,
         batch_size=128,
     )

@@ -108,3 +108,9 @@ def between(argument: str, value: float | None, low: float, high: float) -> None
         raise ValueError(
             f"{argument}={value!r}; accepted are values from {low} to {high}"
         )
+
+
+def number(argument: str, value: Any) -> None:
+    """Raises a `ValueError` unless `value` is a number, and no bool."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise ValueError(f"{argument}={value!r}; accepted are numbers")

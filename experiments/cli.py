@@ -1,9 +1,10 @@
 """The command line: a preset, options over it, and errors of one line.
 
-`parse` reads a dataclass with a field `preset` and a field `config`. The preset
-gives the config that the options override. Whatever a user can get wrong ends in
-`fail`: one line on stderr and exit code 2. Every option that is a path is expanded
-(`experiments.paths`), and what the terminal cannot show is replaced (`console`).
+`parse` reads a dataclass that has a field `config` besides its own; the first argument
+may be a preset, which gives the config that the options override. Whatever a user can
+get wrong ends in `fail`: one line on stderr and exit code 2. Every option that is a
+path is expanded (`experiments.paths`), and what the terminal cannot show is replaced
+(`console`).
 """
 
 import contextlib
@@ -13,34 +14,37 @@ import io
 import re
 import sys
 import traceback
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from experiments import checks, paths
-from experiments.config import Config
+from experiments.study.config import Config
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What every command has: a preset, and the config that comes of it."""
+    """What a command of a preset has.
 
-    presets: ClassVar[Path] = PRESETS
+    Attributes:
+      preset: The preset.
+      config: What comes of it.
+    """
 
-    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PRESET]")] = (
-        "digits"
-    )
-    """A file of configs/ by name, or the path of another such file."""
-
-    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=Config
-    )
+    preset: tyro.conf.Suppress[str] = "digits"
+    config: tyro.conf.Suppress[Config | None] = None
 
 
 AnyCommand = TypeVar("AnyCommand", bound=Command)
@@ -70,28 +74,37 @@ def preset_names(folder: Path = PRESETS) -> list[str]:
     return sorted(path.stem for path in folder.glob("[!_]*.py"))
 
 
-def load_preset(name: str, folder: Path = PRESETS) -> Any:
-    """Runs the function `config` of a preset.
+def load_preset(
+    name: str,
+    folder: Path = PRESETS,
+    *args: Any,
+    function: str = "config",
+    what: str = "PRESET",
+) -> Any:
+    """The function of a file that gives a config, called.
 
     Args:
       name: The name of a file of the folder, or a path that ends in `.py`.
-      folder: The folder of the presets.
+      folder: The folder of such files.
+      *args: Given to the function.
+      function: Its name.
+      what: What such a file is called in errors.
 
     Returns:
-      The config.
+      What it gives.
 
     Raises:
-      ValueError: If there is no such preset, or it gives no config.
+      ValueError: If there is no such file, or it gives nothing.
     """
     path = paths.expand(name)
     if path.suffix != ".py" or not path.is_file():
-        checks.one_of("PRESET", name, preset_names(folder))
+        checks.one_of(what, name, preset_names(folder))
         path = folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.config()
+        return getattr(module, function)(*args)
     except Exception as error:  # It is a program, which may do anything.
         lines = [
             frame.lineno
@@ -100,8 +113,8 @@ def load_preset(name: str, folder: Path = PRESETS) -> Any:
         ]
         where = f", line {lines[-1]}" if lines else ""
         raise ValueError(
-            f"PRESET={name!r}{where}; accepted is a file with a function config() that "
-            f"gives a config, but this raises {type(error).__name__}: {error}"
+            f"{what}={name!r}{where}; accepted is a file with a function {function}() "
+            f"that gives a config, but this raises {type(error).__name__}: {error}"
         ) from error
 
 
@@ -110,7 +123,7 @@ def parse(command: type[AnyCommand], args: Sequence[str], prog: str) -> AnyComma
 
     Args:
       command: A subclass of `Command`; its docstring is the description.
-      args: The arguments, without the name of the program.
+      args: The arguments, without the name of the program; the preset comes first.
       prog: The name of the program.
 
     Returns:
@@ -120,51 +133,36 @@ def parse(command: type[AnyCommand], args: Sequence[str], prog: str) -> AnyComma
       ValueError: If an argument is not accepted.
       SystemExit: After `--help`.
     """
-    wants_help = any(arg in ("-h", "--help") for arg in args)
-    quiet = [arg for arg in args if arg not in ("-h", "--help")]
-    # Once for the preset alone, whose config then becomes the default.
-    preset = parse_options(_unchecked(command), quiet, prog).preset
-    config = load_preset(preset, command.presets)
-    kind = type(command().config)
-    if not isinstance(config, kind):
+    given = bool(args) and not args[0].startswith("-")
+    preset = args[0] if given else command().preset
+    config = load_preset(preset)
+    if not isinstance(config, Config):
         raise ValueError(
             f"PRESET={preset!r} gives a {type(config).__name__}; accepted are presets "
-            f"of a {kind.__name__}"
+            "of a Config"
         )
-    # Not by `dataclasses.replace`: the checks wait for the options of the command.
-    default = command()
-    for name, value in {"preset": preset, "config": config}.items():
-        object.__setattr__(default, name, value)
-    return parse_options(command, args if wants_help else quiet, prog, default)
-
-
-def _unchecked(options: type) -> Any:
-    """Options of the same names and types whose values are not looked at.
-
-    What is accepted of one option depends on others, which the preset holds.
-    """
-    hints = typing.get_type_hints(options, include_extras=True)
-    fields = []
-    for field in dataclasses.fields(options):
-        hint, default = hints[field.name], dataclasses.field(default=field.default)
-        if field.default_factory is not dataclasses.MISSING:
-            default = dataclasses.field(default_factory=field.default_factory)
-        plain = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
-        if dataclasses.is_dataclass(plain):
-            inner = _unchecked(plain)
-            default = dataclasses.field(default_factory=inner)
-            marks = getattr(hint, "__metadata__", ())
-            hint = Annotated[inner, *marks] if marks else inner
-        fields.append((field.name, hint, default))
-    return dataclasses.make_dataclass(options.__name__, fields, frozen=True)
+    return parse_over(command, args[given:], prog, config, preset)
 
 
 def parse_over(
-    command: type[AnyCommand], args: Sequence[str], prog: str, config: Any
+    command: type[AnyCommand],
+    args: Sequence[str],
+    prog: str,
+    config: Config,
+    preset: str,
 ) -> AnyCommand:
-    """Parses a command line over a given config instead of the preset's."""
-    default = dataclasses.replace(command(), config=config)
-    return parse_options(command, args, prog, default)
+    """Parses options over a given config."""
+    hint = Annotated[type(config), tyro.conf.arg(name="")]
+    options = dataclasses.make_dataclass(
+        command.__name__,
+        [("config", hint, dataclasses.field(default=config))],
+        bases=(command,),
+        frozen=True,
+        namespace={"__doc__": command.__doc__},
+    )
+    return parse_options(
+        options, args, f"{prog} [PRESET]", options(preset=preset, config=config)
+    )
 
 
 def parse_options(
@@ -269,3 +267,16 @@ def fail(prog: str, error: Exception | str, code: int = 2) -> NoReturn:
     message = " ".join(str(error).split())
     print(f"{prog}: error: {message}", file=sys.stderr)
     raise SystemExit(code) from None
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress bar where someone is looking, and nothing where not."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

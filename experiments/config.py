@@ -1,22 +1,33 @@
-"""What an experiment is: typed, checked on construction, written down with a run.
+"""The configs of all tasks: typed, checked on construction, written down with a run.
 
-A `Config` determines a run up to the machine. Presets in `configs/` build one, the
-command line overrides single fields, and `config.json` in the folder of a run
-holds the result (`to_json`, `from_json`).
+A config determines a run up to the machine. Presets in `configs/` build one, the
+command line overrides single fields. What all configs have is in
+`experiments.study.config`.
 """
 
-import ast
 import dataclasses
-import typing
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 import tyro
 
 from experiments import checks, models
-from experiments.optimizers import OptimizerConfig
+from experiments.optimizers import Contender, literal
+from experiments.study.config import Config
+
+DataDir = Annotated[Path | None, tyro.conf.arg(aliases=("--data-dir",), metavar="PATH")]
+Download = Annotated[bool, tyro.conf.arg(aliases=("--download",))]
+
+_CONTENDER = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="NAME[:OPTION=VALUE,...]",
+    instance_from_str=lambda words: Contender.parse(words[0]),
+    is_instance=lambda value: isinstance(value, Contender),
+    str_from_instance=lambda contender: [contender.text],
+)
+
+_USUAL = Contender.parse("dsbp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +37,10 @@ class DataConfig:
     name: str = "digits"
     """Name of the data set, as experiments.data.load knows it."""
 
-    data_dir: Annotated[
-        Path | None, tyro.conf.arg(aliases=("--data-dir",), metavar="PATH")
-    ] = None
+    data_dir: DataDir = None
     """Folder of the data sets; digits needs none."""
 
-    download: Annotated[bool, tyro.conf.arg(aliases=("--download",))] = False
+    download: Download = False
     """Download and prepare what is missing."""
 
     augment: bool = False
@@ -64,17 +73,8 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"model.options={word!r}; accepted are words NAME=VALUE")
         if name in options:
             raise ValueError(f"model.options={word!r}; accepted is one value of {name}")
-        options[name] = _literal(text)
+        options[name] = literal(text)
     return options
-
-
-def _literal(text: str) -> Any:
-    """The Python literal that a text is, or the text."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of literals that look odd
-            return ast.literal_eval(text)
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-        return text
 
 
 def format_options(options: dict[str, Any]) -> list[str]:
@@ -120,6 +120,9 @@ class ProbeConfig:
     batch_size: int = 256
     """Images in the batch; 0 switches the measurements off."""
 
+    rank: int = 64
+    """Leading eigenvalues of each layer."""
+
     hessian_steps: int = 10
     """Lanczos restarts for the top Hessian eigenvalue, of two products each, at the
     most; 0 leaves it out."""
@@ -127,102 +130,157 @@ class ProbeConfig:
     def __post_init__(self):
         """Checks every value."""
         checks.count("probe.batch_size", self.batch_size, 0)
+        checks.count("probe.rank", self.rank)
         checks.count("probe.hessian_steps", self.hessian_steps, 0)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizedConfig(Config):
+    """A run whose contender is an optimizer."""
+
+    axes: ClassVar[Mapping[str, float]] = {"rate": 3.0, "decay": 5.0}
+
+    optimizer: Annotated[Contender, _CONTENDER] = _USUAL
+    """The optimizer with its options, as text: dsbp:residual=0.5,rank=32, or
+    adam+coordinates:rank=128 where its gradients come from elsewhere."""
+
+    @property
+    def label(self) -> str:
+        """See `Config`."""
+        return self.optimizer.name
+
+    @property
+    def contender(self) -> str:
+        """See `Config`."""
+        return self.optimizer.text
+
+    @property
+    def evaluations(self) -> int:
+        """See `Config`."""
+        return self.optimizer.optimizer.evaluations
+
+    def with_contender(self, text: str) -> Self:
+        """See `Config`."""
+        return dataclasses.replace(self, optimizer=Contender.parse(text))
+
+    def at(self, point: Mapping[str, int]) -> Self:
+        """See `Config`."""
+        moved = self.optimizer.at(point.get("rate"), point.get("decay"))
+        return dataclasses.replace(self, optimizer=moved)
+
+    def setting(self) -> dict[str, float]:
+        """See `Config`."""
+        optimizer = self.optimizer.optimizer
+        found = {"rate": optimizer.learning_rate}
+        return found | (
+            {"decay": optimizer.weight_decay} if optimizer.weight_decay else {}
+        )
+
+    def shared(self) -> Self:
+        """See `Config`."""
+        optimizer = dataclasses.replace(self.optimizer.optimizer, learning_rate=1.0)
+        shared = dataclasses.replace(self.optimizer, optimizer=optimizer)
+        return dataclasses.replace(super().shared(), optimizer=shared)
+
+
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """An experiment."""
+class ImageConfig(OptimizedConfig):
+    """Classification of images."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
 
     epochs: int = 20
-    """Passes over the training set."""
+    """Passes over the training set, where no --steps are given."""
 
     batch_size: int = 64
     """Images in a step; the last partial batch of an epoch is left out."""
 
-    seed: int = 0
-    """Seed of initialisation, order and augmentation."""
-
     eval_every: int = 1
     """Epochs between evaluations; each is followed by a checkpoint."""
 
+    sharpness: bool = False
+    """Measure the top eigenvalue of the Hessian at the end: of the training loss on
+    --probe.batch-size examples, found by at most --probe.hessian-steps restarts."""
+
     def __post_init__(self):
         """Checks every value."""
+        super().__post_init__()
         for name in ("epochs", "batch_size", "eval_every"):
             checks.count(name, getattr(self, name))
-        checks.seed("seed", self.seed)
+        probe = self.probe
+        if self.sharpness and not (probe.batch_size and probe.hessian_steps):
+            raise ValueError(
+                f"sharpness=True with probe.batch_size={probe.batch_size} and "
+                f"probe.hessian_steps={probe.hessian_steps}; accepted are 1 or more"
+            )
 
-    @property
-    def label(self) -> str:
-        """What its runs are told apart by."""
-        return self.optimizer.label
+    def smoke(self) -> Self:
+        """See `Config`."""
+        return dataclasses.replace(
+            self,
+            data=dataclasses.replace(self.data, name="digits", augment=False),
+            model=ModelConfig("mlp", {"hidden": (96, 96)}),  # wider than a basis
+            probe=dataclasses.replace(self.probe, batch_size=16, hessian_steps=1),
+            batch_size=64,
+            steps=6,
+        )
 
+    def make(self) -> Any:
+        """See `Config`."""
+        from experiments.tasks.images import ImageTask
 
-def to_json(config: Any) -> Any:
-    """A config as nested dicts of what JSON knows.
-
-    Example:
-      >>> to_json(Config())["optimizer"]["momentum"]
-      0.9
-    """
-    if dataclasses.is_dataclass(config):
-        fields = dataclasses.fields(config)
-        return {field.name: to_json(getattr(config, field.name)) for field in fields}
-    if isinstance(config, dict):
-        return {name: to_json(value) for name, value in config.items()}
-    if isinstance(config, tuple):
-        return [to_json(value) for value in config]
-    return str(config) if isinstance(config, Path) else config
-
-
-def from_json(cls: Any, values: Any) -> Any:
-    """The inverse of `to_json` for a config class.
-
-    Args:
-      cls: The class, `Config` or a part of it.
-      values: What `to_json` gave.
-
-    Returns:
-      The config.
-
-    Raises:
-      ValueError: If a field is unknown, or a value is not accepted.
-
-    Example:
-      >>> from_json(Config, to_json(Config())) == Config()
-      True
-    """
-    if dataclasses.is_dataclass(cls):
-        hints = typing.get_type_hints(cls)
-        for name in values:
-            checks.one_of(f"field of {cls.__name__}", name, hints)
-        return cls(**{name: from_json(hints[name], v) for name, v in values.items()})
-    if isinstance(values, dict):
-        return {name: from_json(None, value) for name, value in values.items()}
-    if isinstance(values, list):
-        return tuple(values)
-    is_path = Path in (cls, *typing.get_args(cls))
-    return Path(values) if is_path and values is not None else values
+        return ImageTask(self)
 
 
-def differences(new: Any, old: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """The fields in which two configs differ, by dotted name.
+@dataclasses.dataclass(frozen=True)
+class TextConfig(OptimizedConfig):
+    """A byte-level language model of the source of Python's standard library."""
 
-    Example:
-      >>> differences(Config(epochs=3), Config(epochs=5))
-      {'epochs': (3, 5)}
-    """
-    found: dict[str, tuple[Any, Any]] = {}
-    for field in dataclasses.fields(new):
-        left, right = getattr(new, field.name), getattr(old, field.name)
-        name = prefix + field.name
-        if dataclasses.is_dataclass(left):
-            found |= differences(left, right, name + ".")
-        elif left != right:
-            found[name] = (left, right)
-    return found
+    steps: int | None = dataclasses.field(default=2000, kw_only=True)
+    """Steps of the whole run."""
+
+    width: int = 128
+    """Of the residual stream."""
+
+    depth: int = 3
+    """Blocks."""
+
+    heads: int = 4
+    """Attention heads; they divide the width."""
+
+    context: int = 128
+    """Bytes."""
+
+    batch_size: int = 16
+    """Windows of a step."""
+
+    eval_every: int = 500
+    """Steps between evaluations; each is followed by a checkpoint."""
+
+    eval_windows: int = 2048
+    """Windows of an evaluation."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        super().__post_init__()
+        names = ("width", "depth", "heads", "context", "batch_size", "eval_every")
+        for name in (*names, "eval_windows"):
+            checks.count(name, getattr(self, name))
+        if self.width % self.heads:
+            raise ValueError(
+                f"heads={self.heads}; accepted are divisors of width={self.width}"
+            )
+
+    def smoke(self) -> Self:
+        """See `Config`."""
+        return dataclasses.replace(
+            self, width=16, depth=1, heads=2, context=16, steps=6, eval_windows=64
+        )
+
+    def make(self) -> Any:
+        """See `Config`."""
+        from experiments.tasks.text import TextTask
+
+        return TextTask(self)

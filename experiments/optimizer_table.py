@@ -1,19 +1,20 @@
-"""The table of optimizers: how each is built, tuned, and paid for.
+"""The optimizers that experiments compare: one small dataclass each, with `build`.
 
-An entry of `OPTIMIZERS` is a function from a config and a schedule to an Optax
-transformation, with its default learning rate, a grid for tuning, and the cost of a
-step. The configs themselves, and what surrounds every optimizer, are in
-`experiments.optimizers`.
+A field is an option; its annotation holds the check of its values. What is a setting of
+another optimizer has a name in `NAMED`. What surrounds every optimizer, and the text
+that names one with its options, are in `experiments.optimizers`.
 """
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import optax
 
 import dsbp_jax
+from experiments import checks, msam
 
 
 class Uses(NamedTuple):
@@ -31,41 +32,121 @@ class Uses(NamedTuple):
 #: Of a model that nothing is known of.
 UNKNOWN = Uses()
 
-# From an `OptimizerConfig`, a schedule and what is known of the model.
-Build = Callable[[Any, optax.Schedule, Uses], optax.GradientTransformation]
+_share = functools.partial(checks.between, low=0, high=1)
+_strength = functools.partial(checks.at_least, low=0)
 
 
-@dataclasses.dataclass(frozen=True)
+def _period(argument: str, value: int | None) -> None:
+    """Raises a `ValueError` unless `value` is a number of steps, or None for never."""
+    if value is not None:
+        checks.count(argument, value)
+
+
+Positive = Annotated[float, checks.positive]
+Share = Annotated[float, _share]
+OptionalShare = Annotated[float | None, _share]
+Strength = Annotated[float, _strength]
+Count = Annotated[int, checks.count]
+CountOrNone = Annotated[int, functools.partial(checks.count, low=0)]
+Period = Annotated[int | None, _period]
+Source = Literal["gradient", "activation"]
+Side = Literal["output", "input", "both"]
+
+
+def check(options: Any) -> None:
+    """Checks the fields of a dataclass by their annotations.
+
+    Raises:
+      ValueError: If a value is not accepted.
+    """
+    hints = typing.get_type_hints(type(options), include_extras=True)
+    for field in dataclasses.fields(options):
+        value, hint = getattr(options, field.name), hints[field.name]
+        plain, *marks = [hint]
+        if hasattr(hint, "__metadata__"):
+            plain, *marks = typing.get_args(hint)
+        kinds = typing.get_args(plain) or (plain,)
+        if typing.get_origin(plain) is Literal:
+            checks.one_of(field.name, value, kinds)
+        elif float in kinds and not (value is None and type(None) in kinds):
+            checks.number(field.name, value)
+        for mark in marks:
+            mark(field.name, value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """An entry of the table.
+    """What all optimizers have.
 
     Attributes:
-      build: Builds the transformation, for a config and a schedule.
-      learning_rate: The peak learning rate where none is chosen.
-      grid: The learning rates to try when tuning, ascending.
-      sam: How the point is perturbed at which it takes its gradient, if at all.
       spectral: Whether it keeps eigenbases of the layers.
-      follows: Whether these may follow activations.
-      activations: Those that `update` wants always.
       chooses: Whether it chooses directions of its own, which coordinates have not.
+      sam: How the point is perturbed at which it takes its gradient, if at all.
     """
 
-    build: Build
-    learning_rate: float
-    grid: tuple[float, ...]
-    sam: Literal["full", "spectral", "eigen"] | None = None
-    spectral: bool = False
-    follows: bool = False
-    activations: tuple[str, ...] = ()
-    chooses: bool = False
+    spectral: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
+    sam: ClassVar[Literal["full", "spectral", "eigen"] | None] = None
+
+    learning_rate: Positive = 1e-3
+    """Peak learning rate."""
+
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warmup."""
+
+    warmup: Share = 0.05
+    """Part of the steps over which the learning rate rises linearly to its peak."""
+
+    weight_decay: Strength = 0.0
+    """Weight decay of the kernels; biases and scales have none."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        check(self)
 
     @property
     def evaluations(self) -> int:
-        """Gradient evaluations in one step.
-
-        The Hessian of eigen_sam, a fifth of an evaluation more, is not counted.
-        """
+        """Gradient evaluations of a step, less what a Hessian costs eigen_sam."""
         return 2 if self.sam else 1
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The activations that `update` wants of each layer; none for most."""
+        return ()
+
+    @property
+    def reads(self) -> str | None:
+        """The side of which bases are reported, where there are two."""
+        return None
+
+    def build(self, rate: optax.Schedule, uses: Uses) -> optax.GradientTransformation:
+        """The transformation, for a schedule and what is known of the model."""
+        raise NotImplementedError
+
+    def perturbed(
+        self, inner: optax.GradientTransformation, uses: Uses
+    ) -> optax.GradientTransformation:
+        """The transformation with its perturbation around it, where it has one."""
+        del uses
+        return inner
+
+    def settled(self, state: Any, params: Any) -> Any:
+        """The parameters to evaluate, of those that training holds."""
+        del state
+        return params
+
+    def _with_decay(
+        self, optimizer: optax.GradientTransformation
+    ) -> optax.GradientTransformation:
+        """Adds the gradient of ½ weight_decay ‖W‖² before the optimizer."""
+        decay = optax.add_decayed_weights(self.weight_decay, mask=kernels)
+        return optax.chain(decay, optimizer) if self.weight_decay else optimizer
+
+    def _decoupled(self, rate: optax.Schedule, *transforms: Any) -> Any:
+        """Transformations, weight decay outside of them, and the learning rate."""
+        decay = optax.add_decayed_weights(self.weight_decay, mask=kernels)
+        decays = [decay] if self.weight_decay else []
+        return optax.chain(*transforms, *decays, optax.scale_by_learning_rate(rate))
 
 
 def kernels(params: Any, held: Collection[str] = ()) -> Any:
@@ -81,34 +162,6 @@ def kernels(params: Any, held: Collection[str] = ()) -> Any:
     return dsbp_jax.layers.map_paths(
         lambda path, leaf: leaf.ndim > 1 and path not in held, params
     )
-
-
-def _with_decay(
-    config: Any, optimizer: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    """Adds the gradient of ½ weight_decay ‖W‖² before the optimizer."""
-    decay = optax.add_decayed_weights(config.weight_decay, mask=kernels)
-    return optax.chain(decay, optimizer) if config.weight_decay else optimizer
-
-
-def _sgd(config, schedule, uses):
-    del uses
-    return _with_decay(config, optax.sgd(schedule))
-
-
-def _momentum(config, schedule, uses):
-    del uses
-    return _with_decay(config, optax.sgd(schedule, momentum=config.momentum))
-
-
-def _adam(config, schedule, uses):
-    del uses
-    return _with_decay(config, optax.adam(schedule))
-
-
-def _adamw(config, schedule, uses):
-    del uses
-    return optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels)
 
 
 def dimension_numbers(
@@ -136,169 +189,436 @@ def dimension_numbers(
     return functools.partial(dsbp_jax.layers.map_paths, axes)
 
 
-def _muon(config, schedule, uses):
-    return optax.contrib.muon(
-        schedule,
-        beta=config.momentum,
-        weight_decay=config.weight_decay,
-        consistent_rms=0.2,  # updates as large as Adam's, so one rate fits both parts
-        muon_weight_dimension_numbers=dimension_numbers(
-            optax.contrib.MuonDimensionNumbers, uses
-        ),
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sgd(Optimizer):
+    """Gradient descent."""
+
+    learning_rate: Positive = 0.1
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        del uses
+        return self._with_decay(optax.sgd(rate))
 
 
-def _galore(config, schedule, uses):
-    return optax.contrib.galore(
-        schedule,
-        rank=config.rank,
-        update_proj_gap=config.refresh_every,
-        weight_decay=config.weight_decay,
-        mask=kernels,
-        weight_dimension_numbers=dimension_numbers(
-            optax.contrib.GaLoreDimensionNumbers, Uses(uses.layout)
-        ),
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Momentum(Optimizer):
+    """Gradient descent with momentum."""
+
+    learning_rate: Positive = 0.05
+
+    momentum: Share = 0.9
+    """Of the steps."""
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        del uses
+        return self._with_decay(optax.sgd(rate, momentum=self.momentum))
 
 
-def _dsbp(config, schedule, uses):
-    optimizer = dsbp_jax.dsbp(
-        schedule,
-        config.rank,
-        source=config.source,
-        side=config.side,
-        residual=config.residual,
-        momentum=config.momentum,
-        decay=config.decay,
-        refresh_every=config.refresh_every,
-        layout=uses.layout,
-    )
-    return _with_decay(config, optimizer)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sam(Momentum):
+    """Momentum, the gradient taken where the loss rises steepest."""
+
+    sam = "full"
+
+    rho: Strength = 0.05
+    """Radius of the perturbation."""
+
+    def perturbed(self, inner, uses):
+        """See `Optimizer`."""
+        return dsbp_jax.spectral_sam(
+            inner, self.rho, mode=self.sam, rank=None, layout=uses.layout
+        )
 
 
-def _subspace_adam(config, schedule, uses):
-    optimizer = dsbp_jax.spectral_subspace(
-        optax.adam(schedule),
-        config.rank,
-        residual=config.residual,
-        refresh_every=config.refresh_every,
-        layout=uses.layout,
-    )
-    return _with_decay(config, optimizer)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EigenSam(Sam):
+    """SAM along the top eigenvector of the Hessian."""
+
+    sam = "eigen"
+    chooses = True
+
+    def perturbed(self, inner, uses):
+        """See `Optimizer`."""
+        return dsbp_jax.spectral_sam(
+            inner,
+            self.rho,
+            mode=self.sam,
+            rank=None,
+            refresh_every=None,
+            layout=uses.layout,
+        )
 
 
-def _spectral_muon(config, schedule, uses, **options):
-    return dsbp_jax.spectral_muon(
-        schedule,
-        config.rank,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        refresh_every=config.refresh_every,
-        hidden=uses.roles,
-        layout=uses.layout,
-        **options,
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Msam(Momentum):
+    """Momentum that is its own perturbation (`experiments.msam`)."""
+
+    chooses = True  # its perturbation would have to follow a fold
+
+    rho: Strength = 0.3
+    """Norm of the perturbation."""
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        del uses
+        return self._with_decay(msam.msam(rate, self.momentum, self.rho))
+
+    def settled(self, state, params):
+        """See `Optimizer`."""
+        return msam.settled(state, params)
 
 
-def _whitened_momentum(config, schedule, uses):
-    whitening = dsbp_jax.spectral_whitening(
-        config.rank,
-        scale="update",  # so that momentum's rates fit, and biases too
-        refresh_every=config.refresh_every,
-        layout=uses.layout,
-    )
-    return _decoupled(config, schedule, optax.trace(config.momentum), whitening)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Follows(Optimizer):
+    """What all optimizers have that keep eigenbases."""
+
+    spectral = True
+    chooses = True
+
+    rank: Count = 64
+    """Columns of each basis."""
+
+    refresh_every: Period = 10
+    """Steps between two refreshes of a basis."""
 
 
-def _activation_whitening(config, schedule, uses):
-    whitening = dsbp_jax.spectral_whitening(
-        config.rank,
-        source="activation",
-        scale="update",
-        refresh_every=config.refresh_every,
-        layout=uses.layout,
-    )
-    return _decoupled(config, schedule, whitening, optax.trace(config.momentum))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FollowsEither(Follows):
+    """What they have whose bases follow gradients or activations."""
+
+    source: Source = "gradient"
+    """What the bases follow."""
+
+    side: Side = "output"
+    """Which side of a kernel is projected, or perturbed."""
+
+    @property
+    def activations(self):
+        """See `Optimizer`."""
+        if self.source == "gradient":
+            return ()
+        sides = {"input": ("inputs",), "output": ("outputs",)}
+        return sides.get(self.side, ("inputs", "outputs"))
+
+    @property
+    def reads(self):
+        """See `Optimizer`."""
+        return "output" if self.side == "both" else None
 
 
-def _decoupled(config, schedule, *transforms):
-    """Transformations, weight decay outside of them, and the learning rate."""
-    decay = optax.add_decayed_weights(config.weight_decay, mask=kernels)
-    decays = [decay] if config.weight_decay else []
-    return optax.chain(*transforms, *decays, optax.scale_by_learning_rate(schedule))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpectralSam(Sam, FollowsEither):
+    """SAM inside of each layer's eigenspace."""
+
+    sam = "spectral"
+
+    def perturbed(self, inner, uses):
+        """See `Optimizer`."""
+        return dsbp_jax.spectral_sam(
+            inner,
+            self.rho,
+            mode=self.sam,
+            rank=self.rank,
+            source=self.source,
+            side=self.side,
+            refresh_every=self.refresh_every,
+            layout=uses.layout,
+        )
 
 
-def _dsbp_lie(config, schedule, uses):
-    optimizer = dsbp_jax.lie_rotation(
-        schedule,
-        rank=config.rank,
-        momentum=config.momentum,
-        radial=config.radial,
-        refresh_every=config.refresh_every,
-        layout=uses.layout,
-    )
-    return _with_decay(config, optimizer)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dsbp(FollowsEither):
+    """`dsbp_jax.dsbp`."""
+
+    learning_rate: Positive = 0.05
+
+    momentum: Share = 0.9
+    """Of the steps."""
+
+    residual: Share = 0.1
+    """Share of the gradient outside of the basis that is kept; 1 is momentum."""
+
+    decay: Strength = 0.0
+    """Strength of the decay of the leading direction."""
+
+    energy: OptionalShare = None
+    """Use only the leading columns that hold this share of the trace."""
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        optimizer = dsbp_jax.dsbp(
+            rate,
+            self.rank,
+            source=self.source,
+            side=self.side,
+            residual=self.residual,
+            momentum=self.momentum,
+            decay=self.decay,
+            energy=self.energy,
+            refresh_every=self.refresh_every,
+            layout=uses.layout,
+        )
+        return self._with_decay(optimizer)
 
 
-_OF_MOMENTUM = (0.01, 0.03, 0.1, 0.3)
-_OF_ADAM = (3e-4, 1e-3, 3e-3, 1e-2)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DsbpSam(Dsbp):
+    """`Dsbp`, the gradient taken where it rises steepest inside of its bases."""
+
+    sam = "spectral"
+
+    rho: Strength = 0.05
+    """Radius of the perturbation."""
+
+    def perturbed(self, inner, uses):
+        """See `Optimizer`."""
+        return dsbp_jax.spectral_sam(
+            inner,
+            self.rho,
+            mode=self.sam,
+            rank=None,  # the inner optimizer's
+            source=self.source,
+            side=self.side,
+            refresh_every=self.refresh_every,
+            layout=uses.layout,
+        )
 
 
-def _filtered(**options: Any) -> Optimizer:
-    """`spectral_muon` with a setting of its filter."""
-    build = functools.partial(_spectral_muon, **options)
-    return Optimizer(build, 3e-3, _OF_ADAM, spectral=True, chooses=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DsbpLie(Follows):
+    """`dsbp_jax.lie_rotation`."""
+
+    learning_rate: Positive = 0.01
+
+    momentum: Share = 0.9
+    """Of the steps."""
+
+    radial: Share = 1.0
+    """Share of what changes singular values; 0 keeps them."""
+
+    @property
+    def reads(self):
+        """See `Optimizer`."""
+        return "output"
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        optimizer = dsbp_jax.lie_rotation(
+            rate,
+            rank=self.rank,
+            momentum=self.momentum,
+            radial=self.radial,
+            refresh_every=self.refresh_every,
+            layout=uses.layout,
+        )
+        return self._with_decay(optimizer)
 
 
-OPTIMIZERS: dict[str, Optimizer] = {
-    "sgd": Optimizer(_sgd, 0.1, (0.03, 0.1, 0.3, 1.0)),
-    "momentum": Optimizer(_momentum, 0.05, _OF_MOMENTUM),
-    "sam": Optimizer(_momentum, 0.05, _OF_MOMENTUM, sam="full"),
-    "spectral_sam": Optimizer(
-        _momentum,
-        0.05,
-        _OF_MOMENTUM,
-        sam="spectral",
-        spectral=True,
-        follows=True,
-        chooses=True,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam, its weight decay part of the gradient."""
+
+    b2: Share = 0.999
+    """Of the second moment."""
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        del uses
+        return self._with_decay(optax.adam(rate, b2=self.b2))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam, its weight decay decoupled."""
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        del uses
+        return optax.adamw(
+            rate, b2=self.b2, weight_decay=self.weight_decay, mask=kernels
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+    """`optax.contrib.muon`, its updates as large as Adam's: one rate fits all."""
+
+    momentum: Share = 0.9
+    """Of the steps."""
+
+    b2: Share = 0.999
+    """Of the second moment of its Adam."""
+
+    decays_all: Annotated[bool, checks.flag] = False
+    """Whether all leaves of its Adam decay: it has no mask of its own."""
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        return optax.contrib.muon(
+            rate,
+            beta=self.momentum,
+            weight_decay=self.weight_decay,
+            adam_b2=self.b2,
+            adam_weight_decay=self.weight_decay if self.decays_all else 0.0,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=dimension_numbers(
+                optax.contrib.MuonDimensionNumbers, uses
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Galore(Optimizer):
+    """`optax.contrib.galore`."""
+
+    chooses = True
+
+    rank: Count = 64
+    """Columns of each basis."""
+
+    refresh_every: Count = 10
+    """Steps between two of its decompositions; its own default is 200."""
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        return optax.contrib.galore(
+            rate,
+            rank=self.rank,
+            update_proj_gap=self.refresh_every,
+            weight_decay=self.weight_decay,
+            mask=kernels,
+            weight_dimension_numbers=dimension_numbers(
+                optax.contrib.GaLoreDimensionNumbers, Uses(uses.layout)
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubspaceAdam(Follows):
+    """Adam through `dsbp_jax.spectral_subspace`."""
+
+    residual: Share = 0.1
+    """Share of the gradient outside of the basis that is kept."""
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        optimizer = dsbp_jax.spectral_subspace(
+            optax.adam(rate),
+            self.rank,
+            residual=self.residual,
+            refresh_every=self.refresh_every,
+            layout=uses.layout,
+        )
+        return self._with_decay(optimizer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpectralMuon(Follows):
+    """`dsbp_jax.spectral_muon`."""
+
+    learning_rate: Positive = 3e-3
+
+    rank: CountOrNone = 64
+    """Columns of each basis; 0 only scales."""
+
+    refresh_every: Period = 4
+    """Steps between two refreshes; None keeps the first basis."""
+
+    momentum: Share = 0.95
+    """Of the steps."""
+
+    residual: Share = 1.0
+    """Share that is kept of what lies outside of the basis."""
+
+    damping: Strength = 0.01
+    """Relative to the leading eigenvalue."""
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        return dsbp_jax.spectral_muon(
+            rate,
+            self.rank,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            residual=self.residual,
+            damping=self.damping,
+            refresh_every=self.refresh_every,
+            hidden=uses.roles,
+            layout=uses.layout,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WhitenedMomentum(Follows):
+    """Momentum, whitened by its own spectrum."""
+
+    learning_rate: Positive = 0.05
+
+    momentum: Share = 0.9
+    """Of the steps."""
+
+    def _whitening(self, uses: Uses, source: Source) -> Any:
+        return dsbp_jax.spectral_whitening(
+            self.rank,
+            source=source,
+            scale="update",  # so that momentum's rates fit, and biases too
+            refresh_every=self.refresh_every,
+            layout=uses.layout,
+        )
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        whitening = self._whitening(uses, "gradient")
+        return self._decoupled(rate, optax.trace(self.momentum), whitening)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActivationWhitening(WhitenedMomentum):
+    """Momentum of gradients whitened by the spectrum of what their layer sees."""
+
+    @property
+    def activations(self):
+        """See `Optimizer`."""
+        return ("inputs",)
+
+    def build(self, rate, uses):
+        """See `Optimizer`."""
+        whitening = self._whitening(uses, "activation")
+        return self._decoupled(rate, whitening, optax.trace(self.momentum))
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": Sgd,
+    "momentum": Momentum,
+    "sam": Sam,
+    "spectral_sam": SpectralSam,
+    "eigen_sam": EigenSam,
+    "msam": Msam,
+    "adam": Adam,
+    "adamw": AdamW,
+    "muon": Muon,
+    "galore": Galore,
+    "subspace_adam": SubspaceAdam,
+    "dsbp": Dsbp,
+    "dsbp_sam": DsbpSam,
+    "dsbp_lie": DsbpLie,
+    "spectral_muon": SpectralMuon,
+    "whitened_momentum": WhitenedMomentum,
+    "activation_whitening": ActivationWhitening,
+}
+
+#: Settings that have a name: of which optimizer, and its options.
+NAMED: dict[str, tuple[str, dict[str, Any]]] = {
+    # The rule that the paper prints.
+    "dsbp_paper": (
+        "dsbp",
+        {"source": "activation", "residual": 0.0, "momentum": 0.0, "decay": 1e-4},
     ),
-    "eigen_sam": Optimizer(_momentum, 0.05, _OF_MOMENTUM, sam="eigen", chooses=True),
-    "adam": Optimizer(_adam, 1e-3, _OF_ADAM),
-    "adamw": Optimizer(_adamw, 1e-3, _OF_ADAM),
-    "muon": Optimizer(_muon, 1e-3, _OF_ADAM),
-    "galore": Optimizer(_galore, 1e-3, _OF_ADAM, chooses=True),
-    "subspace_adam": Optimizer(
-        _subspace_adam, 1e-3, _OF_ADAM, spectral=True, chooses=True
-    ),
-    "dsbp": Optimizer(
-        _dsbp, 0.05, _OF_MOMENTUM, spectral=True, follows=True, chooses=True
-    ),
-    "dsbp_sam": Optimizer(
-        _dsbp,
-        0.05,
-        _OF_MOMENTUM,
-        sam="spectral",
-        spectral=True,
-        follows=True,
-        chooses=True,
-    ),
-    "dsbp_lie": Optimizer(
-        _dsbp_lie, 0.01, (0.001, 0.003, 0.01, 0.03), spectral=True, chooses=True
-    ),
-    "spectral_muon": _filtered(),
-    # Named settings of its filter.
-    "spectra": _filtered(damping=0.0),
-    "low_rank_muon": _filtered(residual=0.0),
-    "whitened_momentum": Optimizer(
-        _whitened_momentum, 0.05, _OF_MOMENTUM, spectral=True, chooses=True
-    ),
-    "activation_whitening": Optimizer(
-        _activation_whitening,
-        0.05,
-        _OF_MOMENTUM,
-        spectral=True,
-        activations=("inputs",),
-        chooses=True,
-    ),
+    "spectra": ("spectral_muon", {"damping": 0.0}),
+    "low_rank_muon": ("spectral_muon", {"residual": 0.0}),
+    "exact_muon": ("spectral_muon", {"rank": 1024}),
+    "scaled_muon": ("spectral_muon", {"rank": 0}),
+    "frozen_muon": ("spectral_muon", {"refresh_every": None}),
 }

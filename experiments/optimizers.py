@@ -1,183 +1,172 @@
-"""The optimizers that experiments know by name, and what may be chosen of them.
+"""Contenders: an optimizer, where its gradients come from, and options, as text.
 
-`OptimizerConfig` names one of `OPTIMIZERS` (`experiments.optimizer_table`) and holds
-its options, which are those of the command line; `build` puts schedule, weight decay
-and perturbation around it.
+`NAME[+spectral|+coordinates][:OPTION=VALUE,...]`, such as `dsbp:residual=0.5,rank=32`
+or `adam+coordinates:rank=128`. `build` puts schedule, weight decay and perturbation
+around the optimizer that a contender names.
 """
 
+import ast
 import dataclasses
 import functools
-import typing
+import warnings
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import dsbp_jax
 from experiments import checks
-from experiments.optimizer_table import OPTIMIZERS, UNKNOWN, Uses, kernels
+from experiments.gradients import GRADIENTS, Plain
+from experiments.optimizer_table import (
+    NAMED,
+    OPTIMIZERS,
+    UNKNOWN,
+    Optimizer,
+    Uses,
+    kernels,
+)
 
-Backprop = Literal["plain", "spectral", "coordinates"]
-BACKPROPS = typing.get_args(Backprop)
+PRODUCT = 1e-4  # of learning rate and weight decay, from where decays are searched
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """How the parameters move."""
+class Contender:
+    """How the parameters move.
 
-    name: str = "dsbp"
-    """One of sgd, momentum, sam, spectral_sam, eigen_sam, adam, adamw, muon, galore,
-    subspace_adam, dsbp, dsbp_sam, dsbp_lie, spectral_muon, spectra, low_rank_muon,
-    whitened_momentum, activation_whitening."""
+    Attributes:
+      name: Of `OPTIMIZERS` or `NAMED`, with `+spectral` or `+coordinates` where its
+        gradients come from there.
+      optimizer: The optimizer, with its options.
+      gradients: Where its gradients come from.
+    """
 
-    learning_rate: float | None = None
-    """Peak learning rate. By default the one that the table has for the optimizer."""
+    name: str
+    optimizer: Optimizer
+    gradients: Plain
 
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """What follows the warmup."""
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The contender that a text names.
 
-    warmup: float = 0.05
-    """Part of the steps over which the learning rate rises linearly to its peak."""
+        An option that both the optimizer and its gradients have is given to both.
 
-    momentum: float = 0.9
-    """Momentum of all but sgd, galore and the Adams."""
+        Args:
+          text: `NAME[+spectral|+coordinates|+plain][:OPTION=VALUE,...]`.
 
-    weight_decay: float = 0.0
-    """Weight decay of the kernels; biases and scales have none."""
+        Returns:
+          The contender.
 
-    rank: int = 64
-    """Columns of each basis, and of what the probes report."""
+        Raises:
+          ValueError: If a name, an option or a value is not accepted.
 
-    source: Literal["gradient", "activation"] = "gradient"
-    """What the bases of dsbp and of spectral_sam follow."""
-
-    side: Literal["output", "input", "both"] = "output"
-    """Which side of a kernel dsbp projects and spectral_sam perturbs."""
-
-    residual: float = 0.1
-    """Share of the gradient outside the basis that dsbp and subspace_adam keep; 0 is
-    the rule as published, 1 makes dsbp momentum."""
-
-    radial: float = 1.0
-    """Share of what changes singular values in dsbp_lie; 0 keeps them."""
-
-    decay: float = 0.0
-    """Strength of the decay of the leading direction in dsbp."""
-
-    refresh_every: int = 10
-    """Steps between two refreshes of a basis."""
-
-    rho: float = 0.05
-    """Radius of the perturbation of the SAMs."""
-
-    backprop: Backprop = "plain"
-    """Where gradients come from: exact ones, sketches of rank columns, or coordinates
-    of kernels in such columns, where weight decay is decoupled, as in adamw."""
-
-    tracking: int | None = None
-    """How many of the columns follow the gradient, the others follow the layers'
-    inputs: by default none of a sketch's, half of those of coordinates."""
-
-    random: int = 0
-    """Random columns that a sketch has besides."""
-
-    catch_up_every: int | None = None
-    """Steps after which one of a sketch is exact and makes up for what the others left
-    out; by default none is."""
-
-    def __post_init__(self):
-        """Checks every value."""
-        checks.one_of("optimizer.name", self.name, OPTIMIZERS)
-        checks.positive("optimizer.learning_rate", self.learning_rate)
-        checks.one_of("optimizer.schedule", self.schedule, ("cosine", "constant"))
-        checks.between("optimizer.warmup", self.warmup, 0, 1)
-        checks.between("optimizer.momentum", self.momentum, 0, 1)
-        checks.at_least("optimizer.weight_decay", self.weight_decay, 0)
-        checks.count("optimizer.rank", self.rank)
-        checks.one_of("optimizer.source", self.source, ("gradient", "activation"))
-        checks.one_of("optimizer.side", self.side, ("output", "input", "both"))
-        checks.between("optimizer.residual", self.residual, 0, 1)
-        checks.between("optimizer.radial", self.radial, 0, 1)
-        checks.at_least("optimizer.decay", self.decay, 0)
-        checks.count("optimizer.refresh_every", self.refresh_every)
-        checks.at_least("optimizer.rho", self.rho, 0)
-        checks.one_of("optimizer.backprop", self.backprop, BACKPROPS)
-        if self.tracking is not None:
-            checks.count("optimizer.tracking", self.tracking, 0)
-            checks.between("optimizer.tracking", self.tracking, 0, self.rank)
-        checks.count("optimizer.random", self.random, 0)
-        if self.catch_up_every is not None:
-            checks.count("optimizer.catch_up_every", self.catch_up_every, 2)
-        unfit = {
-            name
-            for name, entry in OPTIMIZERS.items()
-            # Sketched gradients have no Hessian: their derivative is not symmetric.
-            if (self.backprop == "coordinates" and entry.chooses)
-            or (self.backprop == "spectral" and entry.sam == "eigen")
-        }
-        if self.name in unfit:
+        Example:
+          >>> contender = Contender.parse("adam+coordinates:rank=8,learning_rate=0.01")
+          >>> contender.optimizer.learning_rate, contender.gradients.rank
+          (0.01, 8)
+          >>> contender.text
+          'adam+coordinates:learning_rate=0.01,rank=8'
+        """
+        names, _, words = text.partition(":")
+        names = names.removesuffix("+plain")
+        kinds, options = _kinds(names)
+        if kinds[1]().refuses(kinds[0]):
+            fit = [n for n, kind in OPTIMIZERS.items() if not kinds[1]().refuses(kind)]
             raise ValueError(
-                f"optimizer.name={self.name!r} with optimizer.backprop="
-                f"{self.backprop!r}; accepted are "
-                f"{', '.join(n for n in OPTIMIZERS if n not in unfit)}: the others "
-                "follow directions of their own"
+                f"optimizer={names!r}; accepted with +{names.partition('+')[2]} are "
+                f"{', '.join(fit)}: the others follow directions of their own"
             )
+        known = [[field.name for field in dataclasses.fields(kind)] for kind in kinds]
+        accepted = dict.fromkeys([*known[0], *known[1]])
+        given = dict(options)
+        for word in filter(None, words.split(",")):
+            option, equals, value = word.partition("=")
+            if not (option and equals and value):
+                raise ValueError(
+                    f"optimizer={text!r}; accepted after : are words OPTION=VALUE"
+                )
+            checks.one_of(f"option of {names}", option, accepted)
+            given[option] = literal(value)
+        try:
+            parts = (
+                kind(**{key: value for key, value in given.items() if key in fields})
+                for kind, fields in zip(kinds, known, strict=True)
+            )
+            return cls(names, *parts)
+        except ValueError as error:
+            raise ValueError(f"optimizer={text!r}: {error}") from None
 
     @property
-    def peak(self) -> float:
-        """The peak learning rate, the table's where none was chosen."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return OPTIMIZERS[self.name].learning_rate
+    def text(self) -> str:
+        """The shortest text that `parse` reads as this."""
+        usual = Contender.parse(self.name)
+        options = {
+            field.name: getattr(mine, field.name)
+            for mine, theirs in (
+                (self.optimizer, usual.optimizer),
+                (self.gradients, usual.gradients),
+            )
+            for field in dataclasses.fields(mine)
+            if getattr(mine, field.name) != getattr(theirs, field.name)
+        }
+        words = ",".join(f"{name}={value}" for name, value in options.items())
+        return self.name + (f":{words}" if words else "")
 
-    @property
-    def label(self) -> str:
-        """The name, and where gradients come from if that is not the plain way."""
-        return self.name + ("" if self.backprop == "plain" else f"+{self.backprop}")
-
-    @property
-    def sides(self) -> tuple[str, ...]:
-        """The activations that `update` wants of each layer; none for most."""
-        entry = OPTIMIZERS[self.name]
-        if self.source == "gradient" or not entry.follows:
-            return entry.activations
-        return {"input": ("inputs",), "output": ("outputs",)}.get(
-            self.side, ("inputs", "outputs")
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """The inverse of `study.config.to_json`."""
+        optimizer, gradients = _kinds(values["name"])[0]
+        return cls(
+            values["name"],
+            optimizer(**values["optimizer"]),
+            gradients(**values["gradients"]),
         )
 
+    def at(self, rate: int | None, decay: int | None) -> Self:
+        """The contender so many neighbours from its default rate and the decay.
 
-def named(config: OptimizerConfig, name: str) -> OptimizerConfig:
-    """A config for another optimizer of the table.
+        Rates are 3 apart, decays 5; decay goes by its product with the rate, of which
+        all contenders try the same values.
+        """
+        optimizer = self.optimizer
+        if rate is not None:
+            value = float(f"{optimizer.learning_rate * 3.0**rate:.3g}")
+            optimizer = dataclasses.replace(optimizer, learning_rate=value)
+        if decay is not None:
+            value = float(f"{PRODUCT * 5.0**decay / optimizer.learning_rate:.3g}")
+            optimizer = dataclasses.replace(optimizer, weight_decay=value)
+        return dataclasses.replace(self, optimizer=optimizer)
 
-    Args:
-      config: The config. Its learning rate is kept for its own optimizer only.
-      name: A name of `OPTIMIZERS`; with `+spectral`, `+coordinates` or `+plain` its
-        gradients come from there.
 
-    Returns:
-      The config of that name.
+def _kinds(names: str) -> tuple[tuple[Any, Any], dict[str, Any]]:
+    """The classes of an optimizer and its gradients by their names, and options."""
+    name, _, source = names.partition("+")
+    checks.one_of("optimizer", name, [*OPTIMIZERS, *NAMED])
+    checks.one_of(f"gradients of {names}", source or "plain", GRADIENTS)
+    base, options = NAMED.get(name, (name, {}))
+    return (OPTIMIZERS[base], GRADIENTS[source or "plain"]), options
 
-    Raises:
-      ValueError: If there is no such name.
+
+def literal(text: str) -> Any:
+    """The Python literal that a text is, or the text.
 
     Example:
-      >>> named(OptimizerConfig(), "adam+coordinates").backprop
-      'coordinates'
+      >>> literal("0.5"), literal("input"), literal("16,32")
+      (0.5, 'input', (16, 32))
     """
-    base, _, suffix = name.rpartition("+")
-    if suffix not in BACKPROPS:
-        base, suffix = name, config.backprop
-    checks.one_of("optimizers", base, OPTIMIZERS)
-    own = config.learning_rate if base == config.name else None
-    return dataclasses.replace(config, name=base, learning_rate=own, backprop=suffix)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of literals that look odd
+            return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return text
 
 
-def diagnostics(config: OptimizerConfig, opt_state: Any) -> dict[str, Any]:
+def diagnostics(contender: Contender, opt_state: Any) -> dict[str, Any]:
     """How well the optimizer's own bases do, as JSON holds it.
 
     Args:
-      config: The optimizer.
+      contender: The contender.
       opt_state: Its state.
 
     Returns:
@@ -185,10 +174,9 @@ def diagnostics(config: OptimizerConfig, opt_state: Any) -> dict[str, Any]:
       captured share of the trace (the mean over batch axes) and the refreshes that
       failed. Empty for optimizers without bases.
     """
-    if not OPTIMIZERS[config.name].spectral:
+    if not contender.optimizer.spectral:
         return {}
-    both = config.side == "both" or config.name == "dsbp_lie"
-    side = "output" if both and config.name != "subspace_adam" else None
+    side = contender.optimizer.reads
     found = jax.device_get(dsbp_jax.diagnostics(opt_state, side=side))
     return {
         path: {
@@ -200,74 +188,72 @@ def diagnostics(config: OptimizerConfig, opt_state: Any) -> dict[str, Any]:
 
 
 def learning_rate_schedule(
-    config: OptimizerConfig, num_steps: int, peak: float | jax.Array
+    optimizer: Optimizer, num_steps: Any, peak: Any
 ) -> optax.Schedule:
     """The learning rate of every step.
 
     Args:
-      config: Says which schedule, and how long its warmup.
-      num_steps: Steps of the whole run.
-      peak: The highest value; may be traced, so that runs with different rates
-        share one compiled step.
+      optimizer: Says which schedule, and how long its warmup.
+      num_steps: Steps of the whole run; may be traced, as `peak`, so that runs of
+        other lengths and rates share one compiled step.
+      peak: The highest value.
 
     Returns:
       A function of the step's number, from 0.
     """
-    warmup = min(round(config.warmup * num_steps), num_steps - 1)
-    after = (
-        optax.cosine_decay_schedule(1.0, num_steps - warmup)
-        if config.schedule == "cosine"
-        else optax.constant_schedule(1.0)
-    )
-    rise = optax.linear_schedule(1 / (warmup + 1), 1.0, warmup)
-    shape = optax.join_schedules([rise, after], [warmup]) if warmup else after
-    return lambda step: peak * shape(step)
+    warmup = jnp.minimum(jnp.round(optimizer.warmup * num_steps), num_steps - 1)
+
+    def schedule(step: Any) -> jax.Array:
+        rise = (step + 1) / (warmup + 1)
+        after = jnp.ones(())
+        if optimizer.schedule == "cosine":
+            part = (step - warmup) / (num_steps - warmup)
+            after = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))
+        return peak * jnp.where(step < warmup, rise, after)
+
+    return schedule
 
 
 def build(
-    config: OptimizerConfig,
-    num_steps: int,
+    contender: Contender,
+    num_steps: Any,
     *,
-    peak: float | jax.Array | None = None,
+    peak: Any = None,
     uses: Uses = UNKNOWN,
     held: Collection[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds the optimizer that a config names.
+    """Builds the optimizer of a contender.
 
     Args:
-      config: The optimizer and its options.
-      num_steps: Steps of the whole run, for the schedule.
-      peak: Peak learning rate in place of the config's; may be traced.
+      contender: The contender.
+      num_steps: Steps of the whole run, for the schedule; may be traced.
+      peak: Peak learning rate in place of the contender's; may be traced.
       uses: How the model uses its parameters, for those that are spectral.
       held: Paths of the kernels that are held in coordinates, and decay when they are
         folded.
 
     Returns:
-      The transformation; its `update` accepts any extra argument. Its state does
-      not depend on `peak`.
+      The transformation; its `update` accepts any extra argument. Its state does not
+      depend on `peak` and `num_steps`.
     """
-    peak = config.peak if peak is None else peak
-    schedule = learning_rate_schedule(config, num_steps, peak)
+    optimizer = contender.optimizer
+    peak = optimizer.learning_rate if peak is None else peak
+    schedule = learning_rate_schedule(optimizer, num_steps, peak)
     decay = optax.identity()
-    if config.backprop == "coordinates" and config.weight_decay:
-        strength = config.weight_decay
+    if decay_of_fold(contender, 1.0):
+        strength = optimizer.weight_decay
         decay = optax.add_decayed_weights(
             lambda step: -strength * schedule(step),
             mask=functools.partial(kernels, held=held),
         )
-        config = dataclasses.replace(config, weight_decay=0.0)
-    entry = OPTIMIZERS[config.name]
-    optimizer = optax.chain(entry.build(config, schedule, uses), decay)
-    if entry.sam:
-        optimizer = dsbp_jax.spectral_sam(
-            optimizer,
-            config.rho,
-            mode=entry.sam,
-            # dsbp has bases already.
-            rank=config.rank if config.name == "spectral_sam" else None,
-            source=config.source,
-            side=config.side,
-            refresh_every=None if entry.sam == "eigen" else config.refresh_every,
-            layout=uses.layout,
-        )
-    return optax.with_extra_args_support(optimizer)
+        optimizer = dataclasses.replace(optimizer, weight_decay=0.0)
+    whole = optax.chain(optimizer.build(schedule, uses), decay)
+    return optax.with_extra_args_support(optimizer.perturbed(whole, uses))
+
+
+def decay_of_fold(contender: Contender, peak: Any) -> Any:
+    """Peak rate times decay where a fold of coordinates decays kernels, else 0."""
+    decay = contender.optimizer.weight_decay
+    if type(contender.gradients) is not GRADIENTS["coordinates"] or not decay:
+        return 0.0
+    return peak * decay

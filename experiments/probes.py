@@ -17,8 +17,7 @@ import numpy as np
 import dsbp_jax
 from dsbp_jax import linalg
 from experiments import data
-from experiments.config import Config
-from experiments.steps import Classifier, TrainState
+from experiments.config import ProbeConfig
 
 MAX_ROWS = 8192  # of a layer's response; a convolution has many more
 TOLERANCE = 0.01  # relative change of the top Hessian eigenvalue at which it is found
@@ -40,37 +39,38 @@ class Probe:
     """The measurements of one experiment, compiled once.
 
     Args:
-      classifier: The model.
-      config: The experiment: the rank is its optimizer's.
+      classifier: The model, a `tasks.images.Classifier`.
+      config: What is measured.
       split: Where the fixed batch comes from, the training set.
     """
 
-    def __init__(self, classifier: Classifier, config: Config, split: data.Split):
+    def __init__(self, classifier: Any, config: ProbeConfig, split: data.Split):
         self.classifier = classifier
-        self.rank = config.optimizer.rank
+        self.rank = config.rank
         self._order = list(classifier.uses().layout)  # that of the model; jit sorts
-        self.hessian_steps = config.probe.hessian_steps
-        size = min(config.probe.batch_size, len(split))
+        self.hessian_steps = config.hessian_steps
+        size = min(config.batch_size, len(split))
         chosen = np.random.default_rng(0).choice(len(split), size, replace=False)
         self._batch = split.take(np.sort(chosen))
         self._measure = jax.jit(self._measure_layers)
         self._refresh = jax.jit(self._refresh_hessian)
 
-    def init(self, state: TrainState) -> Seen:
+    def init(self, params: Any, rest: Any) -> Seen:
         """What stands for the last measurement before the first."""
-        shapes = jax.eval_shape(
-            self._bases, state.params, state.rest, self._batch.images
-        )
+        shapes = jax.eval_shape(self._bases, params, rest, self._batch.images)
         layers = {path: jnp.zeros(b.vectors.shape) for path, b in shapes.items()}
         if not self.hessian_steps:
             return Seen(layers, None)
-        return Seen(layers, _random_start(state.params))
+        return Seen(layers, _random_start(params))
 
-    def __call__(self, state: TrainState, seen: Seen) -> tuple[dict[str, Any], Seen]:
-        """Measures a state.
+    def __call__(
+        self, params: Any, rest: Any, seen: Seen
+    ) -> tuple[dict[str, Any], Seen]:
+        """Measures a network.
 
         Args:
-          state: The state of training.
+          params: Its parameters.
+          rest: The rest of its state.
           seen: What the last measurement left, or `init`.
 
         Returns:
@@ -81,9 +81,7 @@ class Probe:
           first time) and `angle` (between the leading eigenvectors, in degrees);
           `hessian` is the top eigenvalue.
         """
-        layers, vectors = self._measure(
-            state.params, state.rest, self._batch.images, seen.layers
-        )
+        layers, vectors = self._measure(params, rest, self._batch.images, seen.layers)
         layers = jax.tree.map(_to_json, jax.device_get(layers))
         record: dict[str, Any] = {
             "layers": {path: layers[path] for path in self._order}
@@ -93,7 +91,7 @@ class Probe:
                 layer |= {"drift": None, "angle": None}
         hessian = seen.hessian
         if hessian is not None:
-            hessian = self._follow_hessian(state.params, state.rest, hessian)
+            hessian = self._follow_hessian(params, rest, hessian)
             record["hessian"] = _to_json(np.asarray(hessian.values[0]))
         return record, Seen(vectors, hessian)
 

@@ -12,13 +12,13 @@ import jax
 import tyro
 from rich.table import Table
 
-from experiments import cli, process, runs
-from experiments.bench import accuracy, compilation, engine, meta, step, update
-from experiments.bench.accuracy import AccuracyConfig
+from experiments import cli, process
+from experiments.bench import compilation, engine, meta, step, update
 from experiments.bench.compilation import CompileConfig
 from experiments.bench.meta import MetaConfig
 from experiments.bench.step import StepConfig
 from experiments.bench.update import UpdateConfig
+from experiments.study import runs
 
 PROG = "experiments.bench"
 
@@ -31,9 +31,6 @@ BENCHMARKS = {
         lambda options: compilation.run(options.compile)
     ),
     "step": process.single_threaded_lapack(lambda options: step.run(options.step)),
-    "accuracy": process.single_threaded_lapack(
-        lambda options: accuracy.run(options.accuracy)
-    ),
     "meta": process.single_threaded_lapack(lambda options: meta.run(options.meta)),
 }
 
@@ -43,7 +40,7 @@ class Options:
     """Prints the tables of one benchmark, or of all."""
 
     name: Annotated[
-        Literal["engine", "update", "compile", "step", "accuracy", "meta", "all"],
+        Literal["engine", "update", "compile", "step", "meta", "all"],
         tyro.conf.Positional,
     ] = "all"
     """Which benchmark to run."""
@@ -51,7 +48,6 @@ class Options:
     update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
     compile: CompileConfig = dataclasses.field(default_factory=CompileConfig)
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
-    accuracy: AccuracyConfig = dataclasses.field(default_factory=AccuracyConfig)
     meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)
 
     out: pathlib.Path | None = None
@@ -65,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with cli.user_errors(PROG):
         options = cli.parse_options(Options, args, PROG)
         names = list(BENCHMARKS) if options.name == "all" else [options.name]
-        check_files(options, names)
+        check_files(options)
     tables = {}
     for name in names:
         tables |= BENCHMARKS[name](options)
@@ -92,15 +88,12 @@ def main(args: Sequence[str] | None = None) -> None:
         console.print(f"Written to {options.out}")
 
 
-def check_files(options: Options, names: Sequence[str]) -> None:
-    """Finds data and makes folders, before hours of timing have passed.
+def check_files(options: Options) -> None:
+    """Makes the folder of the file, before hours of timing have passed.
 
     Raises:
-      ValueError: If there is no such data, or no such file can be written.
+      ValueError: If no such file can be written.
     """
-    if "accuracy" in names:
-        accuracy.load_data(options.accuracy)
-        runs.make_folder(accuracy.picture(options.accuracy))
     if options.out is not None:
         if options.out.is_dir():
             raise ValueError(

@@ -14,14 +14,14 @@ from experiments.bench import torch_maml
 from experiments.bench.timing import interleave
 from experiments.config import ModelConfig
 from experiments.data import FewShotSet
-from experiments.fewshot.config import (
+from experiments.fewshot_config import (
     SINE,
     FewshotConfig,
     FewshotDataConfig,
     InnerConfig,
     OuterConfig,
 )
-from experiments.fewshot.learner import Learner
+from experiments.tasks.learner import Learner
 
 MODELS = ("mlp", "conv4")
 

@@ -6,13 +6,28 @@ import jax
 from flax import nnx
 
 SMALL = [
+    "digits",
     *("--epochs", "3"),
     *("--batch-size", "256"),
     *("--model.options", "hidden=16,"),
-    *("--optimizer.rank", "8"),
     *("--probe.batch-size", "0"),
 ]
 PROBED = [*SMALL, "--probe.batch-size", "32", "--probe.hessian-steps", "2"]
+PROBED += ["--probe.rank", "8"]
+DSBP = ["--optimizer", "dsbp:rank=8"]
+
+SMALL_FEWSHOT = [
+    "sine",
+    *("--steps", "4"),
+    *("--outer.tasks", "3"),
+    *("--model.options", "hidden=8,"),
+    *("--spectral.rank", "3"),
+    *("--spectral.refresh-every", "2"),
+    *("--inner.steps", "2"),
+    *("--eval-every", "2"),
+    *("--eval-episodes", "6"),
+    *("--test-episodes", "8"),
+]
 
 
 class Restless(nnx.Module):

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import accuracy, compilation, engine, meta, step, update
+from experiments.bench import compilation, engine, meta, step, update
 from experiments.bench.timing import Stateful, interleave
-from experiments.config import ModelConfig
 
 
 def test_interleave_times_every_function_once_a_round():
@@ -89,23 +88,6 @@ def test_steps_of_every_method_are_timed(model, monkeypatch):
     # Two moments of 8 columns in place of 128; one of a block's kernels has 256 rows.
     share = {"mlp": 8 / 128, "transformer": (6 * 8 / 128 + 2 * 8 / 256) / 8}[model]
     assert coordinates["state / plain"] == pytest.approx(share, rel=0.05)
-
-
-def test_accuracy_at_equal_steps_and_time(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    task = {"fashion_mnist": ("digits", ModelConfig("mlp", {"hidden": (16,)}))}
-    monkeypatch.setattr(accuracy, "TASKS", task)
-    names = ("adam", "adam+coordinates")
-    config = accuracy.AccuracyConfig(
-        optimizers=names, rank=8, grid=(1e-3, 1e-2), seeds=2, epochs=2, batch_size=128
-    )
-    steps, time, tuning = accuracy.run(config).values()
-    assert [row["method"] for row in steps] == list(names)
-    assert steps[0]["steps"] == steps[1]["steps"] == time[0]["steps"]
-    ratio = time[0]["ms per step"] / time[1]["ms per step"]
-    assert time[1]["steps"] == round(steps[1]["steps"] * ratio)
-    assert len(tuning) == 4
-    assert (tmp_path / "runs" / "accuracy-fashion_mnist-adam.svg").is_file()
 
 
 def test_meta_gradients_are_timed_and_weighed():

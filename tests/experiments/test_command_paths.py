@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from experiments import cli, data, paths, train
+from experiments.config import ImageConfig
 from tests.experiments.commands import OPTIONS
 
 
 def path_options(options, prefix=""):
     """The options of a command that are paths, and how to get at them."""
     hints = typing.get_type_hints(options)
+    if options in (cli.Command, *cli.Command.__subclasses__()):
+        hints["config"] = ImageConfig  # that of the default preset
     for field in dataclasses.fields(options):
         hint, option = hints[field.name], prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(hint):
@@ -39,11 +42,11 @@ def test_path_options_are_found():
     assert {
         ("train", "--out"),
         ("train", "--data.data-dir"),
-        ("fewshot.compare", "--data.data-dir"),
-        ("bench", "--accuracy.data-dir"),
+        ("compare", "--data.data-dir"),
+        ("tables", "--data-dir"),
         ("bench", "--out"),
     } <= found
-    assert len(found) == 10
+    assert len(found) == 7
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,8 @@ def home(tmp_path_factory):
 
 def parse(name, args):
     """The options of a command line."""
-    function = cli.parse_options if name == "bench" else cli.parse
+    has_preset = issubclass(OPTIONS[name], cli.Command)
+    function = cli.parse if has_preset else cli.parse_options
     return function(OPTIONS[name], args, name)
 
 
@@ -91,7 +95,7 @@ def test_paths_are_expanded(name, option, get, home):
 
 def test_a_preset_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    text = "from experiments.config import Config\ndef config(): return Config(seed=9)"
+    text = "from experiments.config import *\ndef config(): return ImageConfig(seed=9)"
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
     assert cli.parse(train.Train, ["~/mine.py"], "train").config.seed == 9
 

@@ -1,5 +1,6 @@
 """Mistakes end every command with one line, before any work."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ from experiments import cli, data, train
 from experiments.bench import __main__ as bench
 from experiments.config import ModelConfig
 from tests.experiments.commands import fails
-from tests.experiments.test_fewshot import SMALL as SMALL_FEWSHOT
 
 
 @pytest.fixture
@@ -52,16 +52,24 @@ MODELS = [
 @pytest.mark.parametrize(("model", "option", "message"), MODELS)
 @pytest.mark.usefixtures("nothing_is_loaded")
 def test_impossible_models(model, option, message, tmp_path, capsys):
-    args = ["--model.name", model, "--model.options", option]
+    args = ["digits", "--model.name", model, "--model.options", option]
     out = str(tmp_path / "runs")
     assert message in fails("train", [*args, "--out", out], capsys)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["compare", "fewshot", "fewshot.compare"])
+@pytest.mark.parametrize("name", ["compare", "train"])
+@pytest.mark.parametrize("preset", ["digits", "sine"])
 @pytest.mark.usefixtures("nothing_is_loaded")
-def test_impossible_models_of_other_commands(name, tmp_path, capsys):
-    args = ["--out", str(tmp_path / "runs"), "--model.name", "cnn", "--model.options"]
+def test_impossible_models_of_other_commands(name, preset, tmp_path, capsys):
+    args = [
+        preset,
+        "--out",
+        str(tmp_path / "runs"),
+        "--model.name",
+        "cnn",
+        "--model.options",
+    ]
     assert "channels=(0,)" in fails(name, [*args, "channels=0,"], capsys)
     assert "dtype='fp16'" in fails(name, [*args, "dtype=fp16"], capsys)
     assert not list(tmp_path.iterdir())
@@ -84,28 +92,30 @@ def test_possible_models():
         ("train", "--epochs 99999999999", "values up to 2147483647"),
         ("train", "--data.split-seed -1", "data.split_seed=-1"),
         ("train", "--data.label-noise nan", "data.label_noise=nan"),
-        ("train", "--optimizer.learning-rate nan", "learning_rate=nan"),
-        ("train", "--optimizer.learning-rate -0.1", "learning_rate=-0.1"),
-        ("train", "--optimizer.weight-decay inf", "weight_decay=inf"),
-        ("train", "--optimizer.rho nan", "rho=nan"),
-        ("train", "--optimizer.tracking 65", "tracking=65; accepted are values from"),
-        ("train", "--optimizer.rank 99999999999", "rank=99999999999"),
-        ("compare", "--optimizers", "optimizers=''; accepted are one or more"),
-        ("compare", "--optimizers sgd dsbp+coordinates", "backprop='coordinates'"),
-        ("compare", "--learning-rates 0.1 nan", "learning_rates=nan"),
+        ("train", "--optimizer adam:learning_rate=nan", "learning_rate='nan'"),
+        ("train", "--optimizer adam:learning_rate=-0.1", "learning_rate=-0.1"),
+        ("train", "--optimizer adam:weight_decay=-1", "weight_decay=-1"),
+        ("train", "--optimizer adam:rank=8", "option of adam='rank'; accepted are"),
+        ("train", "--optimizer adam+coordinates:tracking=65", "tracking=65; accepted"),
+        ("train", "--optimizer dsbp:rank=99999999999", "rank=99999999999"),
+        ("train", "--minutes nan", "minutes=nan"),
+        ("train", "text --heads 3", "heads=3; accepted are divisors"),
+        ("compare", "--contenders sgd sgd", "contenders='sgd sgd'; accepted are one"),
+        ("compare", "--contenders sgd dsbp+coordinates", "accepted with +coordinates"),
+        ("compare", "sine --contenders maml mml", "method='mml'; accepted are maml"),
         ("compare", "--seed 4294967295 --seeds 2", "from 0 to 4294967295"),
         ("compare", "--sharpness --probe.batch-size 0", "sharpness=True"),
-        ("fewshot", "--inner.learning-rate nan", "inner.learning_rate=nan"),
-        ("fewshot", "--outer.steps 99999999999", "values up to 2147483647"),
-        ("fewshot", "--ways 1", "ways=1; accepted are values of 2 or more"),
+        ("train", "sine --inner.learning-rate nan", "inner.learning_rate=nan"),
+        ("train", "sine --steps 99999999999", "values up to 2147483647"),
+        ("train", "sine --ways 1", "ways=1; accepted are values of 2 or more"),
         (
-            "fewshot",
-            "--method reptile --reptile.batch-size 21",
+            "train",
+            "sine --method reptile --reptile.batch-size 21",
             "reptile.batch_size=21; accepted are 1 to 20",
         ),
-        ("fewshot.compare", "--methods", "methods=''; accepted are one or more"),
-        ("fewshot.compare", "--minutes nan", "minutes=nan"),
-        ("fewshot.compare", "--outer-rates 0", "outer_rates=0"),
+        ("tables", "nothing", "NAME='nothing'; accepted are"),
+        ("tables", "--scale large", "large"),
+        ("tables", "--jobs 0", "jobs=0"),
         ("bench", "nothing", "'nothing'"),
         ("bench", "step --step.widths 0", "step.widths=(0,)"),
         ("bench", "step --step.widths", "step.widths=()"),
@@ -114,10 +124,6 @@ def test_possible_models():
         ("bench", "step --step.rounds 0", "step.rounds=0"),
         ("bench", "update --update.shapes", "update.shapes=''"),
         ("bench", "meta --meta.steps", "meta.steps=()"),
-        ("bench", "accuracy --accuracy.grid nan", "accuracy.grid=nan"),
-        ("bench", "accuracy --accuracy.rank 0", "accuracy.rank=0"),
-        ("bench", "accuracy --accuracy.optimizers adm", "nearest: adam"),
-        ("bench", "accuracy --accuracy.seeds 0", "accuracy.seeds=0"),
     ],
 )
 @pytest.mark.usefixtures("nothing_is_loaded")
@@ -139,15 +145,9 @@ def test_impossible_values(name, args, message, tmp_path, capsys):
 def test_what_the_images_do_not_allow(args, message, tmp_path, capsys):
     out = str(tmp_path / "runs")
     for name in ("train", "compare"):
-        assert message in fails(name, [*args.split(), "--out", out], capsys)
+        line = fails(name, ["digits", *args.split(), "--out", out], capsys)
+        assert message in line
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["accuracy", "all"])
-def test_a_benchmark_without_its_data_is_not_begun(name, monkeypatch, capsys):
-    begin = lambda options: pytest.fail("a benchmark was run")
-    monkeypatch.setattr(bench, "BENCHMARKS", dict.fromkeys(bench.BENCHMARKS, begin))
-    assert "data_dir=None" in fails("bench", [name], capsys)
 
 
 @pytest.fixture(params=["a file", "in a file", "a dangling link", "no real folder"])
@@ -168,10 +168,10 @@ def bad_folder(request, tmp_path):
 @pytest.mark.parametrize(
     ("name", "args"),
     [
-        ("train", "--optimizer.name sgd"),
-        ("compare", "--optimizers sgd"),
-        ("fewshot", "--method maml"),
-        ("fewshot.compare", "sine --methods maml"),
+        ("train", "--optimizer sgd"),
+        ("compare", "--contenders sgd"),
+        ("train", "sine --method maml"),
+        ("tables", "--scale smoke"),
         ("bench", "engine"),
     ],
 )
@@ -191,11 +191,11 @@ def test_a_folder_is_no_file_of_results(tmp_path, capsys):
 def test_data_folders_that_are_none(tmp_path, capsys):
     (tmp_path / "file").touch()
     out = ["--out", str(tmp_path / "runs")]
-    for name, preset in {"train": "cifar10", "fewshot": "omniglot"}.items():
+    for preset in ("cifar10", "omniglot"):
         args = [preset, *out, "--data-dir", str(tmp_path / "file")]
-        assert "is no folder" in fails(name, args, capsys)
+        assert "is no folder" in fails("train", args, capsys)
         args[-1] += "/x"
-        assert "Not a directory" in fails(name, [*args, "--download"], capsys)
+        assert "Not a directory" in fails("train", [*args, "--download"], capsys)
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b"])
@@ -215,8 +215,8 @@ def test_names_that_are_no_folder(name, tmp_path, capsys):
             "gives a int; accepted are presets of a Config",
         ),
         (
-            "from experiments.config import Config\ndef config():\n"
-            "    return Config(epochs='3')",
+            "from experiments.config import *\ndef config():\n"
+            "    return ImageConfig(epochs='3')",
             "line 3; accepted is a file with",
         ),
     ],
@@ -233,22 +233,39 @@ def test_options_are_checked_beside_those_of_their_preset(tmp_path):
     path = tmp_path / "mine.py"
     text = (
         "from experiments.config import *\ndef config():\n"
-        "    optimizer = OptimizerConfig(rank=99)\n"
-        "    return Config(model=ModelConfig('vit'), optimizer=optimizer)"
+        "    return ImageConfig(model=ModelConfig('vit'), epochs=3)"
     )
     path.write_text(text, encoding="utf-8")
-    args = [str(path), "--optimizer.tracking", "90", "--model.options", "depth=2"]
+    args = [str(path), "--model.options", "depth=2"]
     config = cli.parse(train.Train, args, "train").config
-    assert config.optimizer.tracking == 90
+    assert config.epochs == 3
     assert config.model == ModelConfig("vit", {"depth": 2})
 
 
-def test_a_cell_that_cannot_be_read_is_named(tmp_path, capsys):
-    folder = tmp_path / "fewshot-sine"
-    folder.mkdir()
-    for text in ("{", "{}", "[]"):
-        (folder / "maml-0.01-0.001-seed0-10min.json").write_text(text, encoding="utf-8")
-        args = ["sine", *SMALL_FEWSHOT, "--methods", "maml", "--out", str(tmp_path)]
-        args += ["--inner-rates", "0.01", "--outer-rates", "0.001"]
-        line = fails("fewshot.compare", args, capsys)
-        assert f"cannot read {folder}" in line
+def test_options_of_a_preset_come_after_it(tmp_path, capsys):
+    line = fails("train", ["--seed", "1", "sine", "--out", str(tmp_path)], capsys)
+    assert "sine" in line
+
+
+def test_a_table_without_its_data_is_made_with_its_reason(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    text = (
+        "from experiments.config import *\nfrom experiments.study.tables import Table\n"
+        "def table(scale):\n"
+        "    config = ImageConfig(data=DataConfig('cifar10'))\n"
+        "    return Table('t', 'c', config, ('sgd',))"
+    )
+    path.write_text(text, encoding="utf-8")
+    args = [str(path), "--out", str(tmp_path / "out")]
+    line = fails("tables", args, capsys, code=1)
+    assert "has no result" in line
+    result = json.loads((tmp_path / "out" / "mine.json").read_text(encoding="utf-8"))
+    assert "data_dir=None" in result["rows"][0]["failed"]
+
+
+def test_results_of_another_version_are_refused(tmp_path, capsys):
+    version = tmp_path / "cells" / "version.json"
+    version.parent.mkdir()
+    version.write_text('{"format": 0}', encoding="utf-8")
+    args = ["--scale", "smoke", "--out", str(tmp_path)]
+    assert "are of version {'format': 0}" in fails("tables", args, capsys)

@@ -8,51 +8,66 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, compare, train
+from experiments import cli, compare, tasks, train
 from experiments.config import (
-    Config,
     DataConfig,
+    ImageConfig,
     ModelConfig,
     ProbeConfig,
+    TextConfig,
+    parse_options,
+)
+from experiments.fewshot_config import FewshotConfig
+from experiments.optimizers import Contender
+from experiments.study.config import (
+    Config,
     differences,
     from_json,
-    parse_options,
-    to_json,
+    what,
+    with_places,
 )
-from experiments.optimizers import OptimizerConfig
 
-PRESETS = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
+IMAGES = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
+PRESETS = sorted((*IMAGES, "cifar_fs", "omniglot", "sine", "text"))
 
 
 def test_a_config_survives_json():
-    config = Config(
+    config = ImageConfig(
         data=DataConfig("x", data_dir=Path("a/b")),
         model=ModelConfig("mlp", {"hidden": (3, 4), "dtype": "bfloat16"}),
-        optimizer=OptimizerConfig("adam", learning_rate=0.5),
+        optimizer=Contender.parse("adam+spectral:learning_rate=0.5,rank=3"),
         epochs=7,
     )
-    assert from_json(Config, json.loads(json.dumps(to_json(config)))) == config
+    for one in (config, TextConfig(seed=3), FewshotConfig(method="anil")):
+        assert tasks.read(json.loads(json.dumps(with_places(one)))) == one
+    assert "data_dir" not in what(config)["data"]
 
 
 def test_unknown_fields_of_json_are_named():
-    with pytest.raises(ValueError, match=r"field of Config='epoch'.*epochs"):
-        from_json(Config, {"epoch": 3})
+    with pytest.raises(ValueError, match=r"field of ImageConfig='epoch'.*epochs"):
+        from_json(ImageConfig, {"epoch": 3})
+    with pytest.raises(ValueError, match="task='Config'; accepted are ImageConfig"):
+        tasks.read({"task": "Config"})
 
 
 def test_differences_are_named_by_their_path():
-    new = Config(optimizer=OptimizerConfig(rank=3), seed=1)
-    assert differences(new, Config()) == {"optimizer.rank": (3, 64), "seed": (1, 0)}
+    new = ImageConfig(optimizer=Contender.parse("dsbp:rank=3"), seed=1)
+    found = {"optimizer.optimizer.rank": (3, 64), "seed": (1, 0)}
+    assert differences(new, ImageConfig()) == found
+    other = ImageConfig(optimizer=Contender.parse("adam"))
+    assert {"optimizer.name", "optimizer.optimizer"} == set(
+        differences(other, ImageConfig())
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Config(epochs=0), "epochs=0; accepted are values of 1 or more"),
-        (lambda: Config(seed=-1), "seed=-1"),
-        (lambda: OptimizerConfig("adm"), r"optimizer.name='adm'.*nearest: adam"),
-        (lambda: OptimizerConfig(residual=1.5), r"residual=1.5.*from 0 to 1"),
-        (lambda: OptimizerConfig(learning_rate=float("nan")), "learning_rate=nan"),
-        (lambda: OptimizerConfig(rank=0), "rank=0"),
+        (lambda: ImageConfig(epochs=0), "epochs=0; accepted are values of 1 or more"),
+        (lambda: ImageConfig(seed=-1), "seed=-1"),
+        (lambda: ImageConfig(steps=0), "steps=0"),
+        (lambda: ImageConfig(minutes=0), "minutes=0"),
+        (lambda: TextConfig(heads=3), "heads=3; accepted are divisors of width=128"),
         (lambda: ProbeConfig(batch_size=-1), "probe.batch_size=-1"),
         (lambda: parse_options(["hidden"]), "model.options='hidden'.*NAME=VALUE"),
     ],
@@ -63,10 +78,10 @@ def test_values_that_are_not_accepted(make, message):
 
 
 def test_every_preset_is_there_and_says_how_to_run_it():
-    assert cli.preset_names() == sorted(PRESETS)
+    assert cli.preset_names() == PRESETS
     for name in PRESETS:
         assert isinstance(cli.load_preset(name), Config)
-        text = (cli.PRESETS / f"{name}.py").read_text()
+        text = (cli.PRESETS / f"{name}.py").read_text(encoding="utf-8")
         docstring = ast.get_docstring(ast.parse(text))
         command = "python -m experiments.train" + f" {name}" * (name != "digits")
         assert command in docstring
@@ -74,33 +89,45 @@ def test_every_preset_is_there_and_says_how_to_run_it():
 
 def test_a_preset_may_be_any_file(tmp_path):
     path = tmp_path / "mine.py"
-    text = "from experiments.config import Config\ndef config(): return Config(seed=9)"
+    text = "from experiments.config import *\ndef config(): return ImageConfig(seed=9)"
     path.write_text(text)
     command = cli.parse(train.Train, [str(path), "--epochs", "2"], "train")
     assert (command.config.seed, command.config.epochs) == (9, 2)
 
 
-def test_options_replace_fields_of_the_preset_wherever_it_stands():
-    args = ["--epochs", "2", "cifar10", "--data-dir", "a", "--optimizer.name", "sgd"]
+def test_options_replace_fields_of_the_preset():
+    args = [
+        "cifar10",
+        "--epochs",
+        "2",
+        "--data-dir",
+        "a",
+        "--optimizer",
+        "sgd:warmup=0",
+    ]
     config = cli.parse(train.Train, args, "train").config
     preset = cli.load_preset("cifar10")
-    assert differences(config, preset) == {
-        "epochs": (2, preset.epochs),
-        "data.data_dir": (Path("a"), None),
-        "optimizer.name": ("sgd", preset.optimizer.name),
-    }
+    assert config == dataclasses.replace(
+        preset,
+        epochs=2,
+        data=dataclasses.replace(preset.data, data_dir=Path("a")),
+        optimizer=Contender.parse("sgd:warmup=0"),
+    )
+    with pytest.raises(ValueError, match="cifar10"):
+        cli.parse(train.Train, ["--epochs", "2", "cifar10"], "train")
 
 
 def test_options_of_a_model():
-    args = ["--model.options", "hidden=8,4", "dtype=bfloat16"]
+    args = ["digits", "--model.options", "hidden=8,4", "dtype=bfloat16"]
     config = cli.parse(train.Train, args, "train").config
     assert config.model.options == {"hidden": (8, 4), "dtype": "bfloat16"}
 
 
+@pytest.mark.parametrize("preset", ["digits", "sine", "text"])
 @pytest.mark.parametrize("command", [train.Train, compare.Compare])
-def test_help_describes_every_option(command, capsys):
+def test_help_describes_every_option(command, preset, capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.parse(command, ["--help"], "prog")
+        cli.parse(command, [preset, "--help"], "prog")
     assert exit_.value.code == 0
     text = capsys.readouterr().out
 
@@ -108,7 +135,7 @@ def test_help_describes_every_option(command, capsys):
         for field in dataclasses.fields(cls):
             if dataclasses.is_dataclass(field.default_factory):
                 check(field.default_factory)
-            elif field.name != "preset":
+            elif field.name not in ("preset", "config"):
                 assert field.name.replace("_", "-") in text
                 # The field may be inherited.
                 body = "".join(
@@ -119,6 +146,7 @@ def test_help_describes_every_option(command, capsys):
                 assert '"""' in body.split(f"    {field.name}: ")[1].split("\n\n")[0]
 
     check(command)
+    check(type(cli.load_preset(preset)))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +154,9 @@ def test_help_describes_every_option(command, capsys):
     [
         (["cifar"], ["PRESET='cifar'", *PRESETS]),
         (["--epochs", "few"], ["--epochs", "'few'", "INT"]),
-        (["--optimizer.nmae", "sgd"], ["--optimizer.nmae", "--optimizer.name"]),
-        (["--optimizer.name", "adm"], ["optimizer.name='adm'", "momentum", "dsbp"]),
-        (["--optimizer.schedule", "step"], ["'step'", "schedule", "cosine"]),
+        (["--optimzer", "sgd"], ["--optimzer", "--optimizer"]),
+        (["--optimizer", "adm"], ["optimizer='adm'", "momentum", "dsbp"]),
+        (["--optimizer", "sgd:schedule=step"], ["'step'", "schedule", "cosine"]),
         (["--model.name", "lenet"], ["'lenet'", "mlp"]),
         (["--model.options", "depth=3"], ["depth", "mlp", "hidden"]),
         (["--batch-size", "5000"], ["batch_size=5000", "1257"]),
@@ -154,10 +182,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(args, words, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--optimizers", "sgd", "adm"], ["optimizers='adm'", "adam"]),
-        (["--optimizers", "sgd", "sgd"], ["optimizers='sgd sgd'"]),
+        (["--contenders", "sgd", "adm"], ["optimizer='adm'", "adam"]),
+        (["--contenders", "sgd", "sgd"], ["contenders='sgd sgd'"]),
+        (["--contenders", "sgd:rate=1"], ["option of sgd='rate'"]),
+        (["--views", "speed"], ["views='speed'", "evaluations"]),
+        (["--tune", "inner"], ["tune='inner'", "rate, decay"]),
+        (["--metrics", "f1"], ["metrics='f1'", "accuracy, loss"]),
         (["--seeds", "0"], ["seeds=0"]),
-        (["--learning-rates", "-1"], ["learning_rates=-1"]),
     ],
 )
 def test_mistakes_in_a_comparison(args, words, capsys):

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import data
 from experiments.data.fewshot import CIFAR_FS_SPLITS
-from experiments.fewshot.episodes import Images, Sine
+from experiments.tasks.episodes import Images, Sine
 from tests.experiments import fewshot_sets
 
 

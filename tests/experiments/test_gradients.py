@@ -4,61 +4,59 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import gradients, optimizers, runs, train
-from experiments.config import Config
-from experiments.optimizers import OptimizerConfig
+from experiments import optimizers, train
+from experiments.gradients import Coordinates
+from experiments.optimizers import Contender
+from experiments.study import runs
 from tests.experiments.small_runs import SMALL, records
-from tests.experiments.test_optimizers import train as train_two_epochs, trainer_of
+from tests.experiments.test_optimizers import make, train as train_two_epochs
 from tests.experiments.test_resume import final_state
 
-
-def config(name, backprop, **fields):
-    return OptimizerConfig(name, rank=8, refresh_every=4, backprop=backprop, **fields)
-
-
-CONFIGS = {
-    "adam+coordinates": config("adam", "coordinates"),
-    "sam+coordinates": config("sam", "coordinates", tracking=0),
-    "adamw+coordinates": config("adamw", "coordinates", weight_decay=0.1),
-    "momentum+spectral": config("momentum", "spectral", random=2, catch_up_every=3),
-    "sam+spectral": config("sam", "spectral", tracking=3),
-    "dsbp+spectral": config("dsbp", "spectral", source="activation"),
-}
+FEW = "rank=8,refresh_every=4"
+TEXTS = [
+    f"adam+coordinates:{FEW}",
+    f"sam+coordinates:{FEW},tracking=0",
+    f"adamw+coordinates:{FEW},weight_decay=0.1",
+    f"momentum+spectral:{FEW},random=2,catch_up_every=3",
+    f"sam+spectral:{FEW},tracking=3",
+    f"dsbp+spectral:{FEW},source=activation",
+]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_loss_falls_and_nothing_is_compiled_twice(name):
-    trainer = trainer_of(CONFIGS[name])
-    state, losses = train_two_epochs(trainer)
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_loss_falls_and_nothing_is_compiled_twice(text):
+    task, config = make(text)
+    state, losses = train_two_epochs(task, config)
     assert losses[1] < losses[0]
-    assert trainer._step._cache_size() == 1
-    assert trainer._refresh._cache_size() <= 1
-    assert trainer._catch_up._cache_size() == bool(trainer.catch_up_every)
+    assert task._step._cache_size() == 1
+    assert task._refresh._cache_size() <= 1
+    assert task._catch_up._cache_size() == bool(task.catch_up_every)
     shapes = lambda tree: jax.tree.map(np.shape, tree)
-    plain, _ = trainer.classifier.init(0)
-    assert shapes(trainer.params(state)) == shapes(plain)
-    assert trainer.evaluate(state, trainer.classifier.dataset.test)["accuracy"] > 0
+    plain, _ = task.classifier.init(0)
+    assert shapes(task.params(state)) == shapes(plain)
+    assert task.evaluate(state, "test", config)["accuracy"] > 0
 
 
 def test_folds_decay_kernels_with_the_learning_rate():
     """At a rate too small to learn, what is left is the decay of the kernels."""
     rate, decay = 1e-6, 1e4
-    trainer = trainer_of(config("adamw", "coordinates", weight_decay=decay))
-    first, _ = trainer.classifier.init(0)
-    state, _ = train_two_epochs(trainer, peak=rate)
+    text = f"adamw+coordinates:{FEW},weight_decay={decay},learning_rate={rate}"
+    task, config = make(text)
+    first, _ = task.classifier.init(0)
+    state, _ = train_two_epochs(task, config)
+    steps = task.length(config).steps
     schedule = optimizers.learning_rate_schedule(
-        trainer.config.optimizer, trainer.num_steps, rate
+        config.optimizer.optimizer, steps, rate
     )
-    folded = (trainer.num_steps - 1) // 4 * 4
+    folded = (steps - 1) // 4 * 4
     total = sum(float(schedule(step)) for step in range(folded)) / rate
-    kernel = trainer.params(state)["layers"][0]["kernel"]
+    kernel = task.params(state)["layers"][0]["kernel"]
     wanted = (1 - rate * decay) ** total * first["layers"][0]["kernel"]
     np.testing.assert_allclose(kernel, wanted, atol=1e-4)
 
 
 def test_interrupted_coordinates_go_on_as_they_were(tmp_path, monkeypatch):
-    options = [*SMALL, "--optimizer.name", "adam", "--optimizer.backprop"]
-    options += ["coordinates", "--optimizer.refresh-every", "3"]
+    options = [*SMALL, "--optimizer", "adam+coordinates:rank=8,refresh_every=3"]
     train.main([*options, "--out", str(tmp_path / "whole")])
     out = ["--out", str(tmp_path / "cut")]
     with monkeypatch.context() as patch:
@@ -85,54 +83,29 @@ def test_interrupted_coordinates_go_on_as_they_were(tmp_path, monkeypatch):
 
 
 def test_a_refresh_sees_a_part_of_a_batch_but_enough_for_its_columns():
-    small = OptimizerConfig(rank=64)
-    assert gradients.rows_of_refresh(small, 2048) == 512
-    assert gradients.rows_of_refresh(small, 256) == 128
-    assert gradients.rows_of_refresh(small, 100) == 100
-
-
-def test_names_say_where_gradients_come_from():
-    start = Config().optimizer
-    named = optimizers.named(start, "adam+coordinates")
-    assert (named.name, named.backprop, named.label) == (
-        "adam",
-        "coordinates",
-        "adam+coordinates",
-    )
-    assert optimizers.named(named, "momentum").backprop == "coordinates"
-    assert optimizers.named(named, "momentum+plain").label == "momentum"
-    assert optimizers.named(start, "dsbp_sam").name == "dsbp_sam"
-    with pytest.raises(ValueError, match="optimizers='adam\\+magic'; accepted are"):
-        optimizers.named(start, "adam+magic")
+    assert Coordinates(rank=64).rows(2048) == 512
+    assert Coordinates(rank=64).rows(256) == 128
+    assert Coordinates(rank=64).rows(100) == 100
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("text", "message"),
     [
         (
-            {"name": "dsbp", "backprop": "coordinates"},
-            "accepted are sgd, momentum, sam",
+            "adam+coordinates:tracking=99",
+            "tracking=99; accepted are values from 0 to 64",
         ),
-        ({"backprop": "sideways"}, "optimizer.backprop='sideways'"),
-        ({"tracking": 99}, "optimizer.tracking=99; accepted are values from 0 to 64"),
-        ({"random": -1}, "optimizer.random=-1"),
-        ({"catch_up_every": 1}, "optimizer.catch_up_every=1"),
+        ("adam+spectral:random=-1", "random=-1"),
+        ("adam+spectral:catch_up_every=1", "catch_up_every=1"),
+        ("adam+coordinates:random=1", "option of adam\\+coordinates='random'"),
+        ("eigen_sam+spectral", "accepted with \\+spectral are sgd, .* of their own"),
+        ("eigen_sam+coordinates", "accepted with \\+coordinates are sgd, .* of their"),
+        ("spectral_sam+coordinates", "accepted with \\+coordinates are sgd, momentum"),
+        ("subspace_adam+coordinates", "accepted with \\+coordinates are sgd, momentum"),
+        ("dsbp+coordinates", "accepted with \\+coordinates are sgd, momentum, sam"),
+        ("msam+coordinates", "accepted with \\+coordinates are sgd, momentum, sam"),
     ],
 )
-def test_what_does_not_fit_is_said(fields, message):
+def test_what_does_not_fit_is_said(text, message):
     with pytest.raises(ValueError, match=message):
-        OptimizerConfig(**fields)
-
-
-@pytest.mark.parametrize(
-    ("name", "backprop"),
-    [
-        ("eigen_sam", "spectral"),
-        ("eigen_sam", "coordinates"),
-        ("spectral_sam", "coordinates"),
-        ("subspace_adam", "coordinates"),
-    ],
-)
-def test_what_follows_directions_of_its_own_is_refused(name, backprop):
-    with pytest.raises(ValueError, match=r"accepted are sgd, .* of their own"):
-        config(name, backprop)
+        Contender.parse(text)

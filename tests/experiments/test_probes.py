@@ -1,5 +1,6 @@
 """Spectral probes against dense linear algebra."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -9,31 +10,36 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments import data, probes
-from experiments.config import Config, ModelConfig, ProbeConfig
-from experiments.loop import make_trainer, train_epoch
-from experiments.optimizers import OptimizerConfig
-from experiments.probes import Probe
+from experiments.config import ImageConfig, ModelConfig, ProbeConfig
+from experiments.optimizers import Contender
+from experiments.study import loop
+from experiments.tasks.images import ImageTask
 
 
 @pytest.fixture(scope="module")
 def probed():
-    """A trainer, its state and its probe."""
-    config = Config(
+    """A task, its state, its probe, and another state."""
+    config = ImageConfig(
         model=ModelConfig("mlp", {"hidden": (6,)}),
-        optimizer=OptimizerConfig("sgd", rank=4),
-        probe=ProbeConfig(batch_size=40, hessian_steps=100),
+        optimizer=Contender.parse("sgd:learning_rate=0.1"),
+        probe=ProbeConfig(batch_size=40, rank=4, hessian_steps=100),
         batch_size=256,
         epochs=2,
     )
-    trainer = make_trainer(data.load("digits"), config)
-    state = trainer.init(0)
-    state, _ = train_epoch(trainer, state, seed=0, epoch=0, peak=0.1)
-    return trainer, state, Probe(trainer.classifier, config, data.load("digits").train)
+    task = ImageTask(config)
+    state = loop.train(task, config, task.init(config), first=0, until=4).state
+    return task, state, task.probe, task.init(dataclasses.replace(config, seed=1))
 
 
-def responses(trainer, state, images):
+def measure(probe, state, seen=None):
+    """What a probe says of a state."""
+    seen = probe.init(state.params, state.rest) if seen is None else seen
+    return probe(state.params, state.rest, seen)
+
+
+def responses(task, state, images):
     """The linear responses of both layers, without biases."""
-    x = data.normalize(images, trainer.classifier.dataset).reshape(len(images), -1)
+    x = data.normalize(images, task.classifier.dataset).reshape(len(images), -1)
     first = x @ state.params["layers"][0]["kernel"]
     hidden = jax.nn.relu(first + state.params["layers"][0]["bias"])
     return {
@@ -43,9 +49,9 @@ def responses(trainer, state, images):
 
 
 def test_spectra_are_those_of_the_dense_covariances(probed):
-    trainer, state, probe = probed
-    record, seen = probe(state, probe.init(state))
-    expected = responses(trainer, state, probe._batch.images)
+    task, state, probe, _ = probed
+    record, seen = measure(probe, state)
+    expected = responses(task, state, probe._batch.images)
     assert list(record["layers"]) == list(expected)
     for path, rows in expected.items():
         covariance = np.asarray(rows, np.float64).T @ rows / len(rows)
@@ -59,12 +65,12 @@ def test_spectra_are_those_of_the_dense_covariances(probed):
 
 
 def test_the_hessian_is_that_of_the_loss(probed, monkeypatch):
-    trainer, state, probe = probed
+    task, state, probe, _ = probed
     monkeypatch.setattr(probes, "TOLERANCE", 1e-6)
-    record, _ = probe(state, probe.init(state))
+    record, _ = measure(probe, state)
     flat, unravel = ravel_pytree(state.params)
     batch = probe._batch
-    loss = lambda w: trainer.classifier.loss(
+    loss = lambda w: task.classifier.loss(
         unravel(w), state.rest, batch.images, batch.labels, mode="eval"
     )[0]
     top = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(flat))[-1]
@@ -72,16 +78,16 @@ def test_the_hessian_is_that_of_the_loss(probed, monkeypatch):
 
 
 def test_drift_is_unknown_then_zero_then_positive(probed):
-    trainer, state, probe = probed
-    first, seen = probe(state, probe.init(state))
+    _, state, probe, other = probed
+    first, seen = measure(probe, state)
     for layer in first["layers"].values():
         assert layer["drift"] is None
         assert layer["angle"] is None
-    same, seen = probe(state, seen)
+    same, seen = measure(probe, state, seen)
     for layer in same["layers"].values():
         assert layer["drift"] == pytest.approx(0, abs=1e-5)
         assert layer["angle"] == pytest.approx(0, abs=0.1)
-    moved, _ = probe(trainer.init(1), seen)
+    moved, _ = measure(probe, other, seen)
     assert moved["layers"]["layers/0/kernel"]["drift"] > 0.01
 
 
@@ -109,9 +115,9 @@ def test_stacked_layers_are_solved_one_by_one():
 
 
 def test_a_probe_compiles_once_and_changes_nothing(probed):
-    trainer, state, probe = probed
+    _, state, probe, other = probed
     before = jax.tree.map(np.array, state.params)
-    _, seen = probe(state, probe.init(state))
-    probe(trainer.init(2), seen)
+    _, seen = measure(probe, state)
+    measure(probe, other, seen)
     assert probe._measure._cache_size() <= 2  # zeros may live elsewhere than results
     jax.tree.map(np.testing.assert_array_equal, before, state.params)

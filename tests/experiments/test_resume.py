@@ -14,31 +14,37 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import models, runs, train
-from experiments.config import Config, to_json
-from tests.experiments.small_runs import PROBED, SMALL, Restless, records
+from experiments import models, tasks, train
+from experiments.config import ImageConfig
+from experiments.study import runs
+from experiments.study.checkpoints import Checkpoints
+from experiments.study.config import to_json
+from tests.experiments.small_runs import DSBP, PROBED, SMALL, Restless, records
 
-ARGS = [*SMALL, "--optimizer.name", "dsbp", "--data.augment"]
-RESTLESS = [*PROBED, "--model.name", "restless", "--optimizer.name", "momentum"]
+ARGS = [*SMALL, *DSBP, "--data.augment"]
+RESTLESS = [*PROBED, "--model.name", "restless", "--optimizer", "momentum"]
 RESTLESS += ["--probe.hessian-steps", "0"]
 
 
 def final_state(folder: Path):
     """All arrays of the last checkpoint by name, read without our own code."""
     manager = ocp.CheckpointManager(folder / "checkpoints")
-    restored = manager.restore(
-        manager.latest_step(),
-        args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(), rest=ocp.args.StandardRestore()
-        ),
-    )
+    step = manager.latest_step()
+    paths = (folder / "checkpoints" / str(step)).iterdir()
+    names = sorted(path.name for path in paths if path.is_dir())
+    items = {name: ocp.args.StandardRestore() for name in names}
+    restored = manager.restore(step, args=ocp.args.Composite(**items))
     manager.close()
-    return {"step": manager.latest_step()} | restored["params"] | restored["rest"]
+    return {
+        f"{name}: {path}": value
+        for name in items
+        for path, value in restored[name].items()
+    }
 
 
 def without_time(folder: Path):
     return [
-        {key: value for key, value in record.items() if key != "seconds"}
+        {key: value for key, value in record.items() if key not in ("seconds", "looks")}
         for record in records(folder)
     ]
 
@@ -54,16 +60,16 @@ def assert_same_run(folder: Path, reference: Path):
 @pytest.fixture(scope="module", autouse=True)
 def shared_steps():
     """Compiled steps are shared by the runs of this file; they hold no state."""
-    make, made = train.make_trainer, {}
+    make, made = train.make_task, {}
 
-    def make_once(dataset, config):
+    def make_once(config):
         key = json.dumps(to_json(config))
         if key not in made:
-            made[key] = make(dataset, config)
+            made[key] = make(config)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_trainer", make_once)
+        patch.setattr(train, "make_task", make_once)
         yield
 
 
@@ -91,7 +97,7 @@ class Killed(BaseException):
 
 def kill_after(monkeypatch, method: str, calls: int, when: str):
     """Makes a method of `Checkpoints` or `Run` end the process at a certain call."""
-    owner = runs.Checkpoints if method == "save" else runs.Run
+    owner = Checkpoints if method == "save" else runs.Run
     original, count = getattr(owner, method), iter(range(1, 1000))
 
     def killing(self, *args, **kwargs):
@@ -161,29 +167,31 @@ def test_a_run_killed_in_truth_ends_the_same(reference, tmp_path):
 
 def test_options_that_are_not_given_are_those_of_the_run(reference, tmp_path, capsys):
     out = str(reference.parent)
-    train.main(["--resume", "--name", reference.name, "--out", out])
-    assert "12 steps" in capsys.readouterr().out
-    train.main(["--resume", "--name", reference.name, "--out", out, "--data-dir", "x"])
+    train.main(["digits", "--resume", "--name", reference.name, "--out", out])
+    assert "12, " in capsys.readouterr().out
+    args = ["--resume", "--name", reference.name, "--out", out, "--data-dir", "x"]
+    train.main(args)
 
 
 def test_a_resumed_run_stays_the_same_experiment(reference, capsys):
     args = ["--resume", "--name", reference.name, "--out", str(reference.parent)]
     with pytest.raises(SystemExit) as exit_:
-        train.main([*args, "--optimizer.rank", "9"])
+        train.main([*args, "--batch-size", "9"])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
-    assert "optimizer.rank=9" in error
-    assert "started with 8" in error
+    assert "batch_size=9" in error
+    assert "started with 256" in error
 
 
 def test_resume_without_a_name_takes_the_latest(tmp_path):
     for name in ("p-dsbp-seed0", "p-dsbp-seed0-2", "p-dsbp-seed0-10", "p-dsbp-seed01"):
-        runs.start(tmp_path, name, "p", Config(), overwrite=False)
-    assert runs.find(tmp_path, None, "p-dsbp-seed0").path.name == "p-dsbp-seed0-10"
+        runs.start(tmp_path, name, "p", ImageConfig(), overwrite=False)
+    latest = runs.find(tmp_path, None, "p-dsbp-seed0", tasks.read)
+    assert latest.path.name == "p-dsbp-seed0-10"
 
 
 def test_a_torn_line_is_left_out(tmp_path):
-    run = runs.start(tmp_path, "run", "p", Config(), overwrite=False)
+    run = runs.start(tmp_path, "run", "p", ImageConfig(), overwrite=False)
     for step in (0, 5, 10):
         run.log({"step": step})
     with run.metrics_path.open("a") as file:
@@ -196,10 +204,10 @@ def test_a_torn_line_is_left_out(tmp_path):
 
 
 def test_a_damaged_config_is_one_clear_error(tmp_path):
-    run = runs.start(tmp_path, "run", "p", Config(), overwrite=False)
+    run = runs.start(tmp_path, "run", "p", ImageConfig(), overwrite=False)
     (run.path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"name='run'; cannot read .*config.json"):
-        runs.find(tmp_path, "run", "base")
+        runs.find(tmp_path, "run", "base", tasks.read)
 
 
 def test_checkpoints_hold_every_kind_of_leaf(tmp_path):
@@ -209,7 +217,7 @@ def test_checkpoints_hold_every_kind_of_leaf(tmp_path):
         "count": (jnp.int32(7), {0: jnp.ones((2, 2))}),
         "nothing": (),
     }
-    checkpoints = runs.Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, tree=tree)
     like = jax.tree.map(lambda leaf: leaf, tree)
     restored = checkpoints.restore(1, tree=like)["tree"]
@@ -221,12 +229,12 @@ def test_checkpoints_hold_every_kind_of_leaf(tmp_path):
 
 
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path, monkeypatch):
-    checkpoints = runs.Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, params={"w": jnp.ones(3)})
     checkpoints.close()
     torn = tmp_path / "2.orbax-checkpoint-tmp"
     torn.mkdir()
     (torn / "params").touch()
-    checkpoints = runs.Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest() == 1
     checkpoints.close()

@@ -13,8 +13,8 @@ from jax.sharding import AxisType
 import dsbp_jax
 from dsbp_jax import meta
 from experiments import models
-from experiments.fewshot.config import SINE, FewshotConfig
-from experiments.fewshot.episodes import make_episodes
+from experiments.fewshot_config import SINE, FewshotConfig
+from experiments.tasks.episodes import make_episodes
 
 EVAL_SEED = 0  # of the tasks of validation and test
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import FewShotSet
-from experiments.fewshot.config import SINE, FewshotConfig
+from experiments.fewshot_config import SINE, FewshotConfig
 
 PARTS = ("train", "validation", "test")
 

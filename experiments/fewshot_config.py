@@ -1,14 +1,14 @@
 """What a few-shot experiment is: typed, checked on construction."""
 
 import dataclasses
-from pathlib import Path
-from typing import Annotated
-
-import tyro
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from experiments import checks
-from experiments.config import ModelConfig
+from experiments.config import DataDir, Download, ModelConfig
 from experiments.data import fewshot
+from experiments.optimizers import literal
+from experiments.study.config import Config
 
 SINE = "sine"
 METHODS = ("maml", "fomaml", "anil", "reptile", "spectral_maml", "spectral_fomaml")
@@ -23,12 +23,10 @@ class FewshotDataConfig:
     name: str = SINE
     """sine (regression), omniglot or cifar_fs."""
 
-    data_dir: Annotated[
-        Path | None, tyro.conf.arg(aliases=("--data-dir",), metavar="PATH")
-    ] = None
+    data_dir: DataDir = None
     """Folder of the data sets; sine needs none."""
 
-    download: Annotated[bool, tyro.conf.arg(aliases=("--download",))] = False
+    download: Download = False
     """Download and prepare what is missing."""
 
     def __post_init__(self):
@@ -139,12 +137,6 @@ class OuterConfig:
     tasks: int = 32
     """Tasks in a step (reptile has its own)."""
 
-    steps: int = 10_000
-    """Steps in all."""
-
-    minutes: float | None = None
-    """Stop training after so much time, compilation and evaluations not counted."""
-
     task_axis: str = "auto"
     """How tasks are run: auto, vmap, map, or a number so many at once."""
 
@@ -153,8 +145,6 @@ class OuterConfig:
         checks.positive("outer.learning_rate", self.learning_rate)
         checks.positive("outer.clip", self.clip)
         checks.count("outer.tasks", self.tasks)
-        checks.count("outer.steps", self.steps)
-        checks.positive("outer.minutes", self.minutes)
         known = self.task_axis in ("auto", "vmap", "map")
         if not (known or (self.task_axis.isdecimal() and int(self.task_axis))):
             raise ValueError(
@@ -164,8 +154,13 @@ class OuterConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FewshotConfig:
-    """A few-shot experiment."""
+class FewshotConfig(Config):
+    """Few-shot meta-learning."""
+
+    axes: ClassVar[Mapping[str, float]] = {"inner": 2.5, "outer": 2.0}
+
+    steps: int | None = dataclasses.field(default=10_000, kw_only=True)
+    """Outer steps of the whole run."""
 
     data: FewshotDataConfig = dataclasses.field(default_factory=FewshotDataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -187,9 +182,6 @@ class FewshotConfig:
     """Examples of each class to be judged by (of a task, for sine); by default as many
     as shots. They share their batch statistics, one more reason to state the number."""
 
-    seed: int = 0
-    """Seed of the start and of the order of tasks."""
-
     eval_every: int = 500
     """Outer steps between validations; each is followed by a checkpoint."""
 
@@ -201,6 +193,7 @@ class FewshotConfig:
 
     def __post_init__(self):
         """Checks every value."""
+        super().__post_init__()
         checks.one_of("method", self.method, METHODS)
         for name in ("ways", "eval_episodes", "test_episodes"):
             checks.count(name, getattr(self, name), 2)
@@ -208,14 +201,12 @@ class FewshotConfig:
             checks.count(name, getattr(self, name))
         if self.queries is not None:
             checks.count("queries", self.queries)
-        checks.seed("seed", self.seed)
         batch = self.reptile.batch_size
         if self.method == "reptile" and self.data.name != SINE and batch % self.ways:
             raise ValueError(
                 f"reptile.batch_size={batch}; accepted are multiples of "
                 f"ways={self.ways}, so that a batch has as many examples of each class"
             )
-
         examples = self.train_examples * (1 if self.data.name == SINE else self.ways)
         if self.method == "reptile" and batch > examples:
             raise ValueError(
@@ -237,6 +228,69 @@ class FewshotConfig:
 
     @property
     def label(self) -> str:
-        """What its runs are told apart by."""
+        """See `Config`."""
         ways = "" if self.data.name == SINE else f"{self.ways}way-"
         return f"{ways}{self.shots}shot-{self.method}"
+
+    @property
+    def contender(self) -> str:
+        """See `Config`."""
+        return self.method
+
+    def with_contender(self, text: str) -> Self:
+        """The config of a method, with dotted options of the config.
+
+        Example:
+          >>> config = FewshotConfig().with_contender("spectral_maml:spectral.rank=8")
+          >>> config.method, config.spectral.rank
+          ('spectral_maml', 8)
+        """
+        method, _, words = text.partition(":")
+        config = dataclasses.replace(self, method=method)
+        for word in filter(None, words.split(",")):
+            name, _, value = word.partition("=")
+            part, _, field = name.partition(".")
+            known = [
+                f"{part.name}.{field.name}"
+                for part in dataclasses.fields(self)
+                if part.name in ("inner", "reptile", "spectral", "outer")
+                for field in dataclasses.fields(getattr(self, part.name))
+            ]
+            checks.one_of(f"option of {method}", name, known)
+            new = dataclasses.replace(getattr(config, part), **{field: literal(value)})
+            config = dataclasses.replace(config, **{part: new})
+        return config
+
+    def at(self, point: Mapping[str, int]) -> Self:
+        """See `Config`."""
+        changed = {}
+        for axis, ratio in self.axes.items():
+            part = getattr(self, axis)
+            rate = float(f"{part.learning_rate * ratio ** point.get(axis, 0):.3g}")
+            changed[axis] = dataclasses.replace(part, learning_rate=rate)
+        return dataclasses.replace(self, **changed)
+
+    def setting(self) -> dict[str, float]:
+        """See `Config`."""
+        return {axis: getattr(self, axis).learning_rate for axis in self.axes}
+
+    def smoke(self) -> Self:
+        """See `Config`."""
+        return dataclasses.replace(
+            self,
+            data=FewshotDataConfig(),
+            model=ModelConfig("mlp", {"hidden": (8,)}),
+            spectral=dataclasses.replace(self.spectral, rank=2),
+            inner=dataclasses.replace(self.inner, learning_rate=0.01, test_steps=2),
+            outer=dataclasses.replace(self.outer, tasks=2),
+            steps=3,
+            minutes=None,
+            eval_episodes=4,
+            test_episodes=4,
+        )
+
+    def make(self) -> Any:
+        """See `Config`."""
+        from experiments.tasks.fewshot import FewshotTask
+
+        return FewshotTask(self)

@@ -7,24 +7,16 @@ runs/<name>/config.json     what was run, with the versions it ran on
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import orbax.checkpoint as ocp
-
-from experiments.config import Config, differences, from_json, to_json
-
-KEEP = 2  # checkpoints
-_PLACES = ("data.data_dir", "data.download")  # where, not what
+from experiments.study.config import PLACES, Config, differences, with_places
+from experiments.study.provenance import provenance, usable_cores as usable_cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,20 +66,23 @@ class Run:
         kept = [
             record
             for record in self.records()
-            if step is not None and record["step"] <= step and "test" not in record
+            if step is not None and record["step"] <= step and "finished" not in record
         ]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.metrics_path, lines)
 
     def result(self) -> dict[str, Any] | None:
-        """The record of the test, where the run is complete."""
-        return next((r for r in self.records() if "test" in r), None)
+        """The last record, that of the test, where the run is complete."""
+        return next((r for r in self.records() if "finished" in r), None)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file of UTF-8, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 
@@ -122,7 +117,7 @@ def start(
     """
     base = default_name(preset, config)
     path = claim(out, name, base, overwrite=overwrite)
-    described = {"preset": preset, "config": to_json(config), "ran_on": environment()}
+    described = {"preset": preset, "config": with_places(config), **provenance()}
     write_json(path / "config.json", described)
     return Run(path, config, preset)
 
@@ -217,14 +212,14 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path)
 
 
-def find(out: Path, name: str | None, base: str, config_class: type = Config) -> Run:
+def find(out: Path, name: str | None, base: str, read: Callable[[Any], Config]) -> Run:
     """Opens the folder of a run that was started before.
 
     Args:
       out: The folder of all runs.
       name: The name of the run. Without one, the latest of those called `base`.
       base: The default name.
-      config_class: Of its config.
+      read: From JSON to the config.
 
     Returns:
       The run, with the config it was started with.
@@ -247,8 +242,7 @@ def find(out: Path, name: str | None, base: str, config_class: type = Config) ->
         )
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
-        config = from_json(config_class, described["config"])
-        run = Run(path, config, described["preset"])
+        run = Run(path, read(described["config"]), described["preset"])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(f"name={path.name!r}; cannot read {file}: {error}") from None
     check_writable(path)
@@ -263,124 +257,11 @@ def _number(name: str, base: str) -> int | None:
     return int(suffix) if suffix != name and suffix.isdecimal() else None
 
 
-def check_unchanged(
-    new: Any,
-    old: Any,
-    *,
-    besides: Sequence[str] = (),
-    instead: str = "a new run without --resume",
-) -> None:
-    """Raises a `ValueError` where a resumed run would become another experiment.
-
-    Args:
-      new: The config now.
-      old: That of the run.
-      besides: Fields that may differ.
-      instead: What is accepted instead.
-    """
-    free = (*_PLACES, *besides)
-    changed = {k: v for k, v in differences(new, old).items() if k not in free}
+def check_unchanged(new: Config, old: Config) -> None:
+    """Raises a `ValueError` where a resumed run would become another experiment."""
+    changed = {k: v for k, v in differences(new, old).items() if k not in PLACES}
     for field, (value, before) in changed.items():
         raise ValueError(
             f"{field}={value!r}; the run was started with {before!r}: accepted are "
-            f"that value, or {instead}"
+            "that value, or a new run without --resume"
         )
-
-
-def environment() -> dict[str, str]:
-    """The versions and the devices that a result and its time depend on."""
-    packages = ("dsbp-jax", "jax", "jaxlib", "flax", "optax", "numpy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    device = jax.devices()[0]
-    return versions | {
-        "python": platform.python_version(),
-        "device": f"{device.platform}: {device.device_kind}",
-        "devices": str(jax.device_count()),
-        "cores": str(usable_cores()),
-    }
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-class Checkpoints:
-    """States on the disk, written whole or not at all.
-
-    `params` is an item of its own, so that it can be opened without the rest.
-
-    Args:
-      path: The folder.
-    """
-
-    def __init__(self, path: Path):
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEEP, enable_async_checkpointing=False
-        )
-        self._manager = ocp.CheckpointManager(path.resolve(), options=options)
-
-    def latest(self) -> int | None:
-        """The step of the newest whole checkpoint."""
-        return self._manager.latest_step()
-
-    def save(self, step: int, **items: Any) -> None:
-        """Saves pytrees of arrays by name."""
-        saved = {k: ocp.args.StandardSave(_storable(v)) for k, v in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(**saved))
-
-    def restore(self, step: int, **like: Any) -> dict[str, Any]:
-        """Reads what `save` wrote.
-
-        Args:
-          step: The step.
-          **like: For each item a pytree of the same structure, shapes and dtypes.
-
-        Returns:
-          The items by name.
-        """
-        abstract = {
-            name: ocp.args.StandardRestore(
-                jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(tree))
-            )
-            for name, tree in like.items()
-        }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**abstract))
-        return {name: _restored(restored[name], tree) for name, tree in like.items()}
-
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()
-
-
-def _is_key(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _storable(tree: Any) -> dict[str, jax.Array]:
-    """The leaves by path; random keys as the numbers behind them."""
-    leaves, _ = jax.tree.flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        )
-        for path, leaf in leaves
-    }
-
-
-def _restored(stored: dict[str, jax.Array], like: Any) -> Any:
-    """The inverse of `_storable`."""
-
-    def leaf(path: Any, old: jax.Array) -> jax.Array:
-        new = stored[jax.tree_util.keystr(path, simple=True, separator="/")]
-        if _is_key(old):
-            return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
-        return new
-
-    return jax.tree.map_with_path(leaf, like)

@@ -1,0 +1,137 @@
+"""Tables as text: the heads, the rows, the notes under them, and Markdown of all.
+
+Everything printed is read from what `tables.compute` returns, which is what the JSON
+file holds.
+"""
+
+from typing import Any
+
+import numpy as np
+
+VIEWS = {
+    "evaluations": "",
+    "time": " in equal time",
+    "loss": " of the first's mean, time to it",
+}
+
+
+def head(result: dict[str, Any]) -> list[str]:
+    """The heads of a table's columns."""
+    found = ["contender"]
+    for column in result["columns"]:
+        unit = f", {column['unit']}" if column["unit"] else ""
+        title = f"{column['metric']}{unit}{VIEWS[column['view']]}"
+        found += ["setting", "steps", "s", title, "difference", "p (Holm)"]
+    return found
+
+
+def body(result: dict[str, Any]) -> list[list[str]]:
+    """The rows of a table, as text."""
+    rows = []
+    for row in result["rows"]:
+        words = [row["contender"]]
+        for column in row["columns"]:
+            words += entry(column)
+        if row.get("failed"):
+            words += [f"no result: {row['failed']}"]
+        rows.append(words + [""] * (len(head(result)) - len(words)))
+    return rows
+
+
+def entry(column: dict[str, Any]) -> list[str]:
+    """A contender in a column, as text.
+
+    Example:
+      >>> entry({"setting": {"rate": 0.01}, "interior": True, "steps": 10, "note": "",
+      ...   "seconds": [1.0, 2.0], "mean": 97.0, "low": 96.5, "high": 97.5, "digits": 2,
+      ...   "few": False, "values": [97.0, 97.0], "diverged": [], "disturbed": 0})
+      ['rate 0.01', '10', '1.50', '97.00 ± 0.50', '', '']
+    """
+    setting = ", ".join(
+        f"{key} {value:.3g}" for key, value in column["setting"].items()
+    )
+    notes = [
+        column["note"],
+        f"{len(column['diverged'])} diverged" if column["diverged"] else "",
+        f"{column['disturbed']} disturbed" if column["disturbed"] else "",
+        f"{len(column['values'])} seeds" if column["few"] else "",
+    ]
+    note = "; ".join(filter(None, notes))
+    difference = column.get("difference")
+    holm = difference and difference["holm"]
+    seconds = float(np.mean(column["seconds"]))
+    return [
+        setting + " *" * (not column["interior"]),
+        str(column["steps"]),
+        f"{seconds:.0f}" if seconds >= 100 else f"{seconds:#.3g}",
+        number(column, column["digits"]) + (f" ({note})" if note else ""),
+        number(difference, column["digits"], "+") if difference else "",
+        "" if holm is None else f"{holm:.2g}",
+    ]
+
+
+def number(value: dict[str, Any], digits: int, sign: str = "") -> str:
+    """A mean with half its interval.
+
+    Example:
+      >>> number({"mean": 0.5, "low": 0.25, "high": 0.75}, 3, "+")
+      '+0.500 ± 0.250'
+    """
+    text = f"{value['mean']:{sign}.{digits}f}"
+    if value["low"] is None:
+        return text
+    return f"{text} ± {(value['high'] - value['low']) / 2:.{digits}f}"
+
+
+def notes(result: dict[str, Any]) -> str:
+    """What the numbers of a table are."""
+    columns = [column for row in result["rows"] for column in row["columns"]]
+    first, seeds = result["rows"][0]["contender"], result["seeds"]
+    text = (
+        f"Test data: mean with 95 % interval over {seeds} seed{'s' * (seeds != 1)}, "
+        f"paired differences to {first} with theirs, p adjusted for the table (Holm). "
+    )
+    if result["tuned"]:
+        text += (
+            f"Searched on validation data: {', '.join(result['tuned'])}, until the "
+            "best is inside of what was tried"
+        )
+        outside = not all(column["interior"] for column in columns)
+        text += " (* where it is not). " if outside else ". "
+    else:
+        text += "Nothing was tuned here. "
+    if samplings := [c["sampling"] for c in columns if "sampling" in c]:
+        text += f"The choice of test examples adds ± {max(samplings):.2f}. "
+    budget = result["budget"]
+    return text + (
+        f"{budget['used']:.1f} minutes of training, tuning included (budget "
+        f"{budget['minutes']:g})."
+    )
+
+
+def made(result: dict[str, Any]) -> str:
+    """Where a table comes from: command, commit, machine, date."""
+    ran_on, commit = result["ran_on"], result["commit"]
+    return (
+        f"`{result['command']}`, commit {commit[:10]}{'+' * commit.endswith('+')}, "
+        f"{ran_on['processor']}, {ran_on['cores']} cores, jax {ran_on['jax']}, "
+        f"{result['date'][:10]}"
+    )
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """A table with claim, notes and provenance, as Markdown."""
+    line = lambda words: "| " + " | ".join(words) + " |"
+    heads = head(result)
+    parts = [
+        result["claim"],
+        "",
+        line(heads),
+        line(["---"] * len(heads)),
+        *map(line, body(result)),
+        "",
+        " ".join(filter(None, [result["caption"], notes(result)])),
+        "",
+        made(result),
+    ]
+    return "\n".join(parts) + "\n"

@@ -1,0 +1,34 @@
+"""What is trained: one module a task, on the engine of `experiments.study`.
+
+`images` classifies images, `text` predicts bytes, `fewshot` learns to learn; the first
+two share `optimized`, which is what any optimizer of `experiments.optimizers` needs.
+A config makes its task; `read` finds the config of a file.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments import checks
+from experiments.config import ImageConfig, TextConfig
+from experiments.fewshot_config import FewshotConfig
+from experiments.study.config import Config as Config, from_json
+from experiments.study.task import Task as Task
+
+CONFIGS = {kind.__name__: kind for kind in (ImageConfig, TextConfig, FewshotConfig)}
+
+
+def read(values: Mapping[str, Any]) -> Config:
+    """The inverse of `study.config.what`.
+
+    Raises:
+      ValueError: If the task or a field is unknown, or a value is not accepted.
+
+    Example:
+      >>> from experiments.study.config import what
+      >>> read(what(TextConfig(seed=3))) == TextConfig(seed=3)
+      True
+    """
+    values = dict(values)
+    task = values.pop("task")
+    checks.one_of("task", task, CONFIGS)
+    return from_json(CONFIGS[task], values)

@@ -1,0 +1,412 @@
+"""The engine on a task without a network: cells, processes, searches, tables."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from experiments.study import cells, loop, printing, report, runs, statistics, tables
+from experiments.study.cells import Spec, Store
+from experiments.study.tuning import search
+from tests.experiments.toy import ToyConfig, ToyTask
+
+ROOT = Path(__file__).parents[2]
+
+
+def without_time(cell):
+    """What must be the same, bit for bit, whatever happened on the way."""
+    kept = dataclasses.asdict(cell)
+    for name in ("seconds", "median", "tries", "provenance"):
+        del kept[name]
+    for point in kept["curve"]:
+        del point["seconds"]
+    return kept
+
+
+def test_a_cell_is_computed_once_and_read_again(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    specs = [Spec(ToyConfig(seed=seed)) for seed in (0, 1)]
+    first = store.run(specs)
+    assert [cell.steps for cell in first] == [12, 12]
+    assert first[0].test != first[1].test
+    monkeypatch.setattr(loop, "run", lambda *a, **k: pytest.fail("computed again"))
+    assert Store(tmp_path).run(specs) == first
+    # Without the test it is another cell, of the same numbers.
+    monkeypatch.undo()
+    (tuning,) = store.run([Spec(ToyConfig(), test=False)])
+    assert tuning.test is None
+    assert tuning.validation == first[0].validation
+
+
+def test_provenance_says_where_a_number_comes_from(tmp_path):
+    (cell,) = Store(tmp_path).run([Spec(ToyConfig())])
+    assert {"command", "commit", "date", "ran_on"} <= set(cell.provenance)
+    assert {"jax", "device", "cores", "processor"} <= set(cell.provenance["ran_on"])
+    assert cell.config["task"] == "ToyConfig"
+    assert cell.config["rate"] == 0.01
+
+
+def test_a_diverged_cell_counts_at_chance(tmp_path):
+    (cell,) = Store(tmp_path).run([Spec(ToyConfig(rate=3.0))])
+    assert cell.diverged == "the loss is nan at step 1; try a lower rate than 3"
+    assert cell.test == cell.validation == {"error": 9.0, "share": 0.5}
+    assert cells.merit(cell, "error", ToyTask.metrics["error"]) == np.inf
+
+
+def test_merit_is_lower_for_the_better():
+    cell = cells.Cell({}, validation={"error": 2.0, "share": 0.8})
+    assert cells.merit(cell, "error", ToyTask.metrics["error"]) == 2.0
+    assert cells.merit(cell, "share", ToyTask.metrics["share"]) == -0.8
+
+
+def test_a_cell_without_its_data_says_why(tmp_path):
+    (cell,) = Store(tmp_path).run([Spec(ToyConfig(available=False))])
+    assert cell.failed == "data_dir=None; accepted is a folder"
+    assert not list((tmp_path / "cells").glob("[!v]*.json"))
+
+
+KILLS = 3
+WORK = """
+import sys
+from pathlib import Path
+from experiments.study import cells
+from tests.experiments.toy import ToyConfig
+cells.SAVE_EVERY = 0.0
+pause, *seeds = sys.argv[2:]
+config = lambda seed: ToyConfig(seed=int(seed), steps=40, pause=float(pause))
+specs = [cells.Spec(config(seed)) for seed in seeds]
+cells.Store(Path(sys.argv[1])).run(specs)
+"""
+
+
+def work(folder, pause, *seeds, log=None):
+    return subprocess.Popen(
+        [sys.executable, "-c", WORK, str(folder), str(pause), *map(str, seeds)],
+        cwd=ROOT,
+        env=os.environ | ({"TOY_LOG": str(log)} if log else {}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def ended(process):
+    """Waits for the end of a process without an error."""
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+
+
+def test_killed_again_and_again_a_cell_ends_the_same(tmp_path):
+    """It goes on from its checkpoint: no step is made much more than once."""
+    reference = ToyConfig(seed=3, steps=40, pause=0.01)
+    (expected,) = Store(tmp_path / "whole").run([Spec(reference)])
+    log, kills = tmp_path / "log", 0
+    lines = lambda: log.read_text(encoding="utf-8").count("\n") if log.exists() else 0
+    while kills < KILLS:
+        process, before = work(tmp_path / "cut", 0.01, 3, log=log), lines()
+        while lines() < before + 5 and process.poll() is None:
+            time.sleep(0.002)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    process = work(tmp_path / "cut", 0.01, 3, log=log)
+    ended(process)
+    assert kills == KILLS
+    (found,) = Store(tmp_path / "cut").run([Spec(reference)])
+    assert without_time(found) == without_time(expected)
+    made = [int(line.split()[-1]) for line in log.read_text().splitlines()]
+    assert set(made) == set(range(40))
+    # After a kill it goes on where the last checkpoint was, every 4 steps, not at 0.
+    assert made.count(0) < kills
+
+
+def test_a_killed_cell_with_a_time_starts_over(tmp_path, monkeypatch):
+    config = ToyConfig(steps=10_000, minutes=0.2 / 60, pause=0.001)
+    monkeypatch.setattr(cells, "SAVE_EVERY", 0.0)
+    path = tmp_path / "cells" / "work" / Spec(config).key
+    store = Store(tmp_path)
+    path.mkdir()
+    runs.Run(path, config, "").log({"step": 4, "seconds": 99.0, "validation": {}})
+    (cell,) = store.run([Spec(config)])
+    assert 0.2 <= cell.seconds < 5
+    assert 0 < cell.steps < 10_000
+
+
+def test_two_processes_share_a_folder(tmp_path):
+    log = tmp_path / "log"
+    seeds = (0, 1, 2, 3)
+    processes = [
+        work(tmp_path / "out", 0.005, *order, log=log) for order in (seeds, seeds)
+    ]
+    for process in processes:
+        ended(process)
+    made = log.read_text(encoding="utf-8").splitlines()
+    assert len(made) == len(set(made)) == 40 * len(seeds)  # nothing twice
+    specs = [Spec(ToyConfig(seed=s, steps=40, pause=0.005)) for s in seeds]
+    alone = Store(tmp_path / "alone").run(specs)
+    shared = Store(tmp_path / "out").run(specs)
+    assert [*map(without_time, shared)] == [*map(without_time, alone)]
+
+
+def test_a_cell_that_another_process_is_at_is_waited_for(tmp_path, monkeypatch):
+    store, config = Store(tmp_path), ToyConfig()
+    other = Store(tmp_path)
+    (expected,) = Store(tmp_path / "alone").run([Spec(config)])
+
+    def finish(seconds):
+        monkeypatch.undo()
+        held.__exit__(None, None, None)
+        other.run([Spec(config)])
+
+    held = other._lock(Spec(config).key)
+    assert held.__enter__()
+    monkeypatch.setattr(cells.time, "sleep", finish)
+    (found,) = store.run([Spec(config)])
+    assert without_time(found) == without_time(expected)
+
+
+def test_a_disturbed_timing_is_taken_again(tmp_path, monkeypatch):
+    config, store = ToyConfig(), Store(tmp_path)
+    (cell,) = store.run([Spec(config)])
+    slow = dataclasses.replace(cell, seconds=2 * cell.median * cell.steps)
+    assert slow.disturbed
+    runs.write_json(store.path(cell.key), dataclasses.asdict(slow))
+    assert store.run([Spec(config)]) == [slow]  # nobody asks for its time
+    (again,) = store.run([Spec(config, timed=True)])
+    assert again.tries >= 2
+    assert again.seconds <= slow.seconds
+    assert without_time(again) == without_time(cell)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"config": {"task": "other"}}'])
+def test_a_cell_that_cannot_be_read_is_named(text, tmp_path):
+    store, spec = Store(tmp_path), Spec(ToyConfig())
+    store.path(spec.key).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{spec.key}.json.*accepted is to remove it"):
+        store.run([spec])
+
+
+def test_a_folder_of_another_version_is_refused(tmp_path):
+    Store(tmp_path)
+    runs.write_json(tmp_path / "cells" / "version.json", {"format": 0})
+    with pytest.raises(ValueError, match=r"version \{'format': 0\}: accepted are"):
+        Store(tmp_path)
+
+
+def test_the_key_tells_experiments_apart_and_places_alike():
+    config = ToyConfig()
+    changed = [
+        dataclasses.replace(config, seed=1),
+        dataclasses.replace(config, steps=13),
+        dataclasses.replace(config, minutes=1.0),
+        dataclasses.replace(config, rate=0.02),
+    ]
+    keys = {Spec(one).key for one in [config, *changed]} | {Spec(config, False).key}
+    assert len(keys) == 6
+
+
+# --- search -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("best", [(0, 0), (2, -1), (-3, 4), (5, 5)])
+def test_a_search_ends_inside(best):
+    tried = []
+
+    def score(points):
+        tried.extend(points)
+        return [sum((a - b) ** 2 for a, b in zip(p, best, strict=True)) for p in points]
+
+    found = search(score, 2)
+    assert (found.best, found.interior) == (best, True)
+    assert len(tried) == len(set(tried))
+    assert found.second != best
+
+
+def test_a_search_flees_what_diverges():
+    found = search(lambda ps: [np.inf if x > -3 else abs(x + 4) for (x,) in ps], 1)
+    assert (found.best, found.interior) == ((-4,), True)
+
+
+def test_a_search_says_where_it_was_stopped():
+    found = search(lambda points: [-x for (x,) in points], 1, most=2)
+    assert (found.best, found.interior) == ((2,), False)
+
+
+# --- statistics ---------------------------------------------------------------------
+
+
+def test_intervals_are_students():
+    values = [97.1, 97.4, 96.9]
+    mean, low, high = statistics.interval(values)
+    error = np.std(values, ddof=1) / np.sqrt(3)
+    assert (high - mean) / error == pytest.approx(4.303, abs=1e-3)
+    assert mean - low == pytest.approx(high - mean)
+    assert statistics.interval([1.0, 1.0]).half == 0
+
+
+def test_paired_tests_are_of_differences():
+    first, second = [1.0, 2.0, 3.0], [1.1, 2.3, 3.2]
+    expected = scipy.stats.ttest_1samp(np.subtract(first, second), 0).pvalue
+    assert statistics.p_value(first, second) == pytest.approx(expected)
+    assert statistics.p_value([0.5], [0.6]) is None
+    assert statistics.p_value([np.inf, 1.0], [1.0, 2.0]) is None
+    bound = statistics.upper_bound(np.subtract(second, first))
+    low, high = scipy.stats.ttest_1samp(
+        np.subtract(second, first), 0
+    ).confidence_interval(0.9)
+    assert bound == pytest.approx(high)
+    assert low < bound
+
+
+def test_holm_never_falls_and_never_passes_one():
+    assert statistics.holm([0.01, 0.02, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+    assert statistics.holm([0.9, None, 0.8]) == [1.0, None, 1.0]
+
+
+# --- tables -------------------------------------------------------------------------
+
+
+def table(**options):
+    options = {"contenders": ("plain", "twice"), "seeds": 3} | options
+    return tables.Table("A title", "A claim.", ToyConfig(), **options)
+
+
+def test_a_table_is_tuned_and_paired(tmp_path):
+    store = Store(tmp_path)
+    result = tables.compute("toy", table(metrics=("error", "share")), store, "cpu")
+    plain, twice = result["rows"]
+    assert [column["metric"] for column in result["columns"]] == ["error", "share"]
+    for row, steps in ((plain, 12), (twice, 6)):
+        for column in row["columns"]:
+            assert column["interior"]
+            assert column["steps"] == steps
+            assert len(column["values"]) == 3
+            assert column["setting"]["rate"] == pytest.approx(0.81)
+    difference = twice["columns"][0]["difference"]
+    pairs = np.subtract(twice["columns"][0]["values"], plain["columns"][0]["values"])
+    assert difference["mean"] == pytest.approx(pairs.mean())
+    assert difference["holm"] >= difference["p"]
+    assert "difference" not in plain["columns"][0]
+    assert plain["columns"][1]["sampling"] > 0
+    assert {trial["steps"] for trial in result["trials"]["plain"]} == {4}
+    assert result["budget"]["used"] > 0
+    assert json.loads(json.dumps(result)) == result
+    again = tables.compute("toy", table(metrics=("error", "share")), store, "cpu")
+    assert again["rows"] == result["rows"]
+
+
+def test_no_rate_is_chosen_on_test_data(tmp_path, monkeypatch):
+    read = []
+    evaluate = ToyTask.evaluate
+
+    def noted(self, state, part, config):
+        read.append((part, int(state.step), config.rate))
+        return evaluate(self, state, part, config)
+
+    monkeypatch.setattr(ToyTask, "evaluate", noted)
+    result = tables.compute("toy", table(contenders=("plain",)), Store(tmp_path))
+    tested = {rate for part, _, rate in read if part == "test"}
+    assert len(tested) == 2  # the two that were run at full length
+    assert {step for part, step, _ in read if part == "test"} == {12}
+    assert len(result["trials"]["plain"]) > 3
+
+
+def test_a_contender_without_data_is_a_row_with_its_reason(tmp_path):
+    result = tables.compute(
+        "toy", table(contenders=("plain", "absent"), tune=()), Store(tmp_path)
+    )
+    absent = result["rows"][1]
+    assert absent["failed"] == "data_dir=None; accepted is a folder"
+    assert "no result: data_dir=None" in printing.markdown(result)
+
+
+def test_a_table_without_any_data_has_reasons_only(tmp_path):
+    result = tables.compute("toy", table(contenders=("absent",)), Store(tmp_path))
+    assert result["columns"] == []
+    assert "no result" in printing.markdown(result)
+    report.write_table(tmp_path / "t.html", result)
+
+
+def clock(monkeypatch, seconds):
+    """A clock by which a step of a contender takes so long."""
+    now, step = [0.0], ToyTask.step
+
+    def stepped(self, state, config, number):
+        now[0] += seconds[config.name]
+        return step(self, state, config, number)
+
+    monkeypatch.setattr(ToyTask, "step", stepped)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+
+
+def test_equal_time_is_measured(tmp_path, monkeypatch):
+    clock(monkeypatch, {"plain": 1.0, "quick": 0.4})
+    one = table(contenders=("plain", "quick"), views=("evaluations", "time"), tune=())
+    result = tables.compute("toy", one, Store(tmp_path))
+    same, timed = result["rows"][1]["columns"]
+    assert (same["steps"], timed["steps"]) == (12, 30)
+    assert np.mean(timed["seconds"]) == pytest.approx(12.0)
+    assert timed["note"] == ""
+
+
+def test_time_to_a_loss_is_that_of_a_whole_schedule(tmp_path, monkeypatch):
+    clock(monkeypatch, {"plain": 1.0, "steep": 2.0, "flat": 1.0})
+    one = table(
+        contenders=("plain:0.1", "steep:0.3", "flat:0.01"), views=("loss",), tune=()
+    )
+    result = tables.compute("toy", one, Store(tmp_path))
+    plain, steep, flat = (row["columns"][0] for row in result["rows"])
+    assert plain["steps"] == 12
+    assert steep["steps"] in (4, 5)
+    assert np.mean(steep["seconds"]) == pytest.approx(2.0 * steep["steps"])
+    assert np.mean(steep["validation"]) <= np.mean(plain["validation"])
+    assert flat["note"] == "not reached"
+
+
+def test_slow_contenders_have_fewer_seeds(tmp_path, monkeypatch):
+    clock(monkeypatch, {"plain": 1.0, "slow": 3.5})
+    one = table(contenders=("plain", "slow"), seeds=5, tune=())
+    plain, slow = tables.compute("toy", one, Store(tmp_path))["rows"]
+    assert len(plain["columns"][0]["values"]) == 5
+    assert len(slow["columns"][0]["values"]) == 3
+    assert "3 seeds" in printing.entry(slow["columns"][0])[3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contenders": ()}, "contenders=''; accepted are one or more"),
+        ({"views": ("speed",)}, "views='speed'; accepted are evaluations, time, loss"),
+        ({"tune": ("rates",)}, "tune='rates'; accepted are rate, decay"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"minutes": -1}, "minutes=-1"),
+    ],
+)
+def test_tables_that_are_none(options, message):
+    with pytest.raises(ValueError, match=message):
+        table(**options)
+
+
+def test_metrics_that_a_task_has_not_are_said(tmp_path):
+    with pytest.raises(ValueError, match="metrics='acc'; accepted are error, share"):
+        tables.compute("toy", table(metrics=("acc",)), Store(tmp_path))
+
+
+def test_smoke_is_the_same_table_in_short():
+    small = table(seeds=5, views=("evaluations", "time")).smoke()
+    assert (small.config.steps, small.seeds, small.views) == (
+        2,
+        2,
+        ("evaluations", "time"),
+    )

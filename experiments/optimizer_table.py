@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import optax
 
 import dsbp_jax
+from experiments import rivals
 
 
 class Uses(NamedTuple):
@@ -119,21 +120,26 @@ def dimension_numbers(
     Without a layout these optimizers take the leaves with two axes. Convolutions and
     stacks stay with their Adam; so does what is not hidden, where roles are known.
     """
-    layout, roles = uses
-    if layout is None:
+    if uses.layout is None:
         return None
 
     def axes(path: str, leaf: Any) -> Any:
-        if roles is not None and roles.get(path) not in ("hidden", "first"):
-            return None
-        if leaf.ndim == 2:  # a kernel, or the coordinates of any
-            return make((0,), (1,))
-        view = layout.get(path)
-        if view is None or view.batch_axes or view.window_axes(leaf.ndim):
-            return None
-        return make(view.input_axes, view.output_axes)
+        view = _dense(uses, path, leaf)
+        return view and make(view.input_axes, view.output_axes)
 
     return functools.partial(dsbp_jax.layers.map_paths, axes)
+
+
+def _dense(uses: Uses, path: str, leaf: Any) -> dsbp_jax.MatrixView | None:
+    """The view of a hidden leaf that is one matrix without a window."""
+    if uses.roles is not None and uses.roles.get(path) not in ("hidden", "first"):
+        return None
+    if leaf.ndim == 2:  # a kernel, or the coordinates of any
+        return dsbp_jax.MatrixView((0,), (1,))
+    view = uses.layout and uses.layout.get(path)
+    if view is None or view.batch_axes or view.window_axes(leaf.ndim):
+        return None
+    return view
 
 
 def _muon(config, schedule, uses):
@@ -146,6 +152,33 @@ def _muon(config, schedule, uses):
             optax.contrib.MuonDimensionNumbers, uses
         ),
     )
+
+
+def _beside_adamw(config, schedule, uses, transform):
+    """A transformation of the matrices that Muon would take, AdamW for the rest."""
+
+    def on_matrix(path: str, leaf: Any) -> str:
+        return "adamw" if _dense(uses, path, leaf) is None else "matrix"
+
+    parts = {
+        "matrix": _decoupled(
+            config, schedule, rivals.on_matrices(transform, uses.layout)
+        ),
+        "adamw": _adamw(config, schedule, uses),
+    }
+    return optax.partition(
+        parts, functools.partial(dsbp_jax.layers.map_paths, on_matrix)
+    )
+
+
+def _soap(config, schedule, uses):
+    soap = rivals.scale_by_soap(every=config.refresh_every)
+    return _beside_adamw(config, schedule, uses, soap)
+
+
+def _kaon(config, schedule, uses):
+    momentum = optax.trace(config.momentum, nesterov=True)
+    return _beside_adamw(config, schedule, uses, optax.chain(momentum, rivals.kaon()))
 
 
 def _galore(config, schedule, uses):
@@ -267,6 +300,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Optimizer(_adam, 1e-3, _OF_ADAM),
     "adamw": Optimizer(_adamw, 1e-3, _OF_ADAM),
     "muon": Optimizer(_muon, 1e-3, _OF_ADAM),
+    "soap": Optimizer(_soap, 3e-3, _OF_ADAM),
+    "kaon": Optimizer(_kaon, 1e-3, _OF_ADAM),
     "galore": Optimizer(_galore, 1e-3, _OF_ADAM, chooses=True),
     "subspace_adam": Optimizer(
         _subspace_adam, 1e-3, _OF_ADAM, spectral=True, chooses=True

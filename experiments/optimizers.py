@@ -27,9 +27,9 @@ class OptimizerConfig:
     """How the parameters move."""
 
     name: str = "dsbp"
-    """One of sgd, momentum, sam, spectral_sam, eigen_sam, adam, adamw, muon, galore,
-    subspace_adam, dsbp, dsbp_sam, dsbp_lie, spectral_muon, spectra, low_rank_muon,
-    whitened_momentum, activation_whitening."""
+    """One of sgd, momentum, sam, spectral_sam, eigen_sam, adam, adamw, muon, soap,
+    kaon, galore, subspace_adam, dsbp, dsbp_sam, dsbp_lie, spectral_muon, spectra,
+    low_rank_muon, whitened_momentum, activation_whitening."""
 
     learning_rate: float | None = None
     """Peak learning rate. By default the one that the table has for the optimizer."""

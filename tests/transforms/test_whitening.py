@@ -1,5 +1,8 @@
 """Spectral whitening against singular value decompositions in float64."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,6 +179,31 @@ def test_activations_at_full_rank():
         close(np.asarray(new["w"]), expected, 1e-4)
 
 
+@pytest.mark.parametrize("scale", ["rms", "update", None])
+@pytest.mark.parametrize("rank", [0, 3, 8])
+@pytest.mark.parametrize("shape", [(6, 8), (8, 6)])
+def test_derivatives_with_the_basis_held(rank, shape, scale):
+    """Against differences in float64, all but the basis being free to move."""
+    generator = np.random.default_rng(0)
+    leaf, direction, weight = generator.normal(size=(3, *shape))
+
+    def loss(leaf, power, damping):
+        tx = dsbp_jax.spectral_whitening(
+            rank, power=power, damping=damping, scale=scale, residual=0.7
+        )
+        new, _ = tx.update({"w": leaf}, state, refresh=False)
+        return jnp.vdot(weight, new["w"])
+
+    with jax.enable_x64(True):
+        tx = dsbp_jax.spectral_whitening(rank)
+        _, state = tx.update({"w": jnp.asarray(leaf)}, tx.init({"w": leaf}))
+        at = lambda t: loss(leaf + t * direction, 0.5 + t, 0.1 - t)
+        difference = (at(1e-5) - at(-1e-5)) / 2e-5
+        np.testing.assert_allclose(jax.grad(at)(0.0), difference, rtol=1e-6)
+        zero = jax.grad(loss)(jnp.zeros(shape), 0.5, 0.1)
+        assert np.isfinite(zero).all()
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"scale must be one of .* got 'frobenius'"):
         dsbp_jax.spectral_whitening(3, scale="frobenius")
@@ -224,3 +252,21 @@ def test_muon_keeps_float32_momentum_of_bfloat16_params():
     assert updates["w"].dtype == jnp.bfloat16
     momentum = state.inner_states["whitened"].inner_state[0].trace["w"]
     assert momentum.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("spec", [("x",), (None, "x")])
+def test_no_kernel_is_gathered(spec):
+    """Kernels spread over eight devices; what is gathered is thin."""
+    leaf = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
+    tx = dsbp_jax.spectral_whitening(4, refresh_every=1)
+    expected, state = tx.update({"w": leaf}, tx.init({"w": leaf}))
+    expected, _ = tx.update({"w": leaf}, state)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        sharded = {"w": jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*spec)))}
+        update = jax.jit(tx.update).lower(sharded, state).compile()
+        actual, _ = update(sharded, state)
+    np.testing.assert_allclose(actual["w"], expected["w"], atol=1e-5)
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", update.as_text())
+    sizes = [math.prod(map(int, shape.split(","))) for shape in gathered]
+    assert max(sizes, default=0) < leaf.size / 4, gathered

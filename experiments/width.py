@@ -1,4 +1,4 @@
-"""Does the best rate of a narrow network serve a wide one? `python -m experiments.width`.
+"""`python -m experiments.width`: does the best rate of a narrow net serve a wide one?
 
 An MLP on Fashion-MNIST, one pass over the training images, cosine schedule without
 weight decay; loss on validation images. Each width, optimizer and rate is one row.

@@ -58,8 +58,8 @@ def spectral_whitening(
     With `source="gradient"` C is that of whatever updates reach it, `UᵀU` or `UUᵀ`,
     q = min(a, b): put it *after* momentum in `optax.chain`, and the result is Muon's
     update with the tail's singular values taken for alike. With `"activation"` C is
-    that of the layer's inputs, q its dimension: put it *before* momentum. To derivatives
-    V is a constant.
+    that of the layer's inputs, q its dimension: put it *before* momentum. V is a
+    constant to derivatives.
 
     Args:
       rank: k. Exact where it reaches q. 0 keeps no basis: updates are only scaled.

@@ -1,4 +1,4 @@
-"""What dividing by the spectrum costs: against Adam, against Muon, in a whole step."""
+"""What dividing by the spectrum costs, and how flat it makes spectra that move."""
 
 import dataclasses
 import functools
@@ -135,6 +135,65 @@ def whole_step(periods: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _flat(update: np.ndarray, vectors: np.ndarray, rank: int) -> float:
+    """Top over median singular value of an update filtered with a given basis."""
+    thin = update @ vectors
+    values, rotation = np.linalg.eigh(thin.T @ thin)
+    count = min(update.shape) - rank
+    tail = ((update**2).sum() - values.sum()) / count
+    head = values**-0.5 - tail**-0.5
+    inside = thin @ (rotation * head) @ (vectors @ rotation).T
+    found = np.linalg.svd(tail**-0.5 * update + inside, compute_uv=False)
+    return found[0] / np.median(found)
+
+
+def lag(num_steps: int = 60, rank: int = 4) -> list[dict[str, Any]]:
+    """Four spikes over noise that turn a little at each step, 256 x 64.
+
+    Bases are refreshed by one power step inside the filter (ours), by the same after
+    the filter, or by warm block Lanczos before the filter.
+    """
+    shape, generator = (256, 64), np.random.default_rng(0)
+    noise = generator.normal(size=shape) / 16
+    spikes = [generator.normal(size=(side, rank)) for side in shape]
+    updates = []
+    for _ in range(num_steps):
+        for factor in spikes:
+            factor += 0.15 * generator.normal(size=factor.shape)
+        left, right = (np.linalg.qr(factor)[0] for factor in spikes)
+        updates.append((noise + left * [40, 30, 20, 15] @ right.T).astype(np.float32))
+    best = [_flat(u, np.linalg.svd(u)[2][:rank].T, rank) for u in updates]
+    lanczos = jax.jit(
+        lambda u, basis: dsbp_jax.linalg.refresh_basis(dsbp_jax.linalg.gram(u), basis)
+    )
+    rows = []
+    for every in (1, 4, 10):
+        tx = dsbp_jax.spectral_whitening(rank, refresh_every=every)
+        step, state = jax.jit(tx.update), tx.init({"u": updates[0]})
+        basis = dsbp_jax.linalg.init_basis(shape[1], rank, key=jax.random.key(0))
+        found: dict[str, list[float]] = {"inside": [], "after": [], "lanczos": []}
+        for number, update in enumerate(updates):
+            old = np.asarray(state.tracked["output"]["u"].vectors)
+            _, state = step({"u": update}, state)
+            new = np.asarray(state.tracked["output"]["u"].vectors)
+            if number % every == 0:
+                basis = lanczos(update, basis)
+            found["inside"].append(_flat(update, new, rank))
+            found["after"].append(_flat(update, old, rank))
+            found["lanczos"].append(_flat(update, np.asarray(basis.vectors), rank))
+        mean = lambda values: float(np.mean(values[num_steps // 3 :]))
+        rows.append(
+            {
+                "refreshed every": str(every),
+                "exact basis": mean(best),
+                "power step inside (ours)": mean(found["inside"]),
+                "power step after": mean(found["after"]),
+                "block Lanczos before": mean(found["lanczos"]),
+            }
+        )
+    return rows
+
+
 def run(config: WhiteningConfig) -> dict[str, list[dict[str, Any]]]:
     """The benchmark's tables, by title."""
     compare = functools.partial(against_muon, periods=config.periods)
@@ -142,6 +201,7 @@ def run(config: WhiteningConfig) -> dict[str, list[dict[str, Any]]]:
         f"Momentum, whitening and new parameters of one kernel, {WIDTH}²": (
             against_adam(config.periods)
         ),
+        "Drifting spikes, top over median singular value": lag(),
         "Rank 64 at most, every 4 steps, against Muon": [
             compare(width) for width in config.widths
         ],

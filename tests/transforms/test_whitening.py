@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import dsbp_jax
@@ -158,6 +159,66 @@ def test_zero_updates_rank_one_and_nan_leave_a_sound_state():
     assert after.failures == before.failures + 1
     new, _ = update(one, state)
     assert np.isfinite(new["w"]).all()
+
+
+@pytest.mark.parametrize("factor", [1e-15, 1e15])
+@pytest.mark.parametrize("rank", [0, 3, 12])
+def test_the_scale_of_updates_is_nothing(rank, factor):
+    """Nor is that of a loss, or of a clipped gradient, beyond what momentum makes."""
+    leaf = spectrum(20, 12, np.logspace(0, -2, 12))
+    expected, _ = whitened(leaf, rank, steps=3)
+    close(whitened(factor * leaf, rank, steps=3)[0], expected, 1e-5)
+
+
+@pytest.mark.promotes
+def test_clipping_before_momentum_changes_momentum_only():
+    leaf = jnp.asarray(spectrum(20, 12, np.logspace(0, -2, 12)), jnp.float32)
+    whitening = dsbp_jax.spectral_whitening(3)
+    grads = [{"w": leaf * factor} for factor in (1.0, 30.0, 0.2)]
+
+    def last(*before):
+        tx = optax.chain(*before, optax.trace(0.9), whitening)
+        momentum = optax.chain(*before, optax.trace(0.9))
+        state, other = tx.init(grads[0]), momentum.init(grads[0])
+        for grad in grads:
+            new, state = jax.jit(tx.update)(grad, state)
+            plain, other = momentum.update(grad, other)
+        return new["w"], plain["w"]
+
+    new, plain = last(optax.clip_by_global_norm(0.5))
+    unclipped, _ = last()
+    # All gradients being of one direction, momentum is that direction either way.
+    close(new, unclipped, 1e-5)
+    assert jnp.linalg.norm(plain) < 1.5
+
+
+def test_bfloat16_updates_are_filtered_in_float32():
+    leaf = jnp.asarray(spectrum(20, 12, np.logspace(0, -2, 12)), jnp.bfloat16)
+    tx = dsbp_jax.spectral_whitening(3)
+    narrow, state = tx.update({"w": leaf}, tx.init({"w": leaf}))
+    wide = {"w": leaf.astype(jnp.float32)}
+    expected, _ = tx.update(wide, tx.init(wide))
+    assert narrow["w"].dtype == jnp.bfloat16
+    assert dsbp_jax.bases(state)["w"].vectors.dtype == jnp.float32
+    np.testing.assert_array_equal(narrow["w"], expected["w"].astype(jnp.bfloat16))
+
+
+@pytest.mark.promotes
+def test_power_residual_and_damping_are_hyperparameters():
+    factory = dsbp_jax.spectral_whitening
+    tx = optax.inject_hyperparams(factory, static_args=dsbp_jax.static_args(factory))(
+        rank=3, power=0.5, residual=lambda step: 1.0 - 0.5 * step, damping=0.1
+    )
+    tree = {"w": jnp.asarray(spectrum(20, 12, np.logspace(0, -2, 12)), jnp.float32)}
+    state, update = tx.init(tree), jax.jit(tx.update)
+    for power, residual in ((0.5, 1.0), (0.25, 0.5)):
+        state.hyperparams["power"] = jnp.float32(power)
+        inner = state.inner_state
+        found, state = update(tree, state)
+        plain = factory(3, power=power, residual=residual, damping=0.1)
+        expected, _ = plain.update(tree, inner)
+        close(found["w"], expected["w"], 1e-6)
+    assert update._cache_size() == 1
 
 
 def test_activations_at_full_rank():

@@ -222,7 +222,9 @@ class ImageConfig(OptimizedConfig):
             self,
             data=dataclasses.replace(self.data, name="digits", augment=False),
             model=ModelConfig("mlp", {"hidden": (96, 96)}),  # wider than a basis
-            probe=dataclasses.replace(self.probe, batch_size=16, hessian_steps=1),
+            probe=dataclasses.replace(
+                self.probe, batch_size=min(16, self.probe.batch_size), hessian_steps=1
+            ),
             batch_size=64,
             steps=6,
         )

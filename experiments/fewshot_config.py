@@ -274,6 +274,14 @@ class FewshotConfig(Config):
         """See `Config`."""
         return {axis: getattr(self, axis).learning_rate for axis in self.axes}
 
+    def shared(self) -> Self:
+        """See `Config`."""
+        parts = {
+            name: dataclasses.replace(getattr(self, name), learning_rate=1.0)
+            for name in self.axes
+        }
+        return dataclasses.replace(super().shared(), **parts)
+
     def smoke(self) -> Self:
         """See `Config`."""
         return dataclasses.replace(

@@ -14,7 +14,7 @@ import jax
 
 import dsbp_jax
 from experiments import checks
-from experiments.optimizer_table import Count, CountOrNone, check
+from experiments.optimizer_table import Count, CountOrZero, check
 
 Loss = Callable[..., tuple[jax.Array, Any]]
 
@@ -107,7 +107,7 @@ class Sketch(_Columns):
     """How many of the columns follow the gradient, the others the layers' inputs; by
     default none."""
 
-    random: CountOrNone = 0
+    random: CountOrZero = 0
     """Random columns besides."""
 
     catch_up_every: Annotated[int | None, _catch_up] = None

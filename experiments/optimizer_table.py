@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import optax
 
 import dsbp_jax
-from experiments import checks, msam
+from experiments import checks, msam, rivals
 
 
 class Uses(NamedTuple):
@@ -47,7 +47,7 @@ Share = Annotated[float, _share]
 OptionalShare = Annotated[float | None, _share]
 Strength = Annotated[float, _strength]
 Count = Annotated[int, checks.count]
-CountOrNone = Annotated[int, functools.partial(checks.count, low=0)]
+CountOrZero = Annotated[int, functools.partial(checks.count, low=0)]
 Period = Annotated[int | None, _period]
 Source = Literal["gradient", "activation"]
 Side = Literal["output", "input", "both"]
@@ -79,11 +79,14 @@ class Optimizer:
     """What all optimizers have.
 
     Attributes:
+      decoupled: Whether its own transformation decays weights; else the gradient of
+        ½ weight_decay ‖W‖² is added before it.
       spectral: Whether it keeps eigenbases of the layers.
       chooses: Whether it chooses directions of its own, which coordinates have not.
       sam: How the point is perturbed at which it takes its gradient, if at all.
     """
 
+    decoupled: ClassVar[bool] = False
     spectral: ClassVar[bool] = False
     chooses: ClassVar[bool] = False
     sam: ClassVar[Literal["full", "spectral", "eigen"] | None] = None
@@ -121,7 +124,11 @@ class Optimizer:
 
     def build(self, rate: optax.Schedule, uses: Uses) -> optax.GradientTransformation:
         """The transformation, for a schedule and what is known of the model."""
-        raise NotImplementedError
+        transform = self._transform(rate, uses)
+        if self.decoupled or not self.weight_decay:
+            return transform
+        decay = optax.add_decayed_weights(self.weight_decay, mask=kernels)
+        return optax.chain(decay, transform)
 
     def perturbed(
         self, inner: optax.GradientTransformation, uses: Uses
@@ -135,14 +142,10 @@ class Optimizer:
         del state
         return params
 
-    def _with_decay(
-        self, optimizer: optax.GradientTransformation
-    ) -> optax.GradientTransformation:
-        """Adds the gradient of ½ weight_decay ‖W‖² before the optimizer."""
-        decay = optax.add_decayed_weights(self.weight_decay, mask=kernels)
-        return optax.chain(decay, optimizer) if self.weight_decay else optimizer
+    def _transform(self, rate: optax.Schedule, uses: Uses) -> Any:
+        raise NotImplementedError
 
-    def _decoupled(self, rate: optax.Schedule, *transforms: Any) -> Any:
+    def _decaying(self, rate: optax.Schedule, *transforms: Any) -> Any:
         """Transformations, weight decay outside of them, and the learning rate."""
         decay = optax.add_decayed_weights(self.weight_decay, mask=kernels)
         decays = [decay] if self.weight_decay else []
@@ -172,21 +175,26 @@ def dimension_numbers(
     Without a layout these optimizers take the leaves with two axes. Convolutions and
     stacks stay with their Adam; so does what is not hidden, where roles are known.
     """
-    layout, roles = uses
-    if layout is None:
+    if uses.layout is None:
         return None
 
     def axes(path: str, leaf: Any) -> Any:
-        if roles is not None and roles.get(path) not in ("hidden", "first"):
-            return None
-        if leaf.ndim == 2:  # a kernel, or the coordinates of any
-            return make((0,), (1,))
-        view = layout.get(path)
-        if view is None or view.batch_axes or view.window_axes(leaf.ndim):
-            return None
-        return make(view.input_axes, view.output_axes)
+        view = _dense(uses, path, leaf)
+        return view and make(view.input_axes, view.output_axes)
 
     return functools.partial(dsbp_jax.layers.map_paths, axes)
+
+
+def _dense(uses: Uses, path: str, leaf: Any) -> dsbp_jax.MatrixView | None:
+    """The view of a hidden leaf that is one matrix without a window."""
+    if uses.roles is not None and uses.roles.get(path) not in ("hidden", "first"):
+        return None
+    if leaf.ndim == 2:  # a kernel, or the coordinates of any
+        return dsbp_jax.MatrixView((0,), (1,))
+    view = uses.layout and uses.layout.get(path)
+    if view is None or view.batch_axes or view.window_axes(leaf.ndim):
+        return None
+    return view
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,10 +203,8 @@ class Sgd(Optimizer):
 
     learning_rate: Positive = 0.1
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
-        del uses
-        return self._with_decay(optax.sgd(rate))
+    def _transform(self, rate, uses):
+        return optax.sgd(rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,10 +216,8 @@ class Momentum(Optimizer):
     momentum: Share = 0.9
     """Of the steps."""
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
-        del uses
-        return self._with_decay(optax.sgd(rate, momentum=self.momentum))
+    def _transform(self, rate, uses):
+        return optax.sgd(rate, momentum=self.momentum)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,10 +229,10 @@ class Sam(Momentum):
     rho: Strength = 0.05
     """Radius of the perturbation."""
 
-    def perturbed(self, inner, uses):
+    def perturbed(self, inner, uses, **options):
         """See `Optimizer`."""
         return dsbp_jax.spectral_sam(
-            inner, self.rho, mode=self.sam, rank=None, layout=uses.layout
+            inner, self.rho, mode=self.sam, layout=uses.layout, **options
         )
 
 
@@ -241,14 +245,7 @@ class EigenSam(Sam):
 
     def perturbed(self, inner, uses):
         """See `Optimizer`."""
-        return dsbp_jax.spectral_sam(
-            inner,
-            self.rho,
-            mode=self.sam,
-            rank=None,
-            refresh_every=None,
-            layout=uses.layout,
-        )
+        return super().perturbed(inner, uses, refresh_every=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -260,10 +257,8 @@ class Msam(Momentum):
     rho: Strength = 0.3
     """Norm of the perturbation."""
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
-        del uses
-        return self._with_decay(msam.msam(rate, self.momentum, self.rho))
+    def _transform(self, rate, uses):
+        return msam.msam(rate, self.momentum, self.rho)
 
     def settled(self, state, params):
         """See `Optimizer`."""
@@ -281,7 +276,7 @@ class Follows(Optimizer):
     """Columns of each basis."""
 
     refresh_every: Period = 10
-    """Steps between two refreshes of a basis."""
+    """Steps between two refreshes of a basis; None keeps the first one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -307,6 +302,10 @@ class FollowsEither(Follows):
         """See `Optimizer`."""
         return "output" if self.side == "both" else None
 
+    def _bases(self) -> dict[str, Any]:
+        names = ("source", "side", "refresh_every")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpectralSam(Sam, FollowsEither):
@@ -316,26 +315,12 @@ class SpectralSam(Sam, FollowsEither):
 
     def perturbed(self, inner, uses):
         """See `Optimizer`."""
-        return dsbp_jax.spectral_sam(
-            inner,
-            self.rho,
-            mode=self.sam,
-            rank=self.rank,
-            source=self.source,
-            side=self.side,
-            refresh_every=self.refresh_every,
-            layout=uses.layout,
-        )
+        return super().perturbed(inner, uses, rank=self.rank, **self._bases())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dsbp(FollowsEither):
+class Dsbp(Momentum, FollowsEither):
     """`dsbp_jax.dsbp`."""
-
-    learning_rate: Positive = 0.05
-
-    momentum: Share = 0.9
-    """Of the steps."""
 
     residual: Share = 0.1
     """Share of the gradient outside of the basis that is kept; 1 is momentum."""
@@ -346,54 +331,35 @@ class Dsbp(FollowsEither):
     energy: OptionalShare = None
     """Use only the leading columns that hold this share of the trace."""
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
-        optimizer = dsbp_jax.dsbp(
+    def _transform(self, rate, uses):
+        return dsbp_jax.dsbp(
             rate,
             self.rank,
-            source=self.source,
-            side=self.side,
             residual=self.residual,
             momentum=self.momentum,
             decay=self.decay,
             energy=self.energy,
-            refresh_every=self.refresh_every,
             layout=uses.layout,
+            **self._bases(),
         )
-        return self._with_decay(optimizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DsbpSam(Dsbp):
+class DsbpSam(Dsbp, Sam):
     """`Dsbp`, the gradient taken where it rises steepest inside of its bases."""
 
     sam = "spectral"
 
-    rho: Strength = 0.05
-    """Radius of the perturbation."""
-
     def perturbed(self, inner, uses):
         """See `Optimizer`."""
-        return dsbp_jax.spectral_sam(
-            inner,
-            self.rho,
-            mode=self.sam,
-            rank=None,  # the inner optimizer's
-            source=self.source,
-            side=self.side,
-            refresh_every=self.refresh_every,
-            layout=uses.layout,
-        )
+        return super().perturbed(inner, uses, **self._bases())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DsbpLie(Follows):
+class DsbpLie(Momentum, Follows):
     """`dsbp_jax.lie_rotation`."""
 
     learning_rate: Positive = 0.01
-
-    momentum: Share = 0.9
-    """Of the steps."""
 
     radial: Share = 1.0
     """Share of what changes singular values; 0 keeps them."""
@@ -403,9 +369,8 @@ class DsbpLie(Follows):
         """See `Optimizer`."""
         return "output"
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
-        optimizer = dsbp_jax.lie_rotation(
+    def _transform(self, rate, uses):
+        return dsbp_jax.lie_rotation(
             rate,
             rank=self.rank,
             momentum=self.momentum,
@@ -413,7 +378,6 @@ class DsbpLie(Follows):
             refresh_every=self.refresh_every,
             layout=uses.layout,
         )
-        return self._with_decay(optimizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -423,39 +387,31 @@ class Adam(Optimizer):
     b2: Share = 0.999
     """Of the second moment."""
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
-        del uses
-        return self._with_decay(optax.adam(rate, b2=self.b2))
+    def _transform(self, rate, uses):
+        return optax.adam(rate, b2=self.b2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW(Adam):
     """Adam, its weight decay decoupled."""
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
-        del uses
-        return optax.adamw(
-            rate, b2=self.b2, weight_decay=self.weight_decay, mask=kernels
-        )
+    decoupled = True
+
+    def _transform(self, rate, uses):
+        decay = self.weight_decay
+        return optax.adamw(rate, b2=self.b2, weight_decay=decay, mask=kernels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Muon(Optimizer):
+class Muon(Momentum, AdamW):
     """`optax.contrib.muon`, its updates as large as Adam's: one rate fits all."""
 
-    momentum: Share = 0.9
-    """Of the steps."""
-
-    b2: Share = 0.999
-    """Of the second moment of its Adam."""
+    learning_rate: Positive = 1e-3
 
     decays_all: Annotated[bool, checks.flag] = False
     """Whether all leaves of its Adam decay: it has no mask of its own."""
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
+    def _transform(self, rate, uses):
         return optax.contrib.muon(
             rate,
             beta=self.momentum,
@@ -470,9 +426,47 @@ class Muon(Optimizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Kaon(Momentum, AdamW):
+    """`rivals.kaon` for the matrices that Muon would take, AdamW for the rest."""
+
+    learning_rate: Positive = 1e-3
+
+    def _transform(self, rate, uses):
+        momentum = optax.trace(self.momentum, nesterov=True)
+        return self._beside_adamw(rate, uses, optax.chain(momentum, rivals.kaon()))
+
+    def _beside_adamw(self, rate: optax.Schedule, uses: Uses, transform: Any) -> Any:
+        def on_matrix(path: str, leaf: Any) -> str:
+            return "adamw" if _dense(uses, path, leaf) is None else "matrix"
+
+        matrix = rivals.on_matrices(transform, uses.layout)
+        parts = {
+            "matrix": self._decaying(rate, matrix),
+            "adamw": AdamW._transform(self, rate, uses),
+        }
+        labels = functools.partial(dsbp_jax.layers.map_paths, on_matrix)
+        return optax.partition(parts, labels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Soap(Kaon):
+    """`rivals.scale_by_soap` for the same matrices, AdamW for the rest."""
+
+    learning_rate: Positive = 3e-3
+
+    refresh_every: Count = 10
+    """Steps between two refreshes."""
+
+    def _transform(self, rate, uses):
+        soap = rivals.scale_by_soap(every=self.refresh_every)
+        return self._beside_adamw(rate, uses, soap)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Galore(Optimizer):
     """`optax.contrib.galore`."""
 
+    decoupled = True
     chooses = True
 
     rank: Count = 64
@@ -481,8 +475,7 @@ class Galore(Optimizer):
     refresh_every: Count = 10
     """Steps between two of its decompositions; its own default is 200."""
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
+    def _transform(self, rate, uses):
         return optax.contrib.galore(
             rate,
             rank=self.rank,
@@ -502,32 +495,26 @@ class SubspaceAdam(Follows):
     residual: Share = 0.1
     """Share of the gradient outside of the basis that is kept."""
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
-        optimizer = dsbp_jax.spectral_subspace(
+    def _transform(self, rate, uses):
+        return dsbp_jax.spectral_subspace(
             optax.adam(rate),
             self.rank,
             residual=self.residual,
             refresh_every=self.refresh_every,
             layout=uses.layout,
         )
-        return self._with_decay(optimizer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpectralMuon(Follows):
+class SpectralMuon(Momentum, Follows):
     """`dsbp_jax.spectral_muon`."""
 
+    decoupled = True
+
     learning_rate: Positive = 3e-3
-
-    rank: CountOrNone = 64
-    """Columns of each basis; 0 only scales."""
-
+    rank: CountOrZero = 64
     refresh_every: Period = 4
-    """Steps between two refreshes; None keeps the first basis."""
-
     momentum: Share = 0.95
-    """Of the steps."""
 
     residual: Share = 1.0
     """Share that is kept of what lies outside of the basis."""
@@ -535,8 +522,7 @@ class SpectralMuon(Follows):
     damping: Strength = 0.01
     """Relative to the leading eigenvalue."""
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
+    def _transform(self, rate, uses):
         return dsbp_jax.spectral_muon(
             rate,
             self.rank,
@@ -551,13 +537,14 @@ class SpectralMuon(Follows):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WhitenedMomentum(Follows):
+class WhitenedMomentum(Momentum, Follows):
     """Momentum, whitened by its own spectrum."""
 
-    learning_rate: Positive = 0.05
+    decoupled = True
 
-    momentum: Share = 0.9
-    """Of the steps."""
+    def _transform(self, rate, uses):
+        trace, whitening = optax.trace(self.momentum), self._whitening(uses, "gradient")
+        return self._decaying(rate, trace, whitening)
 
     def _whitening(self, uses: Uses, source: Source) -> Any:
         return dsbp_jax.spectral_whitening(
@@ -567,11 +554,6 @@ class WhitenedMomentum(Follows):
             refresh_every=self.refresh_every,
             layout=uses.layout,
         )
-
-    def build(self, rate, uses):
-        """See `Optimizer`."""
-        whitening = self._whitening(uses, "gradient")
-        return self._decoupled(rate, optax.trace(self.momentum), whitening)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -583,10 +565,9 @@ class ActivationWhitening(WhitenedMomentum):
         """See `Optimizer`."""
         return ("inputs",)
 
-    def build(self, rate, uses):
-        """See `Optimizer`."""
+    def _transform(self, rate, uses):
         whitening = self._whitening(uses, "activation")
-        return self._decoupled(rate, whitening, optax.trace(self.momentum))
+        return self._decaying(rate, whitening, optax.trace(self.momentum))
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -599,6 +580,8 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "adam": Adam,
     "adamw": AdamW,
     "muon": Muon,
+    "soap": Soap,
+    "kaon": Kaon,
     "galore": Galore,
     "subspace_adam": SubspaceAdam,
     "dsbp": Dsbp,

@@ -78,7 +78,7 @@ def follow_leading(
     steps: jax.Array,
     *,
     side: str,
-) -> tuple[Leading, jax.Array]:
+) -> tuple[Leading, jax.Array, jax.Array]:
     """The leading parts of matrices of one shape, after some power steps.
 
     Args:
@@ -91,8 +91,9 @@ def follow_leading(
       side: `"output"` or `"input"`.
 
     Returns:
-      The leading parts, with a leading axis of m; and which of them moved, to finite
-      orthonormal columns: the others keep theirs. Shape `(m, *batch)`, bool.
+      The leading parts, with a leading axis of m; which of them moved, to finite
+      orthonormal columns (the others keep theirs), shape `(m, *batch)`, bool; and the
+      mean squared sine of the angles by which these turned, of that shape.
 
     References:
       [P] Subspace iteration: Golub and Van Loan, Matrix computations, section 8.2.4.
@@ -100,8 +101,8 @@ def follow_leading(
 
     Example:
       >>> x = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
-      >>> found, _ = follow_leading([x], jnp.ones((1, 3, 1)) / 3**0.5, jnp.ones(1),
-      ...                           jnp.array([20]), side="output")
+      >>> found, *_ = follow_leading([x], jnp.ones((1, 3, 1)) / 3**0.5, jnp.ones(1),
+      ...                            jnp.array([20]), side="output")
       >>> print(found.values)
       [[9.]]
     """
@@ -123,7 +124,7 @@ def follow_leading(
         pick = lambda new, old: jnp.where(take, new, old)
         return count + 1, *map(pick, found, (v, *others))
 
-    def moved() -> tuple[Leading, jax.Array]:
+    def moved() -> tuple[Leading, jax.Array, jax.Array]:
         rows = xs[0].shape[-2 if side == "output" else -1]
         rank = vectors.shape[-1]
         zeros = lambda *shape: jnp.zeros((*steps.shape, *shape), vectors.dtype)
@@ -138,11 +139,14 @@ def follow_leading(
         ok = jnp.isfinite(jnp.sum(values, axis=-1) + jnp.sum(v, axis=(-2, -1)))
         ok &= steps >= 0
         v = jnp.where(ok[..., None, None], v, vectors)
-        return Leading(v, q @ (small @ rotation), values, eye), ok
+        overlap = jnp.sum((vectors.mT @ v) ** 2, axis=(-2, -1))
+        turned = jnp.where(ok, jnp.maximum(1 - overlap / rank, 0), 0)
+        return Leading(v, q @ (small @ rotation), values, eye), ok, turned
 
-    def still() -> tuple[Leading, jax.Array]:
+    def still() -> tuple[Leading, jax.Array, jax.Array]:
         thin = stacked(times, vectors) * factor(scales)
-        return Leading(vectors, thin, *principal(thin)), jnp.zeros(steps.shape, bool)
+        none = jnp.zeros(steps.shape, vectors.dtype)
+        return Leading(vectors, thin, *principal(thin)), none > 0, none
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.cond(most > 0, moved, still)

@@ -55,6 +55,7 @@ from dsbp_jax.tracking.solved import activation_bases as activation_bases
 from dsbp_jax.tracking.spectral_filter import (
     Factors as Factors,
     SpectralFilter as SpectralFilter,
+    nearly_diagonal as nearly_diagonal,
     whole_space as whole_space,
 )
 from dsbp_jax.tracking.tracked_basis import TrackedBasis as TrackedBasis

@@ -16,7 +16,7 @@ from dsbp_jax import linalg
 from dsbp_jax.layers import MatrixView
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import vary, varying_axes
-from dsbp_jax.tracking.eigenspace import rotation, wide
+from dsbp_jax.tracking.eigenspace import wide
 from dsbp_jax.tracking.leaves import array_leaves
 from dsbp_jax.tracking.tracked_basis import TrackedBasis
 from dsbp_jax.tracking.tracker import SpectralState, Tracker, check_refresh
@@ -139,10 +139,10 @@ def _follow(
     vectors = carried.vectors.astype(traces.dtype)
     axes = varying_axes(matrices, carried)
     vectors, scales, steps = vary((vectors, scales, steps), axes)
-    leading, moved = linalg.follow_leading(matrices, vectors, scales, steps, side=side)
+    leading, moved, turned = linalg.follow_leading(
+        matrices, vectors, scales, steps, side=side
+    )
     failed = asked & ~moved & (traces != 0)
-    overlap = rotation(leading.vectors.astype(jnp.float32), carried.vectors)
-    turned = 1 - jnp.sum(overlap**2, axis=(-2, -1)) / overlap.shape[-1]
     pick = lambda new, old: jnp.where(
         moved.reshape(moved.shape + (1,) * (old.ndim - moved.ndim)), new, old
     )
@@ -155,7 +155,7 @@ def _follow(
             ),
             pick(traces.astype(jnp.float32), carried.basis.trace),
         ),
-        drift=jnp.where(moved & ~cold, jnp.maximum(turned, 0), carried.drift),
+        drift=jnp.where(moved & ~cold, turned.astype(jnp.float32), carried.drift),
         refreshes=carried.refreshes + moved.astype(jnp.int32),
         failures=carried.failures + failed.astype(jnp.int32),
     )

@@ -112,7 +112,7 @@ class SpectralFilter:
         rest = jnp.maximum(1 - jnp.sum(inside, axis=-1), 0)
         square = jnp.sum(factors.head**2 * inside, axis=-1) + factors.tail**2 * rest
         a, b = shape
-        norm: jax.Array | float = jnp.sqrt(trace)
+        norm: jax.Array | float = jnp.sqrt(safe(trace))
         if self.scale != "update":
             unit_values = math.sqrt(min(a, b) * max(1, b / a))
             norm = unit_values if self.scale == "spectral" else 0.2 * math.sqrt(a * b)
@@ -133,15 +133,54 @@ class Factors(NamedTuple):
     tail: jax.Array
 
 
+def nearly_diagonal(
+    gram: jax.Array, rest: jax.Array, how: SpectralFilter, count: int
+) -> tuple[Factors, jax.Array]:
+    """A filter's matrix function of a small matrix that is diagonal but for rounding.
+
+    What is off the diagonal enters to first order, so that the function also has the
+    derivatives of the matrix function, in all directions.
+
+    Args:
+      gram: Symmetric, over the trace of the covariance, shape `(…, k, k)`.
+      rest: What is left of the trace, over it, shape `(…)`.
+      how: The filter f.
+      count: How many eigenvalues the covariance has, q.
+
+    Returns:
+      The factors of its diagonal, and `f(gram)`, shape `(…, k, k)`.
+
+    References:
+      [P] Daleckii and Krein, 1965, for the derivative of a matrix function.
+    """
+    values = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    factors = how.factors(values, rest, count)
+    eps = jnp.finfo(values.dtype).eps
+    power = jnp.asarray(how.power, values.dtype)
+    damped = values + in_dtype(how.damping, values.dtype) / count
+    logs = jnp.log(jnp.where(values > eps, damped, 1))
+    # (f(x) − f(y))/(x − y), also where x and y are close.
+    half = (logs[..., :, None] - logs[..., None, :]) / 2
+    mean = (logs[..., :, None] + logs[..., None, :]) / 2
+    near = jnp.abs(half) < 1e-3
+    apart = jnp.where(near, 1, half)
+    ratio = jnp.sinh(power * apart) / jnp.sinh(apart)
+    slope = -jnp.exp(-(power + 1) * mean) * jnp.where(near, power, ratio)
+    both = (values > eps)[..., :, None] & (values > eps)[..., None, :]
+    eye = jnp.eye(values.shape[-1], dtype=values.dtype)
+    off = jnp.where(both & (eye == 0), gram * slope, 0)
+    return factors, off + factors.head[..., None, :] * eye
+
+
 def whole_space(
     unit: jax.Array, how: SpectralFilter, count: int
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Factors, jax.Array]:
     """A filter's matrix function of a covariance that is known whole.
 
     The product of X with itself loses what is small in it: eigenvectors come out
     mixed by rounding over the *largest* eigenvalue. In the basis that they give, the
-    product is formed again, where each entry is as good as its row and column, and
-    what is off its diagonal enters the function to first order.
+    product is formed again, where each entry is as good as its row and column. To
+    derivatives that basis is a constant, without which theirs are none the less right.
 
     Args:
       unit: X over its norm, shape `(…, n, q)`.
@@ -149,28 +188,15 @@ def whole_space(
       count: q.
 
     Returns:
-      Eigenvalues of `XᵀX`, shape `(…, q)`, and `f(XᵀX)`, shape `(…, q, q)`.
-
-    References:
-      [P] Daleckii and Krein, 1965, for the derivative of a matrix function.
+      Eigenvalues of `XᵀX`, shape `(…, q)`, their factors, and `f(XᵀX)`, shape
+      `(…, q, q)`.
     """
     with jax.default_matmul_precision("highest"):
-        _, rotation = linalg.principal(unit)
+        _, rotation = linalg.principal(jax.lax.stop_gradient(unit))
         thin = unit @ rotation
-        again = thin.mT @ thin
-        values = jnp.diagonal(again, axis1=-2, axis2=-1)
-        factors = how.factors(values, jnp.zeros(values.shape[:-1], values.dtype), count)
-        eps = jnp.finfo(values.dtype).eps
-        power = jnp.asarray(how.power, values.dtype)
-        damped = values + in_dtype(how.damping, values.dtype) / count
-        logs = jnp.log(jnp.where(values > eps, damped, 1))
-        # (f(x) − f(y))/(x − y), also where x and y are close.
-        half = (logs[..., :, None] - logs[..., None, :]) / 2
-        mean = (logs[..., :, None] + logs[..., None, :]) / 2
-        near = jnp.abs(half) < 1e-3
-        ratio = jnp.sinh(power * half) / jnp.sinh(jnp.where(near, 1, half))
-        slope = -jnp.exp(-(power + 1) * mean) * jnp.where(near, power, ratio)
-        both = (values > eps)[..., :, None] & (values > eps)[..., None, :]
-        off = jnp.where(both & ~jnp.eye(count, dtype=bool), again * slope, 0)
-        function = off + factors.head[..., None, :] * jnp.eye(count, dtype=off.dtype)
-        return values, rotation @ function @ rotation.mT
+        gram = thin.mT @ thin
+        values = jnp.diagonal(gram, axis1=-2, axis2=-1)
+        factors, function = nearly_diagonal(
+            gram, jnp.zeros_like(values[..., 0]), how, count
+        )
+        return values, factors, rotation @ function @ rotation.mT

@@ -26,6 +26,7 @@ from dsbp_jax.tracking import (
     array_leaves,
     as_matrices,
     follow_updates,
+    nearly_diagonal,
     squared_norm,
     tracked,
     whole_space,
@@ -57,7 +58,8 @@ def spectral_whitening(
     With `source="gradient"` C is that of whatever updates reach it, `UᵀU` or `UUᵀ`,
     q = min(a, b): put it *after* momentum in `optax.chain`, and the result is Muon's
     update with the tail's singular values taken for alike. With `"activation"` C is
-    that of the layer's inputs, q its dimension: put it *before* momentum.
+    that of the layer's inputs, q its dimension: put it *before* momentum. V is a
+    constant to derivatives.
 
     Args:
       rank: k. Exact where it reaches q. 0 keeps no basis: updates are only scaled.
@@ -169,7 +171,35 @@ def _of_updates(
 
 
 def _whitened(matrix: jax.Array, part: Followed, how: SpectralFilter) -> jax.Array:
-    """The filter with few eigenpairs."""
+    """The filter with few eigenpairs.
+
+    To derivatives the basis is a constant, and all that is computed in it is not.
+    """
+    side, scale = part.side, how.scale
+
+    @jax.custom_jvp
+    def apply(matrix: jax.Array, dials: tuple, part: tuple) -> jax.Array:
+        return _in_basis(matrix, Followed(*part, side), SpectralFilter(*dials, scale))
+
+    @apply.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+        matrix, dials, part = primals
+        _, vectors, _, _, rotation = part
+        smooth = lambda matrix, dials: _in_basis_anew(
+            matrix, vectors, rotation, side, SpectralFilter(*dials, scale)
+        )
+        _, tangent = jax.jvp(smooth, (matrix, dials), tangents[:2])
+        return apply(*primals), tangent
+
+    dials = tuple(
+        jnp.asarray(dial, matrix.dtype)
+        for dial in (how.power, how.residual, how.damping)
+    )
+    return apply(matrix, dials, tuple(part)[:-1])
+
+
+def _in_basis(matrix: jax.Array, part: Followed, how: SpectralFilter) -> jax.Array:
+    """The filter by what the refresh has computed already."""
     *_, a, b = matrix.shape
     rest = 1 - jnp.sum(part.values, axis=-1)
     factors = how.factors(part.values, rest, min(a, b))
@@ -185,15 +215,45 @@ def _whitened(matrix: jax.Array, part: Followed, how: SpectralFilter) -> jax.Arr
     return tail[..., None, None] * matrix + inside
 
 
+def _in_basis_anew(
+    matrix: jax.Array,
+    vectors: jax.Array,
+    rotation: jax.Array,
+    side: str,
+    how: SpectralFilter,
+) -> jax.Array:
+    """The same from the matrix alone, with the derivatives of a matrix function."""
+    *_, a, b = matrix.shape
+    trace, unit = _unit(matrix)
+    with jax.default_matmul_precision("highest"):
+        thin = linalg.times(unit, vectors, side) @ rotation
+        gram = thin.mT @ thin
+        values = jnp.diagonal(gram, axis1=-2, axis2=-1)
+        rest = 1 - jnp.sum(values, axis=-1)
+        factors, function = nearly_diagonal(gram, rest, how, min(a, b))
+        strength = how.strength(factors, values, trace, trace, (a, b))
+        turned = function - factors.tail[..., None, None] * jnp.eye(gram.shape[-1])
+        inside = linalg.expand(thin @ turned, vectors @ rotation, side)
+        norm = jnp.sqrt(jnp.where(trace > 0, trace, 1))
+        whole = factors.tail[..., None, None] * unit + inside
+        return (strength * norm)[..., None, None] * whole
+
+
+def _unit(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The squared norms of matrices, and them over their norms."""
+    trace = squared_norm(matrix)
+    norm = jnp.sqrt(jnp.where(trace > 0, trace, 1))
+    return trace, matrix / norm[..., None, None]
+
+
 def _whitened_exactly(matrix: jax.Array, how: SpectralFilter) -> jax.Array:
     """The filter with all eigenpairs."""
     *_, a, b = matrix.shape
-    trace = squared_norm(matrix)
-    norm = jnp.sqrt(trace)
-    unit = matrix / jnp.where(norm > 0, norm, 1)[..., None, None]
+    trace, unit = _unit(matrix)
     with jax.default_matmul_precision("highest"):
-        values, function = whole_space(unit if a >= b else unit.mT, how, min(a, b))
-        factors = how.factors(values, jnp.zeros_like(trace), min(a, b))
+        values, factors, function = whole_space(
+            unit if a >= b else unit.mT, how, min(a, b)
+        )
         strength = how.strength(factors, values, trace, trace, (a, b))
         function = function * strength[..., None, None]
         return matrix @ function if a >= b else function @ matrix

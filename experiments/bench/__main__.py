@@ -13,11 +13,12 @@ import tyro
 from rich.table import Table
 
 from experiments import cli, process
-from experiments.bench import compilation, engine, meta, step, update
+from experiments.bench import compilation, engine, meta, step, update, whitening
 from experiments.bench.compilation import CompileConfig
 from experiments.bench.meta import MetaConfig
 from experiments.bench.step import StepConfig
 from experiments.bench.update import UpdateConfig
+from experiments.bench.whitening import WhiteningConfig
 from experiments.study import runs
 
 PROG = "experiments.bench"
@@ -27,6 +28,7 @@ PROG = "experiments.bench"
 BENCHMARKS = {
     "engine": lambda options: engine.run(),
     "update": lambda options: update.run(options.update),
+    "whitening": lambda options: whitening.run(options.whitening),
     "compile": process.single_threaded_lapack(
         lambda options: compilation.run(options.compile)
     ),
@@ -40,12 +42,13 @@ class Options:
     """Prints the tables of one benchmark, or of all."""
 
     name: Annotated[
-        Literal["engine", "update", "compile", "step", "meta", "all"],
+        Literal["engine", "update", "whitening", "compile", "step", "meta", "all"],
         tyro.conf.Positional,
     ] = "all"
     """Which benchmark to run."""
 
     update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
+    whitening: WhiteningConfig = dataclasses.field(default_factory=WhiteningConfig)
     compile: CompileConfig = dataclasses.field(default_factory=CompileConfig)
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
     meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)
@@ -54,6 +57,7 @@ class Options:
     """Write the tables as JSON to this file as well."""
 
 
+@process.keeps_memory
 def main(args: Sequence[str] | None = None) -> None:
     """Runs a benchmark and prints its tables; exits with code 2 on a user's error."""
     args = list(sys.argv[1:] if args is None else args)

@@ -47,7 +47,7 @@ class StepConfig:
     """Base optimizers."""
 
     peers: bool = True
-    """Also galore, muon and LoRA."""
+    """Also galore, muon, spectral_muon and LoRA."""
 
     memory: bool = True
     """Also the temporary memory of gradients, of models of fixed size."""
@@ -253,6 +253,7 @@ def methods(
         galore = optax.contrib.galore(1e-3, rank=rank, update_proj_gap=10**6)
         yield "galore, between refreshes", plain(problem, galore)
         yield "muon", plain(problem, optax.contrib.muon(1e-3))
+        yield "spectral_muon", plain(problem, dsbp_jax.spectral_muon(1e-3, rank))
 
 
 class _Runner:

@@ -66,6 +66,9 @@ def ours(layout: dsbp_jax.Layout) -> dict[str, optax.GradientTransformation]:
             adam, RANK, residual=0.1, **shared
         ),
         "lie_rotation": dsbp_jax.lie_rotation(0.1, rank=RANK, **shared),
+        "momentum, spectral_whitening": optax.chain(
+            optax.trace(0.95), dsbp_jax.spectral_whitening(RANK, **shared)
+        ),
     }
 
 

@@ -33,6 +33,7 @@ except ImportError:  # No such system: processes may do the same work, but lose 
 FORMAT = 1  # of the files
 SAVE_EVERY = 20.0  # seconds between two checkpoints
 DISTURBED = 1.25  # mean over median time of a step
+SHORT = 1.0  # seconds: no time to speak of
 TRIES = 3  # at a timing that was disturbed
 TASKS = 16  # kept in memory, with their programs
 POLL = 0.2  # seconds between two looks for what other processes finished
@@ -93,8 +94,9 @@ class Cell:
     @property
     def disturbed(self) -> bool:
         """Whether other programs slowed some of its steps down."""
-        mean = self.seconds / max(1, self.steps)
-        return not self.diverged and mean > DISTURBED * self.median > 0
+        if self.diverged or self.seconds < SHORT:
+            return False
+        return self.seconds > DISTURBED * self.median * self.steps
 
     @property
     def key(self) -> str:
@@ -178,7 +180,10 @@ class Store:
                     with self._lock(key) as mine:
                         if not mine:
                             continue
-                        cell = self._finished(spec) or self._compute(spec)
+                        cell = self._finished(spec)
+                        while cell is None:
+                            made = self._compute(spec)
+                            cell = made if made.failed else self._finished(spec)
                 done[key] = cell
                 del missing[key]
             if missing and len(done) == before:

@@ -53,11 +53,11 @@ class FewshotTask:
 
     def compile(self, config: FewshotConfig) -> None:
         """See `study.task.Task`."""
-        self.learner.compile(self.learner.init(config.seed))
+        self.learner.compile(self.init(config))
 
     def init(self, config: FewshotConfig) -> MetaState:
         """See `study.task.Task`."""
-        return self.learner.init(config.seed)
+        return self.learner.init(config.seed, config)
 
     def step(
         self, state: MetaState, config: FewshotConfig, number: int

@@ -20,19 +20,23 @@ EVAL_SEED = 0  # of the tasks of validation and test
 
 
 class MetaState(NamedTuple):
-    """What an outer step changes.
+    """What an outer step changes, and its rates.
 
     Attributes:
       params: The start, with its rates where they are learned.
       opt_state: Of the outer optimizer.
       tracked: The bases carried over tasks, else None.
       step: Outer steps so far.
+      inner: Learning rate of the inner steps.  # shape=(), dtype=float32
+      outer: Of the outer steps.  # shape=(), dtype=float32
     """
 
     params: Any
     opt_state: Any
     tracked: Any
     step: jax.Array
+    inner: jax.Array
+    outer: jax.Array
 
 
 class Learner:
@@ -60,13 +64,7 @@ class Learner:
         if self.is_spectral:
             x = jnp.zeros((2, *self.episodes.shape))
             self._layout = dsbp_jax.layout(self.forward, params, x)
-        own = config.reptile if config.method == "reptile" else config.inner
-        self.training = self._meta(own.steps)
-        self.testing = self._meta(own.test_steps)
-        self.outer = optax.chain(
-            optax.clip_by_global_norm(config.outer.clip),
-            optax.adam(config.outer.learning_rate),
-        )
+        self._own = config.reptile if config.method == "reptile" else config.inner
         if self.carried:
             self.tracker = dsbp_jax.track_bases(
                 config.spectral.rank,
@@ -109,8 +107,8 @@ class Learner:
             found["accuracy"] = jnp.mean(right.astype(jnp.float32))
         return found
 
-    def _inner(self) -> optax.GradientTransformation:
-        descent = optax.sgd(self.config.inner.learning_rate)
+    def _inner(self, rate: Any) -> optax.GradientTransformation:
+        descent = optax.sgd(rate)
         if not self.is_spectral:
             return descent
         options = self.config.spectral
@@ -124,9 +122,9 @@ class Learner:
         )
         return optax.chain(projection, descent)
 
-    def _meta(self, num_steps: int) -> meta.Maml:
-        """The method, with so many inner steps."""
-        config, inner = self.config, self._inner()
+    def method(self, num_steps: int, rate: Any) -> meta.Maml:
+        """The method, with so many inner steps of a rate, which may be traced."""
+        config, inner = self.config, self._inner(rate)
         method = config.method.removeprefix("spectral_")
         axis = config.outer.task_axis
         shared: dict[str, Any] = {"task_axis": int(axis) if axis.isdecimal() else axis}
@@ -144,14 +142,22 @@ class Learner:
         first_order = method == "fomaml"
         return meta.maml(self.loss, inner, num_steps, first_order=first_order, **shared)
 
-    def init(self, seed: int) -> MetaState:
-        """The state before the first step."""
+    def _outer(self, rate: Any) -> optax.GradientTransformation:
+        clip = optax.clip_by_global_norm(self.config.outer.clip)
+        return optax.chain(clip, optax.adam(rate))
+
+    def init(self, seed: int, config: FewshotConfig | None = None) -> MetaState:
+        """The state before the first step, with the rates of a config."""
+        config = config or self.config
+        rates = config.inner.learning_rate, config.outer.learning_rate
         params = start = nnx.split(self._build(seed), nnx.Param, ...)[1]
         if self.config.inner.learned_rates and self.config.method != "reptile":
             start = meta.with_rates(params)
         tracked = self.tracker.init(params) if self.carried else None
         step = jnp.zeros((), jnp.int32)
-        state = MetaState(start, self.outer.init(start), tracked, step)
+        inner, outer = map(jnp.float32, rates)
+        opt_state = self._outer(outer).init(start)
+        state = MetaState(start, opt_state, tracked, step, inner, outer)
         return jax.device_put(state, self._on_each)
 
     def draw(self, seed: int, step: int) -> dict:
@@ -173,21 +179,25 @@ class Learner:
     ) -> tuple:
         tasks = self.training_episodes.build(arrays, drawn)
         given = {"bases": dsbp_jax.eigenspaces(state.tracked)} if self.carried else {}
-        loss, grads = jax.value_and_grad(self.training.meta_loss)(
+        training = self.method(self._own.steps, state.inner)
+        loss, grads = jax.value_and_grad(training.meta_loss)(
             state.params, tasks, **given
         )
-        updates, opt_state = self.outer.update(grads, state.opt_state, state.params)
+        outer = self._outer(state.outer)
+        updates, opt_state = outer.update(grads, state.opt_state, state.params)
         tracked = state.tracked
         if refresh:
             params, gradient = map(meta.plain_params, (state.params, grads))
             activations = None
             if self.config.spectral.source == "activation":
-                activations = self.training.activations(params, tasks)
+                activations = training.activations(params, tasks)
             _, tracked = self.tracker.update(
                 gradient, tracked, params, activations=activations, refresh=True
             )
         params = optax.apply_updates(state.params, updates)
-        state = MetaState(params, opt_state, tracked, state.step + 1)
+        state = state._replace(
+            params=params, opt_state=opt_state, tracked=tracked, step=state.step + 1
+        )
         return jax.lax.with_sharding_constraint(state, self._on_each), loss
 
     def compile(self, state: MetaState) -> None:
@@ -221,16 +231,20 @@ class Learner:
             chosen = np.arange(first, first + chunk) % episodes
             some = jax.tree.map(lambda values, chosen=chosen: values[chosen], drawn)
             some = jax.device_put(some, self._by_task)
-            found.append(self._curves(state.params, state.tracked, arrays, some))
+            found.append(
+                self._curves(state.params, state.tracked, state.inner, arrays, some)
+            )
         curves = jax.tree.map(lambda *x: np.concatenate(x)[:episodes], *found)
         return {name: summary(curve) for name, curve in curves.items()}
 
     def _adaptation_curves(
-        self, params: Any, tracked: Any, arrays: Any, drawn: dict
+        self, params: Any, tracked: Any, rate: Any, arrays: Any, drawn: dict
     ) -> dict[str, jax.Array]:
         tasks = self.episodes.build(arrays, drawn)
         given = {"bases": dsbp_jax.eigenspaces(tracked)} if self.carried else {}
-        return self.testing.curve(params, tasks, self.metrics, **given)
+        return self.method(self._own.test_steps, rate).curve(
+            params, tasks, self.metrics, **given
+        )
 
 
 def shardings(config: FewshotConfig) -> tuple[jax.NamedSharding, jax.NamedSharding]:

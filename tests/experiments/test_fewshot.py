@@ -33,7 +33,7 @@ def shared_tasks():
     make, made = train.make_task, {}
 
     def make_once(config):
-        key = repr(config.shared())
+        key = repr(config.shared())  # rates are no part of what is compiled
         if key not in made:
             made[key] = make(config)
         return made[key]
@@ -292,12 +292,13 @@ def test_tasks_are_split_over_the_devices(monkeypatch):
 def test_methods_are_what_they_are_called(method, build):
     config = parsed("--method", method, "--inner.no-learned-rates")
     learner = train.make_task(config).learner
-    expected = build(learner.loss, optax.sgd(config.inner.learning_rate))
+    rate = config.inner.learning_rate
+    expected = build(learner.loss, optax.sgd(rate))
     params = learner.init(0).params
     tasks = learner.training_episodes.build((), learner.draw(0, 0))
     gradients = [
         jax.jit(jax.grad(one.meta_loss))(params, tasks)
-        for one in (learner.training, expected)
+        for one in (learner.method(learner._own.steps, rate), expected)
     ]
     for mine, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)

@@ -179,7 +179,7 @@ def test_a_cell_that_another_process_is_at_is_waited_for(tmp_path, monkeypatch):
 def test_a_disturbed_timing_is_taken_again(tmp_path, monkeypatch):
     config, store = ToyConfig(), Store(tmp_path)
     (cell,) = store.run([Spec(config)])
-    slow = dataclasses.replace(cell, seconds=2 * cell.median * cell.steps)
+    slow = dataclasses.replace(cell, seconds=2.0 + 2 * cell.median * cell.steps)
     assert slow.disturbed
     runs.write_json(store.path(cell.key), dataclasses.asdict(slow))
     assert store.run([Spec(config)]) == [slow]  # nobody asks for its time

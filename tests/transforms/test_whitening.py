@@ -1,8 +1,12 @@
 """Spectral whitening against singular value decompositions in float64."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import dsbp_jax
@@ -157,6 +161,66 @@ def test_zero_updates_rank_one_and_nan_leave_a_sound_state():
     assert np.isfinite(new["w"]).all()
 
 
+@pytest.mark.parametrize("factor", [1e-15, 1e15])
+@pytest.mark.parametrize("rank", [0, 3, 12])
+def test_the_scale_of_updates_is_nothing(rank, factor):
+    """Nor is that of a loss, or of a clipped gradient, beyond what momentum makes."""
+    leaf = spectrum(20, 12, np.logspace(0, -2, 12))
+    expected, _ = whitened(leaf, rank, steps=3)
+    close(whitened(factor * leaf, rank, steps=3)[0], expected, 1e-5)
+
+
+@pytest.mark.promotes
+def test_clipping_before_momentum_changes_momentum_only():
+    leaf = jnp.asarray(spectrum(20, 12, np.logspace(0, -2, 12)), jnp.float32)
+    whitening = dsbp_jax.spectral_whitening(3)
+    grads = [{"w": leaf * factor} for factor in (1.0, 30.0, 0.2)]
+
+    def last(*before):
+        tx = optax.chain(*before, optax.trace(0.9), whitening)
+        momentum = optax.chain(*before, optax.trace(0.9))
+        state, other = tx.init(grads[0]), momentum.init(grads[0])
+        for grad in grads:
+            new, state = jax.jit(tx.update)(grad, state)
+            plain, other = momentum.update(grad, other)
+        return new["w"], plain["w"]
+
+    new, plain = last(optax.clip_by_global_norm(0.5))
+    unclipped, _ = last()
+    # All gradients being of one direction, momentum is that direction either way.
+    close(new, unclipped, 1e-5)
+    assert jnp.linalg.norm(plain) < 1.5
+
+
+def test_bfloat16_updates_are_filtered_in_float32():
+    leaf = jnp.asarray(spectrum(20, 12, np.logspace(0, -2, 12)), jnp.bfloat16)
+    tx = dsbp_jax.spectral_whitening(3)
+    narrow, state = tx.update({"w": leaf}, tx.init({"w": leaf}))
+    wide = {"w": leaf.astype(jnp.float32)}
+    expected, _ = tx.update(wide, tx.init(wide))
+    assert narrow["w"].dtype == jnp.bfloat16
+    assert dsbp_jax.bases(state)["w"].vectors.dtype == jnp.float32
+    np.testing.assert_array_equal(narrow["w"], expected["w"].astype(jnp.bfloat16))
+
+
+@pytest.mark.promotes
+def test_power_residual_and_damping_are_hyperparameters():
+    factory = dsbp_jax.spectral_whitening
+    tx = optax.inject_hyperparams(factory, static_args=dsbp_jax.static_args(factory))(
+        rank=3, power=0.5, residual=lambda step: 1.0 - 0.5 * step, damping=0.1
+    )
+    tree = {"w": jnp.asarray(spectrum(20, 12, np.logspace(0, -2, 12)), jnp.float32)}
+    state, update = tx.init(tree), jax.jit(tx.update)
+    for power, residual in ((0.5, 1.0), (0.25, 0.5)):
+        state.hyperparams["power"] = jnp.float32(power)
+        inner = state.inner_state
+        found, state = update(tree, state)
+        plain = factory(3, power=power, residual=residual, damping=0.1)
+        expected, _ = plain.update(tree, inner)
+        close(found["w"], expected["w"], 1e-6)
+    assert update._cache_size() == 1
+
+
 def test_activations_at_full_rank():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(50, 8)) * np.logspace(0, -1, 8)
@@ -174,6 +238,31 @@ def test_activations_at_full_rank():
         damped = values + 0.1 * np.trace(c) / 8
         expected = (vectors * damped**-power) @ vectors.T @ leaf
         close(np.asarray(new["w"]), expected, 1e-4)
+
+
+@pytest.mark.parametrize("scale", ["rms", "update", None])
+@pytest.mark.parametrize("rank", [0, 3, 8])
+@pytest.mark.parametrize("shape", [(6, 8), (8, 6)])
+def test_derivatives_with_the_basis_held(rank, shape, scale):
+    """Against differences in float64, all but the basis being free to move."""
+    generator = np.random.default_rng(0)
+    leaf, direction, weight = generator.normal(size=(3, *shape))
+
+    def loss(leaf, power, damping):
+        tx = dsbp_jax.spectral_whitening(
+            rank, power=power, damping=damping, scale=scale, residual=0.7
+        )
+        new, _ = tx.update({"w": leaf}, state, refresh=False)
+        return jnp.vdot(weight, new["w"])
+
+    with jax.enable_x64(True):
+        tx = dsbp_jax.spectral_whitening(rank)
+        _, state = tx.update({"w": jnp.asarray(leaf)}, tx.init({"w": leaf}))
+        at = lambda t: loss(leaf + t * direction, 0.5 + t, 0.1 - t)
+        difference = (at(1e-5) - at(-1e-5)) / 2e-5
+        np.testing.assert_allclose(jax.grad(at)(0.0), difference, rtol=1e-6)
+        zero = jax.grad(loss)(jnp.zeros(shape), 0.5, 0.1)
+        assert np.isfinite(zero).all()
 
 
 def test_bad_arguments_are_named():
@@ -224,3 +313,21 @@ def test_muon_keeps_float32_momentum_of_bfloat16_params():
     assert updates["w"].dtype == jnp.bfloat16
     momentum = state.inner_states["whitened"].inner_state[0].trace["w"]
     assert momentum.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("spec", [("x",), (None, "x")])
+def test_no_kernel_is_gathered(spec):
+    """Kernels spread over eight devices; what is gathered is thin."""
+    leaf = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
+    tx = dsbp_jax.spectral_whitening(4, refresh_every=1)
+    expected, state = tx.update({"w": leaf}, tx.init({"w": leaf}))
+    expected, _ = tx.update({"w": leaf}, state)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        sharded = {"w": jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*spec)))}
+        update = jax.jit(tx.update).lower(sharded, state).compile()
+        actual, _ = update(sharded, state)
+    np.testing.assert_allclose(actual["w"], expected["w"], atol=1e-5)
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", update.as_text())
+    sizes = [math.prod(map(int, shape.split(","))) for shape in gathered]
+    assert max(sizes, default=0) < leaf.size / 4, gathered

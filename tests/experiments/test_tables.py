@@ -1,0 +1,108 @@
+"""Tables by name, and the pages that are written from their files."""
+
+import json
+
+import pytest
+
+from experiments import cli, render, tables
+from experiments.study import printing
+from tests.experiments.commands import fails
+
+NAMES = cli.preset_names(tables.FOLDER)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_says_its_command_and_has_every_scale(name):
+    text = (tables.FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    assert f"python -m experiments.tables {name}" in text.split('"""')[1]
+    cpu, full, smoke = (tables.load(name, scale) for scale in ("cpu", "full", "smoke"))
+    assert cpu.contenders == full.contenders == smoke.contenders
+    assert cpu.minutes <= 60
+    assert cpu.seeds >= (3 if name == "fewshot" else 5)
+    assert cpu.tune
+    assert smoke.config.steps <= 6
+    assert getattr(smoke.config, "data", None) is None or (
+        smoke.config.data.name in ("digits", "sine")
+    )
+
+
+MINE = """
+from experiments.config import *
+from experiments.study.tables import Table
+
+def table(scale):
+    config = ImageConfig(probe=ProbeConfig(0), batch_size=256, epochs=1)
+    views = ("evaluations", "time", "loss")
+    return Table("Mine", "A claim.", config, ("sgd", "momentum"), views=views)
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of a table that was made."""
+    folder = tmp_path_factory.mktemp("tables")
+    (folder / "mine.py").write_text(MINE, encoding="utf-8")
+    args = [str(folder / "mine.py"), "--scale", "smoke", "--out", str(folder / "out")]
+    tables.main(args)
+    return folder, args
+
+
+def test_a_table_is_a_file_and_a_page(made, capsys):
+    folder, args = made
+    result = json.loads((folder / "out" / "mine.json").read_text(encoding="utf-8"))
+    assert result["scale"] == "smoke"
+    assert [c["view"] for c in result["columns"]] == ["evaluations", "time", "loss"]
+    assert {"command", "commit", "date", "ran_on", "config", "trials"} <= set(result)
+    assert all(len(c["values"]) == 2 for row in result["rows"] for c in row["columns"])
+    page = (folder / "out" / "mine.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 1
+    # Further processes compute cells only, and here there are none left.
+    before = (folder / "out" / "mine.json").stat().st_mtime_ns
+    tables.main([*args, "--cells-only"])
+    assert (folder / "out" / "mine.json").stat().st_mtime_ns == before
+    assert "after" not in capsys.readouterr().out
+
+
+def test_pages_are_what_their_files_give():
+    """`python -m experiments.render` mends it."""
+    for path, text in render.pages().items():
+        assert path.read_text(encoding="utf-8") == text, path
+
+
+def test_marked_tables_are_written_anew(made):
+    folder, _ = made
+    results = render.load(folder / "out")
+    text = "Before.\n<!-- table mine -->\nstale\n<!-- end -->\nAfter.\n"
+    written = render.marked(text, results)
+    assert "stale" not in written
+    assert printing.markdown(results["mine"]) in written
+    assert written.startswith("Before.\n<!-- table mine -->\n")
+    assert written.endswith("<!-- end -->\nAfter.\n")
+    assert render.marked(written, results) == written
+    with pytest.raises(ValueError, match="table other: there is no"):
+        render.marked("<!-- table other -->\n<!-- end -->", results)
+
+
+def test_the_results_page_has_every_file(made):
+    results = render.load(made[0] / "out") | {
+        "speed": {
+            "tables": {"A speed": [{"what": "adam", "ms": 1.23456}]},
+            **dict(device="cpu", cores=2, jax="1", date="2026-01-01"),
+        },
+        "old": {"table": []},
+    }
+    page = render.results_page(results)
+    assert "## Mine" in page
+    assert "| adam | 1.235 |" in page
+    assert "[old.json](old.json)" in page
+
+
+def test_a_page_that_differs_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "experiments" / "results").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("# Title\n", encoding="utf-8")
+    pages = render.pages
+    monkeypatch.setattr(render, "pages", lambda: pages(tmp_path))
+    line = fails("render", ["--check"], capsys, code=1)
+    assert "is not what its files give" in line
+    render.main([])
+    render.main(["--check"])

@@ -223,7 +223,7 @@ def _subspace_adam(config, schedule, uses):
 def _spectral_muon(config, schedule, uses, **options):
     return dsbp_jax.spectral_muon(
         schedule,
-        config.rank,
+        options.pop("rank", config.rank),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         refresh_every=config.refresh_every,
@@ -323,7 +323,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     ),
     "spectral_muon": _filtered(),
     # Named settings of its filter.
-    "spectra": _filtered(damping=0.0),
+    "spectra": _filtered(rank=8),  # 1.5 % of a width of 512
     "low_rank_muon": _filtered(residual=0.0),
     "whitened_momentum": Optimizer(
         _whitened_momentum, 0.05, _OF_MOMENTUM, spectral=True, chooses=True

@@ -513,13 +513,13 @@ class SpectralMuon(Momentum, Follows):
 
     learning_rate: Positive = 3e-3
     rank: CountOrZero = 64
-    refresh_every: Period = 4
+    refresh_every: Period = 1
     momentum: Share = 0.95
 
     residual: Share = 1.0
     """Share that is kept of what lies outside of the basis."""
 
-    damping: Strength = 0.01
+    damping: Strength = 0.0
     """Relative to the leading eigenvalue."""
 
     def _transform(self, rate, uses):
@@ -599,7 +599,7 @@ NAMED: dict[str, tuple[str, dict[str, Any]]] = {
         "dsbp",
         {"source": "activation", "residual": 0.0, "momentum": 0.0, "decay": 1e-4},
     ),
-    "spectra": ("spectral_muon", {"damping": 0.0}),
+    "spectra": ("spectral_muon", {"rank": 8}),  # 1.5 % of a width of 512
     "low_rank_muon": ("spectral_muon", {"residual": 0.0}),
     "exact_muon": ("spectral_muon", {"rank": 1024}),
     "scaled_muon": ("spectral_muon", {"rank": 0}),

@@ -35,9 +35,9 @@ def spectral_muon(
     weight_decay: Number = 0.0,
     power: Number = 0.5,
     residual: Number = 1.0,
-    damping: Number = 0.01,
+    damping: Number = 0.0,
     scale: str | None = "rms",
-    refresh_every: int | None = 4,
+    refresh_every: int | None = 1,
     adam_learning_rate: optax.ScalarOrSchedule | None = None,
     betas: tuple[Number, Number] = (0.9, 0.95),
     hidden: Hidden = None,
@@ -58,11 +58,12 @@ def spectral_muon(
       momentum: Of `optax.trace`, kept in float32 at least.
       nesterov: Whether the momentum looks ahead.
       weight_decay: Decoupled, times the learning rate; of matrices only.
-      power: As for `spectral_whitening`.
-      residual: Likewise.
+      power: As for `spectral_whitening`. Worth tuning: more than ½ turns the order of
+        singular values round.
+      residual: As for `spectral_whitening`.
       damping: Likewise.
       scale: Likewise.
-      refresh_every: Likewise.
+      refresh_every: Likewise. 4 saves one of three products in most steps, and lags.
       adam_learning_rate: Of all other leaves; by default the same.
       betas: Of AdamW.
       hidden: What is whitened: `dsbp_jax.roles(fn, params, *args)` (those that are

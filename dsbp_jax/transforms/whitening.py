@@ -42,7 +42,7 @@ def spectral_whitening(
     side: str | None = None,
     damping: Number = 0.01,
     scale: str | None = "spectral",
-    refresh_every: int | None = 4,
+    refresh_every: int | None = 1,
     average: float = 0.95,
     num_blocks: int = 2,
     layout: LayoutLike = None,

@@ -57,7 +57,9 @@ def contenders() -> dict[str, optax.GradientTransformation]:
     found = {"adam": optax.adam(1e-3), "momentum": optax.sgd(0.1, momentum=0.9)}
     for rank, every in SETTINGS:
         found[f"spectral_whitening, rank {rank}, every {every}"] = whitened(rank, every)
-    found["spectral_muon, rank 64, every 4"] = dsbp_jax.spectral_muon(1e-3)
+    found["spectral_muon, rank 64, every 4"] = dsbp_jax.spectral_muon(
+        1e-3, refresh_every=4
+    )
     return found
 
 
@@ -118,7 +120,10 @@ def whole_step(periods: int) -> list[dict[str, Any]]:
         "momentum": optax.sgd(0.01, 0.9),
         "adam": optax.adam(1e-3),
         "spectral_whitening, rank 64, every 4": whitened(64, 4),
-        "spectral_muon, rank 64, every 4": dsbp_jax.spectral_muon(1e-3),
+        "spectral_whitening, rank 64, every 1": whitened(64, 1),
+        "spectral_muon, rank 64, every 4": dsbp_jax.spectral_muon(
+            1e-3, refresh_every=4
+        ),
     }
     functions = {}
     for name, tx in found.items():

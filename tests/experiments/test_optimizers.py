@@ -132,7 +132,7 @@ def test_activations_are_captured_where_they_are_used(text, sides):
     [
         "dsbp",
         "dsbp:learning_rate=0.2,rank=8",
-        "spectra:rank=8",
+        "spectra:rank=4",
         "adam+coordinates:b2=0.95,rank=32,tracking=4",
         "momentum+spectral:catch_up_every=4",
         "frozen_muon",

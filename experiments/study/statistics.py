@@ -119,6 +119,5 @@ def sampling_error(share: float, examples: int) -> float:
       >>> 100 * sampling_error(0.97, 10_000)
       0.334...
     """
-    return scipy.stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(
-        share * (1 - share) / examples
-    )
+    width = float(scipy.stats.norm.ppf((1 + LEVEL) / 2))
+    return width * math.sqrt(share * (1 - share) / examples)

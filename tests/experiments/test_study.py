@@ -80,16 +80,17 @@ from pathlib import Path
 from experiments.study import cells
 from tests.experiments.toy import ToyConfig
 cells.SAVE_EVERY = 0.0
-pause, *seeds = sys.argv[2:]
-config = lambda seed: ToyConfig(seed=int(seed), steps=40, pause=float(pause))
+pause, steps, *seeds = sys.argv[2:]
+given = {"steps": int(steps), "pause": float(pause)}
+config = lambda seed: ToyConfig(seed=int(seed), **given)
 specs = [cells.Spec(config(seed)) for seed in seeds]
 cells.Store(Path(sys.argv[1])).run(specs)
 """
 
 
-def work(folder, pause, *seeds, log=None):
+def work(folder, pause, steps, *seeds, log=None):
     return subprocess.Popen(
-        [sys.executable, "-c", WORK, str(folder), str(pause), *map(str, seeds)],
+        [sys.executable, "-c", WORK, str(folder), *map(str, (pause, steps, *seeds))],
         cwd=ROOT,
         env=os.environ | ({"TOY_LOG": str(log)} if log else {}),
         stdout=subprocess.DEVNULL,
@@ -107,12 +108,12 @@ def ended(process):
 
 def test_killed_again_and_again_a_cell_ends_the_same(tmp_path):
     """It goes on from its checkpoint: no step is made much more than once."""
-    reference = ToyConfig(seed=3, steps=40, pause=0.01)
+    reference = ToyConfig(seed=3, steps=120, pause=0.01)
     (expected,) = Store(tmp_path / "whole").run([Spec(reference)])
     log, kills = tmp_path / "log", 0
     lines = lambda: log.read_text(encoding="utf-8").count("\n") if log.exists() else 0
     while kills < KILLS:
-        process, before = work(tmp_path / "cut", 0.01, 3, log=log), lines()
+        process, before = work(tmp_path / "cut", 0.01, 120, 3, log=log), lines()
         while lines() < before + 5 and process.poll() is None:
             time.sleep(0.002)
         if process.poll() is not None:
@@ -120,13 +121,13 @@ def test_killed_again_and_again_a_cell_ends_the_same(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += 1
-    process = work(tmp_path / "cut", 0.01, 3, log=log)
+    process = work(tmp_path / "cut", 0.01, 120, 3, log=log)
     ended(process)
     assert kills == KILLS
     (found,) = Store(tmp_path / "cut").run([Spec(reference)])
     assert without_time(found) == without_time(expected)
     made = [int(line.split()[-1]) for line in log.read_text().splitlines()]
-    assert set(made) == set(range(40))
+    assert set(made) == set(range(120))
     # After a kill it goes on where the last checkpoint was, every 4 steps, not at 0.
     assert made.count(0) < kills
 
@@ -147,7 +148,7 @@ def test_two_processes_share_a_folder(tmp_path):
     log = tmp_path / "log"
     seeds = (0, 1, 2, 3)
     processes = [
-        work(tmp_path / "out", 0.005, *order, log=log) for order in (seeds, seeds)
+        work(tmp_path / "out", 0.005, 40, *order, log=log) for order in (seeds, seeds)
     ]
     for process in processes:
         ended(process)

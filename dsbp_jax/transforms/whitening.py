@@ -177,16 +177,24 @@ def _whitened(matrix: jax.Array, part: Followed, how: SpectralFilter) -> jax.Arr
     """
     side, scale = part.side, how.scale
 
+    def settings(dials: tuple[jax.Array, ...]) -> SpectralFilter:
+        power, residual, damping = dials
+        return SpectralFilter(power, residual, damping, scale)
+
     @jax.custom_jvp
-    def apply(matrix: jax.Array, dials: tuple, part: tuple) -> jax.Array:
-        return _in_basis(matrix, Followed(*part, side), SpectralFilter(*dials, scale))
+    def apply(
+        matrix: jax.Array, dials: tuple[jax.Array, ...], part: tuple[jax.Array, ...]
+    ) -> jax.Array:
+        trace, vectors, thin, values, rotation = part
+        found = Followed(trace, vectors, thin, values, rotation, side)
+        return _in_basis(matrix, found, settings(dials))
 
     @apply.defjvp
     def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
         matrix, dials, part = primals
         _, vectors, _, _, rotation = part
         smooth = lambda matrix, dials: _in_basis_anew(
-            matrix, vectors, rotation, side, SpectralFilter(*dials, scale)
+            matrix, vectors, rotation, side, settings(dials)
         )
         _, tangent = jax.jvp(smooth, (matrix, dials), tangents[:2])
         return apply(*primals), tangent

@@ -7,7 +7,12 @@ gradient transformations, and `backprop`, which makes the gradient itself cheape
 `linalg`, `tracking` and `meta` stay behind their prefix.
 """
 
-from dsbp_jax import linalg as linalg, meta as meta, tracking as tracking
+from dsbp_jax import (
+    linalg as linalg,
+    meta as meta,
+    theory as theory,
+    tracking as tracking,
+)
 from dsbp_jax.backprop import (
     Frame as Frame,
     SpectralBackprop as SpectralBackprop,

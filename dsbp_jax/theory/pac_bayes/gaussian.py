@@ -12,7 +12,7 @@ Scales are logarithms, one number each that any optimizer may move.
 
 import dataclasses
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -55,23 +55,109 @@ class Prior:
     seen: frozenset[int] = dataclasses.field(metadata={"static": True})
 
 
-class Family(NamedTuple):
-    """A form of posterior.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A form of posterior, and all that it needs besides what is trained.
 
     Attributes:
-      init: `(params, scale) -> Gaussian` around params, all deviations `scale`.
-      sample: `(gaussian, key, at_mean=()) -> params`, one draw; leaves of the paths in
-        `at_mean` stay at their mean.
-      deviation: `(gaussian, path, rows) -> ` the standard deviations of `XW` of a
-        kernel for rows X `(n, d_in)`, shape `(n, 1)` or `(n, d_out)`; None where those
-        of a row are not independent.
-      divergence: `(gaussian, prior) -> KL(Q‖P)` in nats, a scalar.
+      bases: Path to the eigenspace of a leaf; empty of the other forms.
+      entrywise: Whether each entry has a deviation of its own; static.
     """
 
-    init: Callable[[optax.Params, float], Gaussian]
-    sample: Callable[..., optax.Params]
-    deviation: Callable[[Gaussian, str, jax.Array], jax.Array | None]
-    divergence: Callable[[Gaussian, Prior], jax.Array]
+    bases: dict[str, Any]
+    entrywise: bool = dataclasses.field(metadata={"static": True})
+
+    def init(self, params: optax.Params, scale: float) -> Gaussian:
+        """A posterior around params, all deviations `scale`, which is above 0."""
+        checks.positive("scale", scale)
+        spaces = self._spaces(params)
+        logs = {}
+        for path, leaf in leaves_by_path(params).items():
+            shape: tuple[int, ...] = jnp.shape(leaf) if self.entrywise else ()
+            if path in spaces:
+                values = spaces[path].values
+                shape = (*values.shape[:-1], values.shape[-1] + 1)
+            logs[path] = jnp.full(shape, math.log(scale), jnp.float32)
+        return Gaussian(params, logs)
+
+    def sample(
+        self, gaussian: Gaussian, key: jax.Array, at_mean: Container[str] = ()
+    ) -> optax.Params:
+        """One draw.
+
+        Args:
+          gaussian: The posterior.
+          key: A PRNG key.
+          at_mean: Paths of leaves that stay at their mean.
+        """
+        spaces = self._spaces(gaussian.mean)
+        paths = list(leaves_by_path(gaussian.mean))
+        keys = dict(zip(paths, jax.random.split(key, len(paths)), strict=True))
+
+        def draw(path: str, mean: jax.Array) -> jax.Array:
+            if path in at_mean:
+                return mean
+            noise = jax.random.normal(keys[path], mean.shape, mean.dtype)
+            scales = jnp.exp(gaussian.log_scales[path]).astype(mean.dtype)
+            if path in spaces:
+                head, tail = scales[..., :-1], scales[..., -1]
+                return mean + spaces[path].filter(noise, lambda *_: (head, tail))
+            return mean + scales * noise
+
+        return map_paths(draw, gaussian.mean)
+
+    def deviation(
+        self, gaussian: Gaussian, path: str, rows: jax.Array
+    ) -> jax.Array | None:
+        """The standard deviations of `XW` for rows X.
+
+        Args:
+          gaussian: The posterior.
+          path: Of a kernel `(d_in, d_out)`.
+          rows: X, shape `(n, d_in)`.
+
+        Returns:
+          Shape `(n, 1)` or `(n, d_out)`; None where what a row gives is not
+          independent, as in a space on the output side.
+        """
+        space = self._spaces(gaussian.mean).get(path)
+        variances = jnp.exp(2 * gaussian.log_scales[path]).astype(rows.dtype)
+        squares = jnp.square(rows)
+        if space is not None:
+            if space.side != "input":
+                return None
+            inside = jnp.square(space.along(rows))
+            outside = jnp.sum(squares, axis=-1) - jnp.sum(inside, axis=-1)
+            variance = variances[-1] * jnp.maximum(outside, 0)
+            variance = (variance + inside @ variances[:-1])[:, None]
+        elif self.entrywise:
+            variance = squares @ variances
+        else:
+            variance = variances * jnp.sum(squares, axis=-1, keepdims=True)
+        # A row of zeros has no noise, and no derivative of its square root.
+        some = variance > 0
+        return jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1)), 0)
+
+    def divergence(self, gaussian: Gaussian, prior: "Prior") -> jax.Array:
+        """`KL(Q‖P)` in nats, a scalar."""
+        spaces = self._spaces(gaussian.mean)
+        centres = leaves_by_path(prior.mean)
+        total = jnp.zeros((), jnp.float32)
+        for path, mean in leaves_by_path(gaussian.mean).items():
+            logs, log_prior = gaussian.log_scales[path], prior.log_scales[path]
+            excess = 2 * (logs - log_prior)
+            each = 0.5 * (jnp.expm1(excess) - excess)
+            total += jnp.sum(_entries(mean, logs, spaces.get(path)) * each)
+            apart = jnp.sum(jnp.square(mean - centres[path])).astype(jnp.float32)
+            total += 0.5 * jnp.exp(-2 * log_prior) * apart
+        return total
+
+    def _spaces(self, params: optax.Params) -> Mapping[str, Eigenspace]:
+        if not self.bases:
+            return {}
+        found = labelled("bases", self.bases, params)
+        return {path: spaces[0] for path, spaces in found.items()}
 
 
 def initial_prior(params: optax.Params, scale: float) -> Prior:
@@ -144,7 +230,7 @@ def isotropic() -> Family:
       >>> print(family.divergence(posterior, prior).round(3))  # 4(¼ − 1 + log 4)/2
       1.273
     """
-    return eigenbasis({})
+    return Family({}, entrywise=False)
 
 
 def diagonal() -> Family:
@@ -162,15 +248,7 @@ def diagonal() -> Family:
       (4, 2)
     """
 
-    def init(params: optax.Params, scale: float) -> Gaussian:
-        checks.positive("scale", scale)
-        logs = {
-            path: jnp.full(jnp.shape(leaf), math.log(scale), jnp.float32)
-            for path, leaf in leaves_by_path(params).items()
-        }
-        return Gaussian(params, logs)
-
-    return _family(init, {})
+    return Family({}, entrywise=True)
 
 
 def eigenbasis(bases: Spaces) -> Family:
@@ -181,7 +259,7 @@ def eigenbasis(bases: Spaces) -> Family:
         leaf. Leaves without one have one deviation.
 
     Returns:
-      The family. They are constants of it.
+      The family.
 
     Raises:
       ValueError: In its functions, where the bases do not fit the params.
@@ -199,79 +277,7 @@ def eigenbasis(bases: Spaces) -> Family:
       [0.0, 0.0]
     """
 
-    def init(params: optax.Params, scale: float) -> Gaussian:
-        checks.positive("scale", scale)
-        logs = _constant(params, scale)
-        for path, space in _spaces(bases, params).items():
-            shape = (*space.values.shape[:-1], space.rank + 1)
-            logs[path] = jnp.full(shape, math.log(scale), jnp.float32)
-        return Gaussian(params, logs)
-
-    return _family(init, bases)
-
-
-def _spaces(bases: Spaces, params: optax.Params) -> Mapping[str, Eigenspace]:
-    if not bases:
-        return {}
-    found = labelled("bases", bases, params)
-    return {path: spaces[0] for path, spaces in found.items()}
-
-
-def _family(init: Callable[[optax.Params, float], Gaussian], bases: Spaces) -> Family:
-    def sample(
-        gaussian: Gaussian, key: jax.Array, at_mean: Container[str] = ()
-    ) -> optax.Params:
-        spaces = _spaces(bases, gaussian.mean)
-        paths = list(leaves_by_path(gaussian.mean))
-        keys = dict(zip(paths, jax.random.split(key, len(paths)), strict=True))
-
-        def draw(path: str, mean: jax.Array) -> jax.Array:
-            if path in at_mean:
-                return mean
-            noise = jax.random.normal(keys[path], mean.shape, mean.dtype)
-            scales = jnp.exp(gaussian.log_scales[path]).astype(mean.dtype)
-            if path in spaces:
-                head, tail = scales[..., :-1], scales[..., -1]
-                return mean + spaces[path].filter(noise, lambda *_: (head, tail))
-            return mean + scales * noise
-
-        return map_paths(draw, gaussian.mean)
-
-    def deviation(
-        gaussian: Gaussian, path: str, rows: jax.Array
-    ) -> jax.Array | None:
-        space = _spaces(bases, gaussian.mean).get(path)
-        variances = jnp.exp(2 * gaussian.log_scales[path]).astype(rows.dtype)
-        squares = jnp.square(rows)
-        if space is not None:
-            if space.side != "input":
-                return None
-            inside = jnp.square(space.along(rows))
-            outside = jnp.sum(squares, axis=-1) - jnp.sum(inside, axis=-1)
-            variance = variances[-1] * jnp.maximum(outside, 0)
-            variance = (variance + inside @ variances[:-1])[:, None]
-        elif variances.ndim:
-            variance = squares @ variances
-        else:
-            variance = variances * jnp.sum(squares, axis=-1, keepdims=True)
-        # A row of zeros has no noise, and no derivative of its square root.
-        some = variance > 0
-        return jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1)), 0)
-
-    def divergence(gaussian: Gaussian, prior: Prior) -> jax.Array:
-        spaces = _spaces(bases, gaussian.mean)
-        centres = leaves_by_path(prior.mean)
-        total = jnp.zeros((), jnp.float32)
-        for path, mean in leaves_by_path(gaussian.mean).items():
-            logs, log_prior = gaussian.log_scales[path], prior.log_scales[path]
-            excess = 2 * (logs - log_prior)
-            each = 0.5 * (jnp.expm1(excess) - excess)
-            total += jnp.sum(_entries(mean, logs, spaces.get(path)) * each)
-            apart = jnp.sum(jnp.square(mean - centres[path])).astype(jnp.float32)
-            total += 0.5 * jnp.exp(-2 * log_prior) * apart
-        return total
-
-    return Family(init, sample, deviation, divergence)
+    return Family(dict(bases), entrywise=False)
 
 
 def _entries(

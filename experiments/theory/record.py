@@ -5,7 +5,6 @@ import datetime
 import pathlib
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -85,8 +84,6 @@ def check_out(path: pathlib.Path) -> None:
     if path.suffix != ".json" or path.is_dir():
         raise ValueError(f"out={str(path)!r}; accepted is a file that ends in .json")
     runs.make_folder(path)
-
-
 
 
 def as_json(config: Any) -> dict[str, Any]:

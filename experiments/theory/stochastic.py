@@ -247,9 +247,7 @@ def network(config: SdeConfig, name: str, progress: Progress) -> dict[str, Any]:
     else:
         method = sde.sam(config.network_rho)
 
-    make = functools.partial(
-        sde.modified_equation, loss_fn, method, config.network_eta
-    )
+    make = functools.partial(sde.modified_equation, loss_fn, method, config.network_eta)
     options = {
         "key": keys[2],
         "num_paths": config.paths,

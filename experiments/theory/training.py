@@ -16,6 +16,7 @@ from dsbp_jax.theory import pac_bayes
 RANK = 32
 _BATCH = 250
 _GROUPS = 5  # of a batch, each with a draw of its own
+_LABELS = {"mean": "mean", "scales": "scale", "prior": "scale"}
 
 
 def init(seed: int, hidden: int, inputs: int = 784, classes: int = 10) -> Any:
@@ -209,8 +210,8 @@ def _posterior_step(
             "scale": adam(0.02),
         },
         lambda moved: {
-            key: jax.tree.map(lambda _: "mean" if key == "mean" else "scale", value)
-            for key, value in moved.items()
+            name: jax.tree.map(lambda _, name=name: _LABELS[name], value)
+            for name, value in moved.items()
         },
     )
 

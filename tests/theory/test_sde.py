@@ -238,7 +238,7 @@ def test_steps_too_large_for_the_expansion_are_refused():
         key=jax.random.key(0),
         num_paths=1,
     )
-    with pytest.raises(ValueError, match="learning_rate must be small.*at the start"):
+    with pytest.raises(ValueError, match=r"learning_rate must be small.*at the start"):
         run(sde.sgd(), 0.5)
     with pytest.raises(ValueError, match="rho must be small"):
         run(sde.sam(2.0), 0.01)

@@ -222,7 +222,7 @@ def gibbs_risk(
             found.append(_means(family, posterior, keys[part], some, loss_fn))
     sums, lows, highs = np.asarray(jax.device_get(found), np.float64).T
     low, high = lows.min(), highs.max()
-    if not (-_ROUNDING <= low and high <= 1 + _ROUNDING):
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
         raise ValueError(
             f"loss_fn must return losses in [0, 1], got {low:.4g} to {high:.4g}"
         )
@@ -239,9 +239,9 @@ def _means(
     loss_fn: Callable[..., jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The sum of the mean losses of groups, and the least and the largest loss."""
-    losses = jax.vmap(
-        lambda key, group: noisy(loss_fn, family, posterior, key, group)
-    )(keys, groups)
+    losses = jax.vmap(lambda key, group: noisy(loss_fn, family, posterior, key, group))(
+        keys, groups
+    )
     means = jnp.mean(losses.reshape(len(keys), -1), axis=1)
     return jnp.sum(means), jnp.min(losses), jnp.max(losses)
 

@@ -247,7 +247,6 @@ def diagonal() -> Family:
       >>> posterior.log_scales["w"].shape
       (4, 2)
     """
-
     return Family({}, entrywise=True)
 
 
@@ -276,7 +275,6 @@ def eigenbasis(bases: Spaces) -> Family:
       >>> jnp.round(family.sample(narrow, jax.random.key(0))["w"][0] + 0.0).tolist()
       [0.0, 0.0]
     """
-
     return Family(dict(bases), entrywise=False)
 
 

@@ -106,7 +106,9 @@ def _is_plain(site: Site, traced: Trace, size: int) -> bool:
 
 
 def _has_deviation(family: Family, posterior: Gaussian, site: Site, size: int) -> bool:
-    rows = jax.ShapeDtypeStruct((size, int(np.prod(site.inputs.shape[1:]))), jnp.float32)
+    rows = jax.ShapeDtypeStruct(
+        (size, int(np.prod(site.inputs.shape[1:]))), jnp.float32
+    )
     found = jax.eval_shape(
         lambda rows: family.deviation(posterior, site.path, rows), rows
     )

@@ -152,16 +152,14 @@ def modified_equation(
 
     def diffusion(params: optax.Params, batches: Any) -> optax.Updates:
         deviations = _deviations(moves(params, batches))
-        return jax.tree.map(
-            lambda d: (learning_rate / len(d)) ** 0.5 * d, deviations
-        )
+        return jax.tree.map(lambda d: (learning_rate / len(d)) ** 0.5 * d, deviations)
 
     def stratonovich(params: optax.Params, batches: Any) -> optax.Updates:
         # The mean of the deviations is zero, and so is its derivative along them.
         deviations = _deviations(moves(params, batches))
-        along = lambda batch, d: jax.jvp(
-            lambda w: expanded(w, batch), (params,), (d,)
-        )[1]
+        along = lambda batch, d: jax.jvp(lambda w: expanded(w, batch), (params,), (d,))[
+            1
+        ]
         terms = jax.vmap(along)(batches, deviations)
         mean = jax.tree.map(lambda t: jnp.mean(t, axis=0), terms)
         return _add(drift(params, batches), -learning_rate / 2, mean)

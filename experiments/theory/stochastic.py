@@ -8,7 +8,9 @@ at a fixed η. The third is a small network on digits, by paths.
 
 import dataclasses
 import functools
+import json
 import math
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,9 +26,11 @@ from rich.progress import Progress
 import dsbp_jax
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.theory import sde
-from experiments import checks, data
+from experiments import checks, data, runs
+from experiments.theory import record
 
 ORDERS = (1, 2, 3)
+NETWORKS = ("sam", "dsbp")
 _ANGLE = 0.4
 _DIRECTIONS = 0.7 * np.array([[0.9, 0.3], [-0.8, 0.6], [-0.2, -1.1]])
 _PHASES = 2 * np.pi * np.arange(3) / 3 + _ANGLE
@@ -63,6 +67,8 @@ class SdeConfig:
     """Batches that it draws from, of 32 digits each."""
     seed: int = 0
     """Of the network and its paths."""
+    cells: pathlib.Path = pathlib.Path("runs/theory-sde")
+    """Folder of the parts that are done, from which a stopped command goes on."""
 
     def __post_init__(self) -> None:
         """Checks every value."""
@@ -91,17 +97,37 @@ def run(config: SdeConfig, progress: Progress) -> dict[str, Any]:
     Returns:
       Rows by part.
     """
-    start = time.perf_counter()
-    networks = {name: network(config, name, progress) for name in ("sam", "dsbp")}
-    with jax.enable_x64(True):
-        by_eta = errors_by_eta(config, progress)
-        by_rho = errors_by_rho(config, progress)
-    return {
-        "by_eta": by_eta,
-        "by_rho": by_rho,
-        "network": networks,
-        "seconds": time.perf_counter() - start,
+    runs.make_folder(config.cells / "part.json")
+    parts: dict[str, Callable[[], Any]] = {
+        "by_eta": lambda: errors_by_eta(config, progress),
+        "by_rho": lambda: errors_by_rho(config, progress),
+        **{
+            f"network-{name}": functools.partial(network, config, name, progress)
+            for name in NETWORKS
+        },
     }
+    settings = record.as_json(config) | {"cells": ""}
+    found, seconds = {}, {}
+    for name, compute in parts.items():
+        file = config.cells / f"{name}.json"
+        if file.exists():
+            part = json.loads(file.read_text(encoding="utf-8"))
+            if part["settings"] != json.loads(json.dumps(settings)):
+                raise ValueError(
+                    f"sde.cells={str(config.cells)!r} holds parts with other options; "
+                    "accepted is another folder, or those options"
+                )
+        else:
+            start = time.perf_counter()
+            # Weak errors are far below what float32 can tell from zero.
+            with jax.enable_x64(name.startswith("by_")):
+                rows = compute()
+            taken = time.perf_counter() - start
+            part = {"settings": settings, "found": rows, "seconds": taken}
+            runs.write_json(file, part)
+        found[name], seconds[name] = part["found"], part["seconds"]
+    networks = {name: found.pop(f"network-{name}") for name in NETWORKS}
+    return found | {"network": networks, "seconds": seconds}
 
 
 def _toy_loss(params: Any, tilt: jax.Array) -> jax.Array:
@@ -115,12 +141,12 @@ def _toy_bases() -> dict[str, EigenBasis]:
     return {"w": EigenBasis(vector, values, jnp.array(4.0, jnp.float32))}
 
 
-#: By name, from ρ to a method.
-METHODS: dict[str, Callable[[float], sde.Method]] = {
-    "sgd": lambda rho: sde.sgd(),
-    "sam": sde.sam,
-    "dsbp": lambda rho: sde.dsbp(_toy_bases(), rho=rho, residual=0.2),
-    "whitened": lambda rho: sde.whitened(_toy_bases(), rho=rho),
+#: By name, each at a radius to be replaced.
+METHODS: dict[str, sde.Method] = {
+    "sgd": sde.sgd(),
+    "sam": sde.sam(0.1),
+    "dsbp": sde.dsbp(_toy_bases(), rho=0.1, residual=0.2),
+    "whitened": sde.whitened(_toy_bases(), rho=0.1),
 }
 
 
@@ -140,7 +166,7 @@ def _known(
     """Moments at time 1 of an equation, or with order None of its optimizer."""
     equation = sde.modified_equation(
         _toy_loss,
-        METHODS[name](rho),
+        METHODS[name].at(rho),
         eta,
         order=0 if order is None else order,
         correction=correction,

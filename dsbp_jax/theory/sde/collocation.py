@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
@@ -77,33 +78,53 @@ def expectations(
         )
     basis = _Chebyshev(low, high, nodes)
     points = basis.points
-    at_points = lambda function: np.asarray(
-        jax.jit(jax.vmap(lambda w: function(unravel(w))))(points.astype(flat.dtype)),
-        float,
-    )
-    many = lambda tree: jax.vmap(lambda one: ravel_pytree(one)[0])(tree)
+    trees = jax.vmap(unravel)(jnp.asarray(points, flat.dtype))
+    seen = lambda which: np.asarray(which(equation, trees, batches), float)
     values = basis.values(points)
     if of == "optimizer":
-        moves = at_points(
-            lambda w: many(jax.vmap(equation.exact, (None, 0))(w, batches))
-        )
-        following = points[:, None] - equation.learning_rate * moves
+        moves = seen(_moves)
+        following = points[:, None] - float(equation.learning_rate) * moves
         mean = np.mean(
             [basis.values(following[:, i]) for i in range(moves.shape[1])], axis=0
         )
         power = np.linalg.matrix_power(np.linalg.solve(values, mean), num_steps)
     else:
-        drift = at_points(lambda w: ravel_pytree(equation.drift(w, batches))[0])
-        columns = at_points(lambda w: many(equation.diffusion(w, batches)))
+        drift, columns = seen(_drift), seen(_diffusion)
         covariance = np.einsum("pni,pnj->pij", columns, columns)
         generator = np.einsum("pi,ipc->pc", drift, basis.gradient(points))
         generator += 0.5 * np.einsum(
             "pij,ijpc->pc", covariance, basis.second_derivative(points)
         )
-        time = num_steps * equation.learning_rate
+        time = num_steps * float(equation.learning_rate)
         power = _exponential(time * np.linalg.solve(values, generator))
     coefficients = np.linalg.solve(values, functions(points))
     return (basis.values(start) @ (power @ coefficients))[0]
+
+
+def _raveled(tree: Any) -> jax.Array:
+    """The leaves of a tree in one vector."""
+    return ravel_pytree(tree)[0]
+
+
+@jax.jit
+def _moves(equation: Equation, points: Any, batches: Any) -> jax.Array:
+    """Exact moves `(p, n, d)`."""
+    one = lambda w, batch: _raveled(equation.exact(w, batch))
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(points, batches)
+
+
+@jax.jit
+def _drift(equation: Equation, points: Any, batches: Any) -> jax.Array:
+    """Shape `(p, d)`."""
+    one = lambda w: _raveled(equation.drift(w, batches))
+    return jax.vmap(one)(points)
+
+
+@jax.jit
+def _diffusion(equation: Equation, points: Any, batches: Any) -> jax.Array:
+    """Columns `(p, n, d)`."""
+    one = lambda w: jax.vmap(_raveled)(equation.diffusion(w, batches))
+    return jax.vmap(one)(points)
 
 
 class _Chebyshev:

@@ -7,8 +7,9 @@ no covariance is formed or factored. Everything is a gradient, or a derivative o
 along a direction.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,40 +17,114 @@ import optax
 
 from dsbp_jax import checks
 from dsbp_jax.theory.sde.methods import Method
-from dsbp_jax.tracking import common_dtype
+from dsbp_jax.tracking import Number, common_dtype, in_dtype
 
 #: Powers of ρ that an expansion may keep.
 MAX_ORDER = 3
 
 
-class Equation(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Equation:
     """`dX = b(X)dt + √η Σ(X)^½dW` in units of time in which a step takes η.
 
+    A tree of two numbers, ρ and η: what is compiled for one pair serves all. Batches
+    are trees whose leaves have one axis in front, of the n batches that the optimizer
+    draws from.
+
     Attributes:
-      exact: `(params, batch) -> γ`, the move of the optimizer on one batch, over −η.
-      expanded: The same, by its Taylor polynomial in ρ.
-      drift: `(params, batches) -> b`, a tree like the params.
-      diffusion: `(params, batches) -> √η·δ/√n`, leaves `(n, *shape)`: one column for
-        each of n Brownian motions.
-      stratonovich: `(params, batches) -> b − ½Σ_k(∂σ_k)σ_k`, the drift of the same
-        process in Stratonovich's sense.
+      loss_fn: `(params, batch) -> ` scalar; static.
+      method: What a step does.
       learning_rate: η.
-      order: Of the polynomial.
+      order: Powers of ρ that are kept; static.
+      correction: Whether the term in η is; static.
     """
 
-    exact: Callable[..., Any]
-    expanded: Callable[..., Any]
-    drift: Callable[..., Any]
-    diffusion: Callable[..., Any]
-    stratonovich: Callable[..., Any]
-    learning_rate: float
-    order: int
+    loss_fn: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
+    method: Method
+    learning_rate: Number
+    order: int = dataclasses.field(metadata={"static": True})
+    correction: bool = dataclasses.field(metadata={"static": True})
+
+    def exact(self, params: optax.Params, batch: Any) -> optax.Updates:
+        """γ, the move of the optimizer on one batch, over −η."""
+        if self.method.ascent is None:
+            return self.method.move(self._gradient(params, batch))
+        at = self._along_the_perturbation(params, batch)
+        return at(jnp.asarray(self.method.rho, _dtype(params)))
+
+    def expanded(self, params: optax.Params, batch: Any) -> optax.Updates:
+        """The same, by its Taylor polynomial in ρ."""
+        if self.method.ascent is None:
+            return self.exact(params, batch)
+        at = self._along_the_perturbation(params, batch)
+        derivatives: Callable[[jax.Array], tuple[Any, ...]] = lambda t: (at(t),)
+        for _ in range(self.order):
+            derivatives = _with_next(derivatives)
+        total, *others = derivatives(jnp.zeros((), _dtype(params)))
+        factor: Number = 1.0
+        for power, term in enumerate(others, 1):
+            factor = factor * self.method.rho / power
+            total = _add(total, factor, term)
+        return total
+
+    def drift(self, params: optax.Params, batches: Any) -> optax.Updates:
+        """b, a tree like the params."""
+        first = self._minus_mean(params, batches)
+        if not self.correction:
+            return first
+        minus_mean = lambda w: self._minus_mean(w, batches)
+        _, turned = jax.jvp(minus_mean, (params,), (first,))
+        return _add(first, -self.learning_rate / 2, turned)
+
+    def diffusion(self, params: optax.Params, batches: Any) -> optax.Updates:
+        """`√η·δ/√n`, leaves `(n, *shape)`: a column for each Brownian motion."""
+        deviations = _deviations(self._moves(params, batches))
+        scale = lambda d: in_dtype(self.learning_rate, d.dtype) / len(d)
+        return jax.tree.map(lambda d: scale(d) ** 0.5 * d, deviations)
+
+    def stratonovich(self, params: optax.Params, batches: Any) -> optax.Updates:
+        """`b − ½Σ_k(∂σ_k)σ_k`, the same process's drift in Stratonovich's sense."""
+        # The mean of the deviations is zero, and so is its derivative along them.
+        deviations = _deviations(self._moves(params, batches))
+        along = lambda batch, d: jax.jvp(
+            lambda w: self.expanded(w, batch), (params,), (d,)
+        )[1]
+        terms = jax.vmap(along)(batches, deviations)
+        mean = jax.tree.map(lambda t: jnp.mean(t, axis=0), terms)
+        return _add(self.drift(params, batches), -self.learning_rate / 2, mean)
+
+    def _gradient(self, params: optax.Params, batch: Any) -> optax.Updates:
+        loss = lambda params: checks.scalar_loss(self.loss_fn(params, batch))
+        return jax.grad(loss)(params)
+
+    def _along_the_perturbation(
+        self, params: optax.Params, batch: Any
+    ) -> Callable[[jax.Array], optax.Updates]:
+        """`t ↦ M(∇f(w + tv))`."""
+        assert self.method.ascent is not None
+        direction = _unit(self.method.ascent(self._gradient(params, batch)))
+
+        def at(distance: jax.Array) -> optax.Updates:
+            moved = jax.tree.map(
+                lambda w, v: w + distance.astype(w.dtype) * v, params, direction
+            )
+            return self.method.move(self._gradient(moved, batch))
+
+        return at
+
+    def _moves(self, params: optax.Params, batches: Any) -> optax.Updates:
+        return jax.vmap(self.expanded, (None, 0))(params, batches)
+
+    def _minus_mean(self, params: optax.Params, batches: Any) -> optax.Updates:
+        moves = self._moves(params, batches)
+        return jax.tree.map(lambda g: -jnp.mean(g, axis=0), moves)
 
 
 def modified_equation(
     loss_fn: Callable[..., jax.Array],
     method: Method,
-    learning_rate: float,
+    learning_rate: Number,
     *,
     order: int = 3,
     correction: bool = True,
@@ -76,8 +151,7 @@ def modified_equation(
       correction: Whether to keep the term in η.
 
     Returns:
-      The equation. Its functions take batches as a tree whose leaves have one axis in
-      front, of the n batches that the optimizer draws from.
+      The equation.
 
     Raises:
       ValueError: An argument is out of its range, or when used, the loss is no scalar.
@@ -98,75 +172,7 @@ def modified_equation(
     checks.positive("learning_rate", learning_rate)
     order = checks.positive_int("order", order, 0, MAX_ORDER)
 
-    def loss(params: optax.Params, batch: Any) -> jax.Array:
-        return checks.scalar_loss(loss_fn(params, batch))
-
-    gradient = jax.grad(loss)
-
-    def along_the_perturbation(
-        params: optax.Params, batch: Any
-    ) -> Callable[[jax.Array], optax.Updates]:
-        """`t ↦ M(∇f(w + tv))`."""
-        ascent = _unit(method.ascent(gradient(params, batch)))
-
-        def at(distance: jax.Array) -> optax.Updates:
-            moved = jax.tree.map(
-                lambda w, v: w + distance.astype(w.dtype) * v, params, ascent
-            )
-            return method.move(gradient(moved, batch))
-
-        return at
-
-    def exact(params: optax.Params, batch: Any) -> optax.Updates:
-        if checks.is_static(method.rho, 0):
-            return method.move(gradient(params, batch))
-        at = along_the_perturbation(params, batch)
-        return at(jnp.asarray(method.rho, _dtype(params)))
-
-    def expanded(params: optax.Params, batch: Any) -> optax.Updates:
-        if checks.is_static(method.rho, 0):
-            return exact(params, batch)
-        at = along_the_perturbation(params, batch)
-        derivatives: Callable[[jax.Array], tuple[Any, ...]] = lambda t: (at(t),)
-        for _ in range(order):
-            derivatives = _with_next(derivatives)
-        total, *others = derivatives(jnp.zeros((), _dtype(params)))
-        factor = 1.0
-        for power, term in enumerate(others, 1):
-            factor = factor * method.rho / power
-            total = _add(total, factor, term)
-        return total
-
-    def moves(params: optax.Params, batches: Any) -> optax.Updates:
-        return jax.vmap(expanded, (None, 0))(params, batches)
-
-    def minus_mean(params: optax.Params, batches: Any) -> optax.Updates:
-        return jax.tree.map(lambda g: -jnp.mean(g, axis=0), moves(params, batches))
-
-    def drift(params: optax.Params, batches: Any) -> optax.Updates:
-        first = minus_mean(params, batches)
-        if not correction:
-            return first
-        _, turned = jax.jvp(lambda w: minus_mean(w, batches), (params,), (first,))
-        return _add(first, -learning_rate / 2, turned)
-
-    def diffusion(params: optax.Params, batches: Any) -> optax.Updates:
-        deviations = _deviations(moves(params, batches))
-        return jax.tree.map(lambda d: (learning_rate / len(d)) ** 0.5 * d, deviations)
-
-    def stratonovich(params: optax.Params, batches: Any) -> optax.Updates:
-        # The mean of the deviations is zero, and so is its derivative along them.
-        deviations = _deviations(moves(params, batches))
-        along = lambda batch, d: jax.jvp(lambda w: expanded(w, batch), (params,), (d,))[
-            1
-        ]
-        terms = jax.vmap(along)(batches, deviations)
-        mean = jax.tree.map(lambda t: jnp.mean(t, axis=0), terms)
-        return _add(drift(params, batches), -learning_rate / 2, mean)
-
-    return Equation(
-        exact, expanded, drift, diffusion, stratonovich, learning_rate, order
-    )
+    return Equation(loss_fn, method, learning_rate, order, correction)
 
 
 def _with_next(
@@ -185,8 +191,8 @@ def _dtype(params: optax.Params) -> Any:
     return common_dtype(*(leaf.dtype for leaf in jax.tree.leaves(params)))
 
 
-def _add(tree: Any, factor: float, other: Any) -> Any:
-    return jax.tree.map(lambda a, b: a + factor * b, tree, other)
+def _add(tree: Any, factor: Number, other: Any) -> Any:
+    return jax.tree.map(lambda a, b: a + in_dtype(factor, b.dtype) * b, tree, other)
 
 
 def _deviations(moves: optax.Updates) -> optax.Updates:

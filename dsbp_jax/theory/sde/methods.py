@@ -6,9 +6,10 @@ more state of the same equation, and refreshing bases a jump of it: here bases a
 those of one moment and stay.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
+import jax
 import optax
 
 from dsbp_jax import checks
@@ -16,18 +17,32 @@ from dsbp_jax.tracking import Number, Spaces, SpectralFilter, labelled
 from dsbp_jax.transforms import by_layer, projected
 
 
-class Method(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Method:
     """A step: `w ← w − η·move(∇f(w + ρ·v))`, v along `ascent(∇f(w))`, `‖v‖ = 1`.
 
     Attributes:
-      rho: ρ, at least 0; 0 perturbs nothing.
-      ascent: From a gradient to the direction of the perturbation, of any length.
-      move: From the gradient to the update over −η.
+      rho: ρ, at least 0.
+      ascent: From a gradient to the direction of the perturbation, of any length; None
+        where nothing is perturbed; static.
+      move: From the gradient to the update over −η; static.
     """
 
-    rho: float
-    ascent: Callable[[optax.Updates], optax.Updates]
-    move: Callable[[optax.Updates], optax.Updates]
+    rho: Number
+    ascent: Callable[[optax.Updates], optax.Updates] | None = dataclasses.field(
+        metadata={"static": True}
+    )
+    move: Callable[[optax.Updates], optax.Updates] = dataclasses.field(
+        metadata={"static": True}
+    )
+
+    def at(self, rho: Number) -> "Method":
+        """The same with another ρ; of a method that perturbs nothing, itself."""
+        checks.non_negative("rho", rho)
+        if self.ascent is None:
+            return self
+        return dataclasses.replace(self, rho=rho)
 
 
 def _same(grads: optax.Updates) -> optax.Updates:
@@ -41,10 +56,10 @@ def sgd() -> Method:
       >>> sgd().rho
       0.0
     """
-    return Method(0.0, _same, _same)
+    return Method(0.0, None, _same)
 
 
-def sam(rho: float) -> Method:
+def sam(rho: Number) -> Method:
     """Sharpness-aware steps, `w ← w − η∇f(w + ρg/‖g‖)`.
 
     Args:
@@ -66,7 +81,7 @@ def sam(rho: float) -> Method:
     return Method(checks.non_negative("rho", rho), _same, _same)
 
 
-def dsbp(bases: Spaces, *, rho: float = 0.0, residual: Number = 0.0) -> Method:
+def dsbp(bases: Spaces, *, rho: Number = 0.0, residual: Number = 0.0) -> Method:
     """Projected steps, perturbed inside the eigenspaces where ρ > 0.
 
     With P the projection of each leaf: the move is `PG + κ(G − PG)`, the perturbation
@@ -106,13 +121,13 @@ def dsbp(bases: Spaces, *, rho: float = 0.0, residual: Number = 0.0) -> Method:
     def move(grads: optax.Updates) -> optax.Updates:
         return projected(grads, labelled("bases", bases, grads), residual)
 
-    return Method(rho, inside, move)
+    return Method(rho, None if checks.is_static(rho, 0) else inside, move)
 
 
 def whitened(
     bases: Spaces,
     *,
-    rho: float = 0.0,
+    rho: Number = 0.0,
     power: Number = 0.5,
     residual: Number = 1.0,
     damping: Number = 0.01,
@@ -157,4 +172,4 @@ def whitened(
     def move(grads: optax.Updates) -> optax.Updates:
         return by_layer(grads, labelled("bases", bases, grads), how)
 
-    return Method(rho, inside, move)
+    return Method(rho, None if checks.is_static(rho, 0) else inside, move)

@@ -93,9 +93,7 @@ def sde_paths(
     num_paths = checks.positive_int("num_paths", num_paths)
     substeps = checks.positive_int("substeps", substeps)
     count = _num_batches(batches)
-    require_valid(
-        jax.jit(validity, static_argnums=0)(equation, params, batches), "at the start"
-    )
+    require_valid(jax.jit(validity)(equation, params, batches), "at the start")
     flat, unravel = ravel_pytree(params)
     eta = equation.learning_rate
     ravel = lambda tree: ravel_pytree(tree)[0]

@@ -324,4 +324,6 @@ def panels(result: dict[str, Any]) -> list[Callable[[Axes], None]]:
         axis.set(xlabel="bound", ylabel="test error of the network")
         axis.legend(fontsize=8)
 
-    return [forms, optima]
+    kinds = {"forms": forms, "optima": optima}
+    shown = {"optima" if prior == "fixed" else "forms" for prior, _, _ in rows}
+    return [draw for kind, draw in kinds.items() if kind in shown]

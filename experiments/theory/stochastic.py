@@ -367,11 +367,12 @@ def tables(result: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
         for label, of in network.items()
         if isinstance(of, dict) and "mean" in of
     ]
-    return {
+    found = {
         "Weak error in η, ρ = c√η": by_eta,
         "Weak error in ρ at a fixed η": by_rho,
         "A network, 95 % intervals over paths": networks,
     }
+    return {title: rows for title, rows in found.items() if rows}
 
 
 def panels(result: dict[str, Any]) -> list[Callable[[Axes], None]]:
@@ -407,9 +408,12 @@ def panels(result: dict[str, Any]) -> list[Callable[[Axes], None]]:
 
         return draw
 
-    names = list(dict.fromkeys(row["method"] for row in result["by_rho"]))
+    names = lambda part: dict.fromkeys(row["method"] for row in result[part])
     return [
-        *(errors(result["by_eta"], "etas", "η, with ρ = c√η", name) for name in names),
-        *(errors(result["by_rho"], "rhos", "ρ", name) for name in names),
+        *(
+            errors(result["by_eta"], "etas", "η, with ρ = c√η", name)
+            for name in names("by_eta")
+        ),
+        *(errors(result["by_rho"], "rhos", "ρ", name) for name in names("by_rho")),
         *(paths(name, network) for name, network in result["network"].items()),
     ]

@@ -8,6 +8,7 @@ a second: weak errors of 1e-9 can be measured. All in float64 but for the moves,
 have the dtype of the params.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -173,8 +174,8 @@ class _Chebyshev:
 
 def _exponential(matrix: np.ndarray) -> np.ndarray:
     """`exp` by scaling, eighteen terms at a norm of at most ½, and squaring."""
-    norm = np.linalg.norm(matrix, 1)
-    squarings = max(0, int(np.ceil(np.log2(max(norm, 1e-300)))) + 1)
+    norm = float(np.linalg.norm(matrix, 1))
+    squarings = max(0, math.ceil(math.log2(max(norm, 1e-300))) + 1)
     small = matrix / 2**squarings
     term = result = np.eye(len(matrix))
     for power in range(1, 19):

@@ -67,6 +67,8 @@ class SdeConfig:
     """Batches that it draws from, of 32 digits each."""
     seed: int = 0
     """Of the network and its paths."""
+    networks: tuple[str, ...] = NETWORKS
+    """Which of sam, dsbp the network is trained by."""
     cells: pathlib.Path = pathlib.Path("runs/theory-sde")
     """Folder of the parts that are done, from which a stopped command goes on."""
 
@@ -85,6 +87,8 @@ class SdeConfig:
         if self.steps % 10:
             raise ValueError(f"sde.steps={self.steps}; accepted are multiples of 10")
         checks.count("sde.seed", self.seed, 0)
+        for name in self.networks:
+            checks.one_of("sde.networks", name, NETWORKS)
 
 
 def run(config: SdeConfig, progress: Progress) -> dict[str, Any]:
@@ -103,10 +107,12 @@ def run(config: SdeConfig, progress: Progress) -> dict[str, Any]:
         "by_rho": lambda: errors_by_rho(config, progress),
         **{
             f"network-{name}": functools.partial(network, config, name, progress)
-            for name in NETWORKS
+            for name in config.networks
         },
     }
+    # Of each part; which parts there are is no matter of theirs.
     settings = record.as_json(config) | {"cells": ""}
+    del settings["networks"]
     found, seconds = {}, {}
     for name, compute in parts.items():
         file = config.cells / f"{name}.json"
@@ -126,7 +132,7 @@ def run(config: SdeConfig, progress: Progress) -> dict[str, Any]:
             part = {"settings": settings, "found": rows, "seconds": taken}
             runs.write_json(file, part)
         found[name], seconds[name] = part["found"], part["seconds"]
-    networks = {name: found.pop(f"network-{name}") for name in NETWORKS}
+    networks = {name: found.pop(f"network-{name}") for name in config.networks}
     return found | {"network": networks, "seconds": seconds}
 
 

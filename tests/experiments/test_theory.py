@@ -40,12 +40,12 @@ def test_a_certificate_of_digits_and_its_files(tmp_path, capsys):
 
 def test_weak_errors_of_one_method_and_their_slopes(tmp_path, monkeypatch):
     monkeypatch.setattr(stochastic, "METHODS", {"sgd": stochastic.METHODS["sgd"]})
-    monkeypatch.setattr(stochastic, "NETWORKS", ())
     out = tmp_path / "sde.json"
     command.main(
         [
             *("sde", "--sde.etas", "0.01", "0.005", "--sde.nodes", "12"),
             *("--sde.cells", str(tmp_path / "parts"), "--out", str(out)),
+            "--sde.networks",
         ]
     )
     result = json.loads(out.read_text(encoding="utf-8"))

@@ -300,7 +300,7 @@ def certify(
       >>> found = certify(loss_fn, family, posterior, prior, jnp.ones(10_000),
       ...                 indices=range(10_000), key=jax.random.key(0))
       >>> print(round(found.empirical, 3), round(found.bound, 3), found.draws)
-      0.110 0.125 10000
+      0.111 0.129 10000
     """
     count = _count(examples)
     checks.in_unit_interval("confidence", confidence)

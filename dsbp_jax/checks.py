@@ -83,6 +83,18 @@ def non_negative(name: str, value: Any) -> Any:
     return _number(name, value, accepted, lambda x: 0 <= x < math.inf)
 
 
+def positive(name: str, value: Any) -> Any:
+    """The value if it is a finite number above 0; tracers are taken on trust.
+
+    Example:
+      >>> positive("learning_rate", 0.0)
+      Traceback (most recent call last):
+      ...
+      ValueError: learning_rate must be a finite number above 0, got 0.0
+    """
+    return _number(name, value, "a finite number above 0", lambda x: 0 < x < math.inf)
+
+
 def finite(name: str, value: Any) -> Any:
     """The value if it is a finite number; tracers are taken on trust.
 

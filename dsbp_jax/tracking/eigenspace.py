@@ -86,6 +86,11 @@ class Eigenspace:
         with jax.default_matmul_precision("highest"):
             return self._down(self._matrix(leaf))
 
+    def along(self, rows: jax.Array) -> jax.Array:
+        """`XV` of what the layer meets on this side, `(*batch, n, d)`: `(…, n, k)`."""
+        with jax.default_matmul_precision("highest"):
+            return rows @ self.vectors.astype(rows.dtype)
+
     def lift(self, coordinates: jax.Array, like: jax.Array) -> jax.Array:
         """The inverse of `coordinates` inside the space, shaped like a leaf."""
         with jax.default_matmul_precision("highest"):

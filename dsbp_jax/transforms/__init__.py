@@ -16,7 +16,10 @@ from dsbp_jax.transforms.muon import spectral_muon as spectral_muon
 from dsbp_jax.transforms.projection import (
     spectral_projection as spectral_projection,
 )
-from dsbp_jax.transforms.sam import sam_value_and_grad as sam_value_and_grad
+from dsbp_jax.transforms.sam import (
+    projected as projected,
+    sam_value_and_grad as sam_value_and_grad,
+)
 from dsbp_jax.transforms.spectral_sam import (
     SamState as SamState,
     spectral_sam as spectral_sam,
@@ -36,5 +39,6 @@ from dsbp_jax.transforms.transfer import (
     spectral_transfer_penalty as spectral_transfer_penalty,
 )
 from dsbp_jax.transforms.whitening import (
+    by_layer as by_layer,
     spectral_whitening as spectral_whitening,
 )

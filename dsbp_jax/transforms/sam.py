@@ -133,10 +133,20 @@ def sam_value_and_grad(
 
 
 def projected(
-    grads: optax.Updates, spaces: Mapping[str, tuple[Eigenspace, ...]]
+    grads: optax.Updates,
+    spaces: Mapping[str, tuple[Eigenspace, ...]],
+    residual: Number = 0.0,
 ) -> optax.Updates:
-    """Gradients inside the eigenspaces of their leaves; those of other leaves whole."""
-    return map_paths(lambda path, leaf: project(leaf, spaces.get(path, ())), grads)
+    """Gradients inside the eigenspaces of their leaves; those of other leaves whole.
+
+    Args:
+      grads: A tree of them.
+      spaces: Path to the eigenspaces of a leaf, on different sides.
+      residual: The share of what is outside that is kept.
+    """
+    return map_paths(
+        lambda path, leaf: project(leaf, spaces.get(path, ()), residual), grads
+    )
 
 
 def like(grads: optax.Updates, first: optax.Updates) -> optax.Updates:

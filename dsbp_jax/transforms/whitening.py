@@ -6,6 +6,8 @@ an update's own spectrum the result has singular values that are alike, which is
 Muon's step; a low-rank basis and the mean of the rest give it for two thin products.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,13 +17,13 @@ from dsbp_jax.layers import map_paths
 from dsbp_jax.meshes import keep_shardings
 from dsbp_jax.tracking import (
     SIDES,
+    Eigenspace,
     Factors,
     Followed,
     LayoutLike,
     Number,
     SpectralFilter,
     SpectralState,
-    Step,
     Tracker,
     array_leaves,
     as_matrices,
@@ -126,7 +128,10 @@ def spectral_whitening(
         inert=how.is_identity or rank == 0,
     )
     if how.is_identity or (not of_updates and rank):
-        return tracked(tracker, lambda step: (_by_layer(step, how), step.spectral))
+        return tracked(
+            tracker,
+            lambda step: (by_layer(step.updates, step.spaces, how), step.spectral),
+        )
     return _of_updates(tracker, how, rank)
 
 
@@ -279,13 +284,26 @@ def _scaled(matrix: jax.Array, how: SpectralFilter) -> jax.Array:
     )
 
 
-def _by_layer(step: Step, how: SpectralFilter) -> optax.Updates:
-    """The updates of a step, each divided by the spectrum of what its layer saw."""
+def by_layer(
+    updates: optax.Updates,
+    spaces: Mapping[str, tuple[Eigenspace, ...]],
+    how: SpectralFilter,
+) -> optax.Updates:
+    """Updates, each divided by the spectrum of what its layer saw.
+
+    Args:
+      updates: A tree of them; leaves that `spaces` does not name stay as they are.
+      spaces: Path to the one eigenspace of a leaf.
+      how: The filter.
+
+    Returns:
+      The filtered updates.
+    """
 
     def whiten(path: str, leaf: jax.Array) -> jax.Array:
-        if path not in step.spaces:
+        if path not in spaces:
             return leaf
-        (space,) = step.spaces[path]
+        (space,) = spaces[path]
         assert space.view is not None
         *_, window, d_in, d_out = space.view.matrix_shape(leaf.shape)
         shape = window * d_in, d_out
@@ -307,4 +325,4 @@ def _by_layer(step: Step, how: SpectralFilter) -> optax.Updates:
 
         return space.filter(leaf, weigh)
 
-    return map_paths(whiten, step.updates)
+    return map_paths(whiten, updates)

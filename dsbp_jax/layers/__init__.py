@@ -16,11 +16,16 @@ from dsbp_jax.layers.capture import (
     gather_rows as gather_rows,
 )
 from dsbp_jax.layers.convolution import convolve as convolve, is_product as is_product
+from dsbp_jax.layers.derivatives import (
+    derivative as derivative,
+    with_derivative as with_derivative,
+)
 from dsbp_jax.layers.finder import (
     Trace as Trace,
     array_leaves as array_leaves,
     trace as trace,
 )
+from dsbp_jax.layers.forward import Forward as Forward
 from dsbp_jax.layers.layout import Layout as Layout, layout as layout
 from dsbp_jax.layers.matrix_view import (
     MatrixView as MatrixView,
@@ -35,8 +40,18 @@ from dsbp_jax.layers.paths import (
     require_paths as require_paths,
     use_name as use_name,
 )
-from dsbp_jax.layers.primitives import explicit_sharding as explicit_sharding
+from dsbp_jax.layers.primitives import (
+    Body as Body,
+    bind as bind,
+    explicit_sharding as explicit_sharding,
+    name_of as primitive_name,
+    scan_sizes as scan_sizes,
+)
 from dsbp_jax.layers.product import Product as Product
-from dsbp_jax.layers.rewrite import evaluate as evaluate
+from dsbp_jax.layers.rewrite import (
+    Entered as Entered,
+    Interpreter as Interpreter,
+    evaluate as evaluate,
+)
 from dsbp_jax.layers.roles import roles as roles, roles_of as roles_of
 from dsbp_jax.layers.sites import Site as Site

@@ -1,0 +1,499 @@
+"""What each primitive does to the axes of its operands: one rule per primitive.
+
+A rule gives the axis classes of an equation's results, and unites or fixes those of
+its operands. What has no rule fixes every axis that it meets, by name: an operation
+that is not understood is never passed over.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from dsbp_jax.architecture.axes import UNIT, Axes
+from dsbp_jax.layers import primitive_name
+
+# Marks of a class.
+NONLINEAR = "nonlinear"  # its entries do not add up: no rotation passes
+REDUCED = "reduced"  # summed over, as by a normalisation
+PAIRED = "paired"  # contracted between two activations, as queries with keys
+
+
+class Value(NamedTuple):
+    """What is known of an array.
+
+    Attributes:
+      axes: The class of each axis.
+      uniform: Whether it is constant along each axis.
+    """
+
+    axes: tuple[int, ...]
+    uniform: tuple[bool, ...]
+
+
+Rule = Callable[[Axes, Any, Sequence[Value]], list[Value]]
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Sums and scalings: a rotation of the features passes.
+_LINEAR = _names(
+    "add add_any sub neg mul div convert_element_type copy copy_p reduce_precision "
+    "real imag conj stop_gradient name optimization_barrier pcast pvary reshard "
+    "sharding_constraint mesh_cast device_put layout_constraint"
+)
+_ELEMENTWISE = _LINEAR | _names(
+    "abs acos acosh and asin asinh atan atan2 atanh cbrt ceil clamp complex cos cosh "
+    "digamma eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le "
+    "lgamma log log1p logistic lt max min ne nextafter not or population_count pow rem "
+    "round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign "
+    "sin sinh sqrt square tan tanh xor"
+)
+_ALONG_AXIS = {
+    "cumsum": "axis",
+    "cumprod": "axis",
+    "cummax": "axis",
+    "cummin": "axis",
+    "cumlogsumexp": "axis",
+    "sort": "dimension",
+    "top_k": "axis",
+}
+_REDUCTIONS = _names(
+    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor "
+    "argmax argmin"
+)
+_WINDOWS = _names("reduce_window reduce_window_max reduce_window_min reduce_window_sum")
+
+
+def value(axes: Iterable[int], uniform: Iterable[bool] | None = None) -> Value:
+    """A value that is constant along no axis, unless said."""
+    axes = tuple(axes)
+    return Value(axes, tuple(uniform or [False] * len(axes)))
+
+
+def shape(atom: Any) -> tuple[int, ...]:
+    """The shape of an operand or result; () of what is no array."""
+    return tuple(getattr(atom.aval, "shape", ()))
+
+
+def fixed(axes: Axes, sizes: Sequence[int], reason: str) -> Value:
+    """A value all of whose axes keep their size."""
+    found = value(axes.new(size) for size in sizes)
+    for axis in found.axes:
+        axes.fix(axis, reason)
+    return found
+
+
+def fix_all(
+    axes: Axes, equation: Any, operands: Sequence[Value], reason: str
+) -> list[Value]:
+    """Every axis of an equation keeps its size."""
+    for operand in operands:
+        for axis in operand.axes:
+            axes.fix(axis, reason)
+    return [fixed(axes, shape(var), reason) for var in equation.outvars]
+
+
+def apply(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """The results of one equation that is no call."""
+    name = primitive_name(equation)
+    rule = _RULES.get(name)
+    if rule is None:
+        return fix_all(axes, equation, operands, f"met by {name}, which has no rule")
+    return rule(axes, equation, operands)
+
+
+def _mark(axes: Axes, operand: Value, mark: str) -> None:
+    for axis, uniform in zip(operand.axes, operand.uniform, strict=True):
+        if not uniform:
+            axes.mark(axis, mark)
+
+
+def _elementwise(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """Axis i of all operands and of the result is one; scalars meet any."""
+    name = primitive_name(equation)
+    if len(equation.outvars) > 1:  # a barrier: the i-th result is the i-th operand
+        return list(operands)
+    sizes = shape(equation.outvars[0])
+    found, flags = [], []
+    for index, size in enumerate(sizes):
+        # Scalars, and axes of size one, are repeated along the axis.
+        met = [
+            (operand.axes[index], operand.uniform[index])
+            for operand in operands
+            if operand.axes and axes.size(operand.axes[index]) == size
+        ]
+        for axis, _ in met[1:]:
+            axes.unite(met[0][0], axis)
+        found.append(met[0][0])
+        flags.append(all(uniform for _, uniform in met))
+        varies = [
+            bool(operand.axes)
+            and axes.size(operand.axes[index]) == size
+            and not operand.uniform[index]
+            for operand in operands
+        ]
+        if not flags[-1] and not _is_linear(name, varies):
+            axes.mark(found[-1], NONLINEAR)
+    return [value(found, flags)]
+
+
+def _is_linear(name: str, varies: Sequence[bool]) -> bool:
+    """Whether an operation adds and scales, by which operands vary along an axis."""
+    if name in ("add", "add_any", "sub"):
+        return all(varies)
+    if name == "mul":
+        return sum(varies) < 2
+    if name == "div":
+        return not varies[-1]
+    return name in _LINEAR
+
+
+def _transpose(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    return [_pick(operands[0], equation.params["permutation"])]
+
+
+def _squeeze(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    ndim = len(operands[0].axes)
+    gone = {axis % ndim for axis in equation.params["dimensions"]}
+    return [_pick(operands[0], [axis for axis in range(ndim) if axis not in gone])]
+
+
+def _pick(operand: Value, order: Iterable[int]) -> Value:
+    order = list(order)
+    return value(
+        [operand.axes[axis] for axis in order], [operand.uniform[axis] for axis in order]
+    )
+
+
+def _broadcast(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """New axes, and those of size one that are repeated, are constant along theirs."""
+    sizes = shape(equation.outvars[0])
+    found = [(axes.new(size), True) for size in sizes]
+    operand = operands[0]
+    for axis, at in enumerate(equation.params["broadcast_dimensions"]):
+        if shape(equation.invars[0])[axis] == sizes[at]:
+            found[at] = operand.axes[axis], operand.uniform[axis]
+    return [value([axis for axis, _ in found], [flag for _, flag in found])]
+
+
+def _reshape(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """Axes that stay, merge, or split by whole factors; all else is fixed."""
+    old, new = shape(equation.invars[0]), shape(equation.outvars[0])
+    operand = operands[0]
+    if 0 in old or equation.params.get("dimensions") is not None:
+        return fix_all(axes, equation, operands, "reshaped in another order")
+    found: list[int] = []
+    uniform: list[bool] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        # The next block of axes with one product on both sides.
+        first, start = i, j
+        have = want = 1
+        if i < len(old):
+            have, i = old[i], i + 1
+        if j < len(new):
+            want, j = new[j], j + 1
+        while have != want:
+            if have < want:
+                have, i = have * old[i], i + 1
+            else:
+                want, j = want * new[j], j + 1
+        block, sizes = operand.axes[first:i], new[start:j]
+        dealt = axes.deal(block, sizes)
+        if dealt is None:
+            reason = (
+                f"reshaped from {old[first:i]} to {new[start:j]}, which does not keep "
+                "whole factors"
+            )
+            for axis in block:
+                axes.fix(axis, reason)
+            dealt = list(fixed(axes, sizes, reason).axes)
+        found += dealt
+        uniform += [all(operand.uniform[first:i])] * len(sizes)
+    return [value(found, uniform)]
+
+
+def _reduce(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    name = primitive_name(equation)
+    gone = set(equation.params["axes"])
+    operand = operands[0]
+    for axis in gone:
+        if name != "reduce_sum":
+            axes.fix(operand.axes[axis], f"reduced by {name}")
+        elif operand.uniform[axis]:
+            axes.fix(operand.axes[axis], "counted: a sum of what is constant along it")
+        else:
+            axes.mark(operand.axes[axis], REDUCED)
+    result = _pick(operand, [a for a in range(len(operand.axes)) if a not in gone])
+    if name != "reduce_sum":
+        _mark(axes, result, NONLINEAR)
+    return [result]
+
+
+def _along(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """Sorts and running sums fix their axis and carry the others."""
+    name = primitive_name(equation)
+    ndim = len(operands[0].axes)
+    axis = equation.params.get(_ALONG_AXIS[name], ndim - 1) % ndim
+    for operand in operands:
+        axes.fix(operand.axes[axis], f"{name} runs along it")
+        for left, right in zip(operands[0].axes, operand.axes, strict=True):
+            axes.unite(left, right)
+        if name != "cumsum":
+            _mark(axes, operand, NONLINEAR)
+    results = []
+    for var in equation.outvars:
+        own = list(operands[0].axes)
+        if shape(var)[axis] != shape(equation.invars[0])[axis]:  # top_k
+            own[axis] = fixed(axes, [shape(var)[axis]], f"the result of {name}").axes[0]
+        results.append(value(own))
+    return results
+
+
+def _rev(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    for axis in equation.params["dimensions"]:
+        axes.fix(operands[0].axes[axis], "reversed")
+    return [operands[0]]
+
+
+def _iota(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    sizes, counted = shape(equation.outvars[0]), equation.params["dimension"]
+    found = [axes.new(size) for size in sizes]
+    axes.fix(found[counted], "numbered by iota")
+    return [value(found, [axis != counted for axis in range(len(sizes))])]
+
+
+def _dense(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """Free axes go on, batch axes unite, contracted ones end in both operands."""
+    contracted, batched = equation.params["dimension_numbers"]
+    left, right = operands
+    for a, b in zip(*contracted, strict=True):
+        axes.unite(left.axes[a], right.axes[b])
+        if left.uniform[a] or right.uniform[b]:
+            axes.mark(left.axes[a], REDUCED)
+    for a, b in zip(*batched, strict=True):
+        axes.unite(left.axes[a], right.axes[b])
+    found = [left.axes[a] for a in batched[0]]
+    uniform = [
+        left.uniform[a] and right.uniform[b] for a, b in zip(*batched, strict=True)
+    ]
+    for side, operand in enumerate(operands):
+        taken = {*contracted[side], *batched[side]}
+        free = [axis for axis in range(len(operand.axes)) if axis not in taken]
+        found += [operand.axes[axis] for axis in free]
+        uniform += [operand.uniform[axis] for axis in free]
+    return [value(found, uniform)]
+
+
+def _convolution(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """Channels as in a matrix product; depthwise ties them; positions are fixed."""
+    params = equation.params
+    x, kernel = operands
+    lhs, rhs, out = params["dimension_numbers"]
+    groups, channels = params["feature_group_count"], x.axes[lhs[1]]
+    sizes = shape(equation.outvars[0])
+    if params["batch_group_count"] != 1 or groups not in (1, axes.size(channels)):
+        return fix_all(axes, equation, operands, "met by a grouped convolution")
+    found = [UNIT] * len(sizes)
+    found[out[0]] = x.axes[lhs[0]]
+    found[out[1]] = kernel.axes[rhs[0]]
+    if groups == 1:
+        axes.unite(channels, kernel.axes[rhs[1]])
+    else:
+        pair = [groups, axes.size(kernel.axes[rhs[0]]) // groups]
+        dealt = axes.deal([kernel.axes[rhs[0]]], pair)
+        if dealt is None:
+            return fix_all(axes, equation, operands, "met by a grouped convolution")
+        axes.unite(channels, dealt[0])
+        axes.mark(channels, NONLINEAR)
+    for at, to in zip(lhs[2:], out[2:], strict=True):
+        axes.fix(x.axes[at], "positions of a convolution")
+        found[to] = fixed(axes, [sizes[to]], "positions of a convolution").axes[0]
+    for at in rhs[2:]:
+        axes.fix(kernel.axes[at], "taps of a convolution")
+    return [value(found)]
+
+
+def _window(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """Pooling: positions are fixed, all that the window does not span goes on."""
+    params, operand = equation.params, operands[0]
+    if len([o for o in operands if o.axes]) > 1:
+        return fix_all(axes, equation, operands, "met by reduce_window")
+    found = []
+    for index, axis in enumerate(operand.axes):
+        steps = [
+            params[name][index]
+            for name in (
+                *("window_dimensions", "window_strides"),
+                *("base_dilation", "window_dilation"),
+            )
+            if name in params
+        ]
+        if set(steps) == {1} and tuple(params["padding"][index]) == (0, 0):
+            found.append(axis)
+            continue
+        axes.fix(axis, "positions of a pooling window")
+        size = shape(equation.outvars[0])[index]
+        found += fixed(axes, [size], "positions of a pooling window").axes
+    result = value(found)
+    if primitive_name(equation) != "reduce_window_sum":
+        _mark(axes, result, NONLINEAR)
+    return [result]
+
+
+def _concatenate(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    axis, first = equation.params["dimension"], operands[0]
+    for operand in operands[1:]:
+        for index, (left, right) in enumerate(
+            zip(first.axes, operand.axes, strict=True)
+        ):
+            if index != axis:
+                axes.unite(left, right)
+    found = list(first.axes)
+    found[axis] = axes.sum([operand.axes[axis] for operand in operands])
+    flags = [all(f) for f in zip(*(o.uniform for o in operands), strict=True)]
+    flags[axis] = False
+    return [value(found, flags)]
+
+
+def _split(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    axis, operand = equation.params["axis"], operands[0]
+    dealt = axes.split(operand.axes[axis], [int(s) for s in equation.params["sizes"]])
+    if dealt is None:
+        return fix_all(axes, equation, operands, "split between its factors")
+    return [_with(operand, axis, part) for part in dealt]
+
+
+def _with(operand: Value, axis: int, other: int) -> Value:
+    found = list(operand.axes)
+    found[axis] = other
+    return Value(tuple(found), operand.uniform)
+
+
+def _slice(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """A whole axis goes on; of a part, the axis is parts side by side."""
+    params, result = equation.params, operands[0]
+    strides = params["strides"] or (1,) * len(result.axes)
+    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    for index, (start, stop, stride) in enumerate(bounds):
+        axis = result.axes[index]
+        whole = axes.size(axis)
+        if (start, stop, stride) == (0, whole, 1):
+            continue
+        dealt = None
+        if stride == 1 and axes.reason(axis) is None:
+            dealt = axes.split(axis, [start, stop - start, whole - stop])
+        if dealt is None:
+            axes.fix(axis, "sliced")
+            dealt = [0, *fixed(axes, [-(-(stop - start) // stride)], "a slice").axes]
+        result = _with(result, index, dealt[1])
+    return [result]
+
+
+def _dynamic_slice(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    operand = operands[0]
+    return [_kept(axes, operand, shape(equation.outvars[0]), "sliced at an index")]
+
+
+def _kept(axes: Axes, operand: Value, sizes: Sequence[int], reason: str) -> Value:
+    """Axes that are whole go on, all others are fixed."""
+    for index, (axis, size) in enumerate(zip(operand.axes, sizes, strict=True)):
+        if axes.size(axis) != size:
+            axes.fix(axis, reason)
+            operand = _with(operand, index, fixed(axes, [size], reason).axes[0])
+    return operand
+
+
+def _dynamic_update(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    operand, update = operands[:2]
+    for left, right in zip(operand.axes, update.axes, strict=True):
+        if axes.size(left) == axes.size(right):
+            axes.unite(left, right)
+        else:
+            axes.fix(left, "written in part")
+            axes.fix(right, "written into a larger axis")
+    flags = zip(operand.uniform, update.uniform, strict=True)
+    return [Value(operand.axes, tuple(a and b for a, b in flags))]
+
+
+def _gather(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """Axes that are looked up whole go on, as the features of an embedding."""
+    params, (operand, indices) = equation.params, operands
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
+    gone = {*numbers.collapsed_slice_dims, *batching}
+    for index, axis in enumerate(operand.axes):
+        if index in gone or sizes[index] != axes.size(axis):
+            axes.fix(axis, "looked up by index (gather)")
+    for axis in indices.axes:
+        axes.fix(axis, "indices of a lookup")
+    out = shape(equation.outvars[0])
+    found = [axes.new(size) for size in out]
+    rows = iter([axis for axis in range(len(operand.axes)) if axis not in gone])
+    for at in range(len(out)):
+        axis = next(rows) if at in numbers.offset_dims else None
+        if axis is not None and out[at] == axes.size(operand.axes[axis]):
+            found[at] = operand.axes[axis]
+        else:
+            axes.fix(found[at], "looked up by index (gather)")
+    return [value(found)]
+
+
+def _pad(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    operand, sizes = operands[0], shape(equation.outvars[0])
+    for index, config in enumerate(equation.params["padding_config"]):
+        if tuple(config) != (0, 0, 0):
+            axes.fix(operand.axes[index], "padded")
+            padded = fixed(axes, [sizes[index]], "padded").axes[0]
+            operand = _with(operand, index, padded)
+    return [value(operand.axes)]
+
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(_WINDOWS, _window),
+    **dict.fromkeys(_ALONG_AXIS, _along),
+    "transpose": _transpose,
+    "squeeze": _squeeze,
+    "broadcast_in_dim": _broadcast,
+    "reshape": _reshape,
+    "rev": _rev,
+    "iota": _iota,
+    "dot_general": _dense,
+    "conv_general_dilated": _convolution,
+    "concatenate": _concatenate,
+    "split": _split,
+    "slice": _slice,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update,
+    "gather": _gather,
+    "pad": _pad,
+}
+
+
+def flops(equation: Any, left: Sequence[int], out: Sequence[int]) -> int:
+    """Multiplications and additions of a product, for a left operand and a result.
+
+    Args:
+      equation: Any; what is no product counts nothing.
+      left: Shape of its first operand.
+      out: Shape of its result.
+
+    Returns:
+      Twice the number of multiplications.
+    """
+    name = primitive_name(equation)
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        lhs, rhs, _ = equation.params["dimension_numbers"]
+        kernel = shape(equation.invars[1])
+        taps = math.prod(kernel[axis] for axis in rhs[2:])
+        depthwise = equation.params["feature_group_count"] > 1
+        channels = kernel[rhs[1]] if depthwise else left[lhs[1]]
+        return 2 * math.prod(out) * taps * channels
+    return 0

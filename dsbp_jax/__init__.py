@@ -3,11 +3,17 @@
 `linalg` keeps eigenbases of operators, `layers` finds what a model's kernels meet,
 `tracking` joins the two in one spectral state. On it stand `transforms`, the Optax
 gradient transformations, and `backprop`, which makes the gradient itself cheaper;
-`meta` learns from where few steps suffice. Public names are re-exported here; those of
-`linalg`, `tracking` and `meta` stay behind their prefix.
+`meta` learns from where few steps suffice, and `architecture` makes models smaller.
+Public names are re-exported here; those of `linalg`, `tracking`, `meta` and
+`architecture` stay behind their prefix.
 """
 
-from dsbp_jax import linalg as linalg, meta as meta, tracking as tracking
+from dsbp_jax import (
+    architecture as architecture,
+    linalg as linalg,
+    meta as meta,
+    tracking as tracking,
+)
 from dsbp_jax.backprop import (
     Frame as Frame,
     SpectralBackprop as SpectralBackprop,

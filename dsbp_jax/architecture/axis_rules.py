@@ -24,10 +24,13 @@ class Value(NamedTuple):
     Attributes:
       axes: The class of each axis.
       uniform: Whether it is constant along each axis.
+      source: The leaf (by path) or the layer (by where it stands) of which it is
+        nothing but another layout, or None.
     """
 
     axes: tuple[int, ...]
     uniform: tuple[bool, ...]
+    source: Any = None
 
 
 Rule = Callable[[Axes, Any, Sequence[Value]], list[Value]]
@@ -37,6 +40,11 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# What lays one operand out anew.
+LAYOUT = _names(
+    "broadcast_in_dim convert_element_type copy copy_p name reduce_precision reshape "
+    "squeeze transpose"
+)
 # Sums and scalings: a rotation of the features passes.
 _LINEAR = _names(
     "add add_any sub neg mul div convert_element_type copy copy_p reduce_precision "
@@ -163,7 +171,8 @@ def _squeeze(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value
 def _pick(operand: Value, order: Iterable[int]) -> Value:
     order = list(order)
     return value(
-        [operand.axes[axis] for axis in order], [operand.uniform[axis] for axis in order]
+        [operand.axes[axis] for axis in order],
+        [operand.uniform[axis] for axis in order],
     )
 
 
@@ -406,7 +415,9 @@ def _kept(axes: Axes, operand: Value, sizes: Sequence[int], reason: str) -> Valu
     return operand
 
 
-def _dynamic_update(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
+def _dynamic_update(
+    axes: Axes, equation: Any, operands: Sequence[Value]
+) -> list[Value]:
     operand, update = operands[:2]
     for left, right in zip(operand.axes, update.axes, strict=True):
         if axes.size(left) == axes.size(right):

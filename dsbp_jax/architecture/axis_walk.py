@@ -1,8 +1,9 @@
 """A walk over a traced function that finds which axes must keep one size."""
 
+import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -51,6 +52,8 @@ class AxisTrace:
       leaves: By canonical path the classes of a leaf's axes.
       records: Every equation that is no call, by where it stands.
       derivatives: The derivatives of the rules, likewise.
+      biases: By where a layer stands, the leaf that is added to its response and to
+        nothing else, and the sign with which it is.
       beside: For an atom, those that stand beside it in every array that has it, the
         loops around it among them: a choice along it may depend on these.
     """
@@ -60,6 +63,7 @@ class AxisTrace:
     leaves: Mapping[str, tuple[int, ...]]
     records: Mapping[Key, Record]
     derivatives: Mapping[Key, Body]
+    biases: Mapping[Key, tuple[str, float]]
     beside: Mapping[int, frozenset[int]]
 
     def flops(self, sizes: Mapping[int, int]) -> int:
@@ -106,7 +110,7 @@ def trace_axes(
     if effects := traced.body.jaxpr.effects:
         named = ", ".join(sorted(str(effect) for effect in effects))
         raise ValueError(f"fn must have no side effects to be cut, got {named}")
-    walk = _Walk()
+    walk = _Walk({site.key for site in traced.sites})
     axes, jaxpr = walk.axes, traced.body.jaxpr
     leaves = {}
     inputs = []
@@ -116,23 +120,32 @@ def trace_axes(
             for axis in known.axes:
                 axes.fix(axis, f"{leaf.dtype} is no floating type")
         leaves[path] = known.axes
-        inputs.append(known)
+        inputs.append(known._replace(source=path))
     for var in jaxpr.invars[len(inputs) :]:
         inputs.append(fixed(axes, shape(var), "an axis of the input"))
     walk.seen += [(known, ()) for known in inputs]
     for known in walk.walk(jaxpr, inputs, ()):
+        walk.used[known.source] += 1
         for axis in known.axes:
             axes.fix(axis, "an axis of the output")
+    biases = {
+        key: (leaf, sign)
+        for key, (leaf, sign) in walk.biases.items()
+        if walk.used[key] == walk.used[leaf] == 1
+    }
     return AxisTrace(
-        traced, axes, leaves, walk.records, walk.derivatives, walk.beside()
+        traced, axes, leaves, walk.records, walk.derivatives, biases, walk.beside()
     )
 
 
 class _Walk(Forward):
     """Applies the rules; the methods named like a kind of call enter it."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Container[Key]) -> None:
+        self.layers = layers
         self.axes = Axes()
+        self.used: collections.Counter[Any] = collections.Counter()
+        self.biases: dict[Key, tuple[str, float]] = {}
         self.records: dict[Key, Record] = {}
         self.derivatives: dict[Key, Body] = {}
         self.loops: tuple[int, ...] = ()
@@ -150,10 +163,30 @@ class _Walk(Forward):
         self, equation: Any, operands: Sequence[Value], key: Key
     ) -> list[Value]:
         results = axis_rules.apply(self.axes, equation, operands)
+        if DERIVATIVE not in key:
+            results = self.sources(equation, operands, results, key)
         self.records[key] = Record(
             equation, tuple(operands), tuple(results), self.repeats
         )
         self.seen += [(result, self.loops) for result in results]
+        return results
+
+    def sources(
+        self, equation: Any, operands: Sequence[Value], results: list[Value], key: Key
+    ) -> list[Value]:
+        """Follows leaves and responses through layouts until they are used."""
+        name = primitive_name(equation)
+        if name in axis_rules.LAYOUT:
+            return [results[0]._replace(source=operands[0].source)]
+        self.used.update(operand.source for operand in operands)
+        if name in ("add", "sub"):
+            left, right = (operand.source for operand in operands)
+            if name == "add" and isinstance(left, str):
+                left, right = right, left
+            if isinstance(left, tuple) and isinstance(right, str):
+                self.biases[left] = right, 1.0 if name == "add" else -1.0
+        if key in self.layers:
+            return [results[0]._replace(source=key)]
         return results
 
     def rule(
@@ -202,7 +235,7 @@ class _Walk(Forward):
         ]
         for operand in operands[carried:]:
             self.axes.unite(operand.axes[0], loop)
-            inner.append(Value(operand.axes[1:], operand.uniform[1:]))
+            inner.append(Value(operand.axes[1:], operand.uniform[1:], operand.source))
         before = self.loops, self.repeats
         self.loops, self.repeats = (*self.loops, loop), self.repeats * length
         # What enters is seen inside as well, beside the loop that it is sliced by.

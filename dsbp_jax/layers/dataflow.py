@@ -15,7 +15,6 @@ from dsbp_jax.layers.forward import Forward, Key
 from dsbp_jax.layers.sites import Site
 
 
-
 class Origins(NamedTuple):
     """The sites whose answers a value depends on, as sets of bits.
 

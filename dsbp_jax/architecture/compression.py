@@ -11,7 +11,7 @@ from dsbp_jax.architecture.axis_walk import AxisTrace, trace_axes
 from dsbp_jax.architecture.cuts import Cut, apply_cuts, sizes_of
 from dsbp_jax.architecture.plans import Plan
 from dsbp_jax.architecture.resize import run
-from dsbp_jax.layers import array_leaves, leaves_by_path
+from dsbp_jax.layers import array_leaves, leaves_by_path, split_arrays
 
 _AGREES = 1e-4
 
@@ -117,6 +117,17 @@ def resized(
     return apply
 
 
+def compiled(
+    fn: Callable[..., Any], params: Any, x: Any
+) -> tuple[Callable[[Any], Any], list[Any]]:
+    """A function of its arrays alone, under `jax.jit`, and these arrays.
+
+    Leaves that are no arrays, in or out, are static.
+    """
+    arrays, rebuild = split_arrays((params, x))
+    return jax.jit(lambda arrays: array_leaves(fn(*rebuild(arrays)))), arrays
+
+
 def _struct(leaf: Any) -> Any:
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
         return leaf
@@ -137,14 +148,15 @@ def _same(
     fn: Callable[..., Any], apply: Callable[..., Any], small: Any, x: Any
 ) -> tuple[bool, str]:
     """Whether a function itself runs on the smaller leaves, and agrees."""
-    wanted = jax.jit(apply)(small, x)
+    run, arrays = compiled(apply, small, x)
+    wanted = run(arrays)
     try:
-        found = jax.jit(fn)(small, x)
+        run, arrays = compiled(fn, small, x)
+        found = run(arrays)
     except Exception as error:  # whatever a framework's own check of shapes raises
         line = str(error).strip().splitlines()
         return False, f"fn refuses the smaller leaves: {line[0] if line else error!r}"
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
-    for left, right in pairs:
+    for left, right in zip(found, wanted, strict=True):
         if left.shape != right.shape:
             return False, "fn returns another shape on the smaller leaves"
         scale = float(jnp.max(jnp.abs(right)))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dsbp_jax.architecture.compression import resized
+from dsbp_jax.architecture.compression import compiled, resized
 from dsbp_jax.architecture.cuts import apply_cuts
 from dsbp_jax.architecture.plans import Plan
 
@@ -36,11 +36,7 @@ def timed(
     found = {}
     for size in sizes:
         x = _sized(plan.sample, size)
-        found[size] = _medians(
-            [jax.jit(lambda p, x: fn(p, x)), jax.jit(lambda p, x: run(p, x))],
-            [params, small],
-            x,
-        )
+        found[size] = _medians(compiled(fn, params, x), compiled(run, small, x))
     result = dataclasses.replace(plan, latency=found)
     slower = [size for size, (before, after) in found.items() if after >= before]
     if refuse and plan.cuts and slower:
@@ -75,17 +71,16 @@ def to_latency(
     raise ValueError(f"no plan takes latency={goal:g} of the time{said}")
 
 
-def _medians(
-    functions: Sequence[Any], params: Sequence[Any], x: Any
-) -> tuple[float, float]:
+def _medians(*programs: tuple[Callable[[Any], Any], Any]) -> tuple[float, float]:
+    """Median seconds of two programs, each with its arguments."""
     times: list[list[float]] = [[], []]
-    for function, leaves in zip(functions, params, strict=True):
-        jax.block_until_ready(function(leaves, x))
+    for function, arrays in programs:
+        jax.block_until_ready(function(arrays))
     start = time.perf_counter()
     while len(times[0]) < _RUNS or time.perf_counter() - start < _SECONDS:
-        for found, function, leaves in zip(times, functions, params, strict=True):
+        for found, (function, arrays) in zip(times, programs, strict=True):
             begin = time.perf_counter()
-            jax.block_until_ready(function(leaves, x))
+            jax.block_until_ready(function(arrays))
             found.append(time.perf_counter() - begin)
     before, after = map(statistics.median, times)
     return before, after

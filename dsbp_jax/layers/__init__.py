@@ -8,6 +8,7 @@ eigenvalues.
 """
 
 from dsbp_jax.layers.activations import LayerActivations as LayerActivations
+from dsbp_jax.layers.arrays import split as split_arrays
 from dsbp_jax.layers.capture import (
     capture_activations as capture_activations,
     capture_through as capture_through,

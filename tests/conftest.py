@@ -41,7 +41,10 @@ def pytest_configure(config):
 
 
 # What the package's own tests live in; those of experiments run whole programs.
-STRICT = ("linalg", "layers", "tracking", "transforms", "backprop", "meta")
+STRICT = (
+    *("linalg", "layers", "tracking", "transforms", "backprop", "meta"),
+    "architecture",
+)
 
 
 @pytest.fixture(autouse=True)

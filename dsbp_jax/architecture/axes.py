@@ -9,7 +9,7 @@ reason.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 UNIT = 0  # the class of all axes of size one, which say nothing
 
@@ -154,9 +154,8 @@ class Axes:
         if left == right:
             return
         if self._size[left] != self._size[right]:
-            raise ValueError(
-                f"axes of sizes {self._size[left]} and {self._size[right]} cannot be one"
-            )
+            sizes = f"{self._size[left]} and {self._size[right]}"
+            raise ValueError(f"axes of sizes {sizes} cannot be one")
         forms = self._form[left], self._form[right]
         if forms[0] and forms[1] and not self._line_up(left, right):
             self.fix(left, _MISFIT)
@@ -214,7 +213,7 @@ class Axes:
         return self._dealt(_PRODUCT, queue, sizes)
 
     def split(self, axis: int, sizes: Sequence[int]) -> list[int] | None:
-        """Classes for the pieces of an axis that is cut into `sizes`; else as `deal`."""
+        """Classes for the pieces of an axis, of `sizes`; None as in `deal`."""
         return self._dealt(_SUM, self.parts(axis), sizes)
 
     def _dealt(
@@ -268,7 +267,3 @@ class Axes:
             before += self.size(part)
             after += self.resized(part, sizes)
         return after if before == offset else offset
-
-    def pieces(self, axis: int) -> Iterator[tuple[int, int]]:
-        """The parts of an axis with their sizes."""
-        return ((part, self.size(part)) for part in self.parts(axis))

@@ -1,63 +1,34 @@
 """What each primitive does to the axes of its operands: one rule per primitive.
 
 A rule gives the axis classes of an equation's results, and unites or fixes those of
-its operands. What has no rule fixes every axis that it meets, by name: an operation
-that is not understood is never passed over.
+its operands. What has no rule fixes every axis that it meets, by name.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from dsbp_jax.architecture.axes import UNIT, Axes
-from dsbp_jax.layers import primitive_name
-
-# Marks of a class.
-NONLINEAR = "nonlinear"  # its entries do not add up: no rotation passes
-REDUCED = "reduced"  # summed over, as by a normalisation
-PAIRED = "paired"  # contracted between two activations, as queries with keys
-
-
-class Value(NamedTuple):
-    """What is known of an array.
-
-    Attributes:
-      axes: The class of each axis.
-      uniform: Whether it is constant along each axis.
-      source: The leaf (by path) or the layer (by where it stands) of which it is
-        nothing but another layout, or None.
-    """
-
-    axes: tuple[int, ...]
-    uniform: tuple[bool, ...]
-    source: Any = None
-
+from dsbp_jax.architecture.values import (
+    ELEMENTWISE,
+    LINEAR,
+    NONLINEAR,
+    REDUCED,
+    REDUCTIONS,
+    WINDOWS,
+    Value,
+    fix_all,
+    fixed,
+    mark,
+    pick,
+    shape,
+    value,
+    with_axis,
+)
+from dsbp_jax.layers import name_of
 
 Rule = Callable[[Axes, Any, Sequence[Value]], list[Value]]
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# What lays one operand out anew.
-LAYOUT = _names(
-    "broadcast_in_dim convert_element_type copy copy_p name reduce_precision reshape "
-    "squeeze transpose"
-)
-# Sums and scalings: a rotation of the features passes.
-_LINEAR = _names(
-    "add add_any sub neg mul div convert_element_type copy copy_p reduce_precision "
-    "real imag conj stop_gradient name optimization_barrier pcast pvary reshard "
-    "sharding_constraint mesh_cast device_put layout_constraint"
-)
-_ELEMENTWISE = _LINEAR | _names(
-    "abs acos acosh and asin asinh atan atan2 atanh cbrt ceil clamp complex cos cosh "
-    "digamma eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le "
-    "lgamma log log1p logistic lt max min ne nextafter not or population_count pow rem "
-    "round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign "
-    "sin sinh sqrt square tan tanh xor"
-)
 _ALONG_AXIS = {
     "cumsum": "axis",
     "cumprod": "axis",
@@ -67,60 +38,20 @@ _ALONG_AXIS = {
     "sort": "dimension",
     "top_k": "axis",
 }
-_REDUCTIONS = _names(
-    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor "
-    "argmax argmin"
-)
-_WINDOWS = _names("reduce_window reduce_window_max reduce_window_min reduce_window_sum")
-
-
-def value(axes: Iterable[int], uniform: Iterable[bool] | None = None) -> Value:
-    """A value that is constant along no axis, unless said."""
-    axes = tuple(axes)
-    return Value(axes, tuple(uniform or [False] * len(axes)))
-
-
-def shape(atom: Any) -> tuple[int, ...]:
-    """The shape of an operand or result; () of what is no array."""
-    return tuple(getattr(atom.aval, "shape", ()))
-
-
-def fixed(axes: Axes, sizes: Sequence[int], reason: str) -> Value:
-    """A value all of whose axes keep their size."""
-    found = value(axes.new(size) for size in sizes)
-    for axis in found.axes:
-        axes.fix(axis, reason)
-    return found
-
-
-def fix_all(
-    axes: Axes, equation: Any, operands: Sequence[Value], reason: str
-) -> list[Value]:
-    """Every axis of an equation keeps its size."""
-    for operand in operands:
-        for axis in operand.axes:
-            axes.fix(axis, reason)
-    return [fixed(axes, shape(var), reason) for var in equation.outvars]
 
 
 def apply(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
     """The results of one equation that is no call."""
-    name = primitive_name(equation)
+    name = name_of(equation)
     rule = _RULES.get(name)
     if rule is None:
         return fix_all(axes, equation, operands, f"met by {name}, which has no rule")
     return rule(axes, equation, operands)
 
 
-def _mark(axes: Axes, operand: Value, mark: str) -> None:
-    for axis, uniform in zip(operand.axes, operand.uniform, strict=True):
-        if not uniform:
-            axes.mark(axis, mark)
-
-
 def _elementwise(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
     """Axis i of all operands and of the result is one; scalars meet any."""
-    name = primitive_name(equation)
+    name = name_of(equation)
     if len(equation.outvars) > 1:  # a barrier: the i-th result is the i-th operand
         return list(operands)
     sizes = shape(equation.outvars[0])
@@ -155,25 +86,17 @@ def _is_linear(name: str, varies: Sequence[bool]) -> bool:
         return sum(varies) < 2
     if name == "div":
         return not varies[-1]
-    return name in _LINEAR
+    return name in LINEAR
 
 
 def _transpose(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
-    return [_pick(operands[0], equation.params["permutation"])]
+    return [pick(operands[0], equation.params["permutation"])]
 
 
 def _squeeze(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
     ndim = len(operands[0].axes)
     gone = {axis % ndim for axis in equation.params["dimensions"]}
-    return [_pick(operands[0], [axis for axis in range(ndim) if axis not in gone])]
-
-
-def _pick(operand: Value, order: Iterable[int]) -> Value:
-    order = list(order)
-    return value(
-        [operand.axes[axis] for axis in order],
-        [operand.uniform[axis] for axis in order],
-    )
+    return [pick(operands[0], [axis for axis in range(ndim) if axis not in gone])]
 
 
 def _broadcast(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
@@ -193,8 +116,7 @@ def _reshape(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value
     operand = operands[0]
     if 0 in old or equation.params.get("dimensions") is not None:
         return fix_all(axes, equation, operands, "reshaped in another order")
-    found: list[int] = []
-    uniform: list[bool] = []
+    found: list[tuple[int, bool]] = []
     i = j = 0
     while i < len(old) or j < len(new):
         # The next block of axes with one product on both sides.
@@ -219,13 +141,13 @@ def _reshape(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value
             for axis in block:
                 axes.fix(axis, reason)
             dealt = list(fixed(axes, sizes, reason).axes)
-        found += dealt
-        uniform += [all(operand.uniform[first:i])] * len(sizes)
-    return [value(found, uniform)]
+        flag = all(operand.uniform[first:i])
+        found += [(axis, flag) for axis in dealt]
+    return [value(*zip(*found, strict=True))] if found else [value([])]
 
 
 def _reduce(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
-    name = primitive_name(equation)
+    name = name_of(equation)
     gone = set(equation.params["axes"])
     operand = operands[0]
     for axis in gone:
@@ -235,15 +157,15 @@ def _reduce(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]
             axes.fix(operand.axes[axis], "counted: a sum of what is constant along it")
         else:
             axes.mark(operand.axes[axis], REDUCED)
-    result = _pick(operand, [a for a in range(len(operand.axes)) if a not in gone])
+    result = pick(operand, [a for a in range(len(operand.axes)) if a not in gone])
     if name != "reduce_sum":
-        _mark(axes, result, NONLINEAR)
+        mark(axes, result, NONLINEAR)
     return [result]
 
 
 def _along(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
     """Sorts and running sums fix their axis and carry the others."""
-    name = primitive_name(equation)
+    name = name_of(equation)
     ndim = len(operands[0].axes)
     axis = equation.params.get(_ALONG_AXIS[name], ndim - 1) % ndim
     for operand in operands:
@@ -251,7 +173,7 @@ def _along(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
         for left, right in zip(operands[0].axes, operand.axes, strict=True):
             axes.unite(left, right)
         if name != "cumsum":
-            _mark(axes, operand, NONLINEAR)
+            mark(axes, operand, NONLINEAR)
     results = []
     for var in equation.outvars:
         own = list(operands[0].axes)
@@ -346,10 +268,9 @@ def _window(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]
         axes.fix(axis, "positions of a pooling window")
         size = shape(equation.outvars[0])[index]
         found += fixed(axes, [size], "positions of a pooling window").axes
-    result = value(found)
-    if primitive_name(equation) != "reduce_window_sum":
-        _mark(axes, result, NONLINEAR)
-    return [result]
+    if name_of(equation) != "reduce_window_sum":
+        mark(axes, value(found), NONLINEAR)
+    return [value(found)]
 
 
 def _concatenate(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
@@ -372,13 +293,7 @@ def _split(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
     dealt = axes.split(operand.axes[axis], [int(s) for s in equation.params["sizes"]])
     if dealt is None:
         return fix_all(axes, equation, operands, "split between its factors")
-    return [_with(operand, axis, part) for part in dealt]
-
-
-def _with(operand: Value, axis: int, other: int) -> Value:
-    found = list(operand.axes)
-    found[axis] = other
-    return Value(tuple(found), operand.uniform)
+    return [with_axis(operand, axis, part) for part in dealt]
 
 
 def _slice(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
@@ -397,13 +312,12 @@ def _slice(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
         if dealt is None:
             axes.fix(axis, "sliced")
             dealt = [0, *fixed(axes, [-(-(stop - start) // stride)], "a slice").axes]
-        result = _with(result, index, dealt[1])
+        result = with_axis(result, index, dealt[1])
     return [result]
 
 
 def _dynamic_slice(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
-    operand = operands[0]
-    return [_kept(axes, operand, shape(equation.outvars[0]), "sliced at an index")]
+    return [_kept(axes, operands[0], shape(equation.outvars[0]), "sliced at an index")]
 
 
 def _kept(axes: Axes, operand: Value, sizes: Sequence[int], reason: str) -> Value:
@@ -411,7 +325,7 @@ def _kept(axes: Axes, operand: Value, sizes: Sequence[int], reason: str) -> Valu
     for index, (axis, size) in enumerate(zip(operand.axes, sizes, strict=True)):
         if axes.size(axis) != size:
             axes.fix(axis, reason)
-            operand = _with(operand, index, fixed(axes, [size], reason).axes[0])
+            operand = with_axis(operand, index, fixed(axes, [size], reason).axes[0])
     return operand
 
 
@@ -458,14 +372,14 @@ def _pad(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
         if tuple(config) != (0, 0, 0):
             axes.fix(operand.axes[index], "padded")
             padded = fixed(axes, [sizes[index]], "padded").axes[0]
-            operand = _with(operand, index, padded)
+            operand = with_axis(operand, index, padded)
     return [value(operand.axes)]
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_REDUCTIONS, _reduce),
-    **dict.fromkeys(_WINDOWS, _window),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(REDUCTIONS, _reduce),
+    **dict.fromkeys(WINDOWS, _window),
     **dict.fromkeys(_ALONG_AXIS, _along),
     "transpose": _transpose,
     "squeeze": _squeeze,
@@ -483,28 +397,3 @@ _RULES: dict[str, Rule] = {
     "gather": _gather,
     "pad": _pad,
 }
-
-
-def flops(equation: Any, left: Sequence[int], out: Sequence[int]) -> int:
-    """Multiplications and additions of a product, for a left operand and a result.
-
-    Args:
-      equation: Any; what is no product counts nothing.
-      left: Shape of its first operand.
-      out: Shape of its result.
-
-    Returns:
-      Twice the number of multiplications.
-    """
-    name = primitive_name(equation)
-    if name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        lhs, rhs, _ = equation.params["dimension_numbers"]
-        kernel = shape(equation.invars[1])
-        taps = math.prod(kernel[axis] for axis in rhs[2:])
-        depthwise = equation.params["feature_group_count"] > 1
-        channels = kernel[rhs[1]] if depthwise else left[lhs[1]]
-        return 2 * math.prod(out) * taps * channels
-    return 0

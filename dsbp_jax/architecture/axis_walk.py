@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from dsbp_jax.architecture import axis_rules
 from dsbp_jax.architecture.axes import Axes
-from dsbp_jax.architecture.axis_rules import Value, fix_all, fixed, shape, value
+from dsbp_jax.architecture.values import LAYOUT, Value, fix_all, fixed, shape, value
 from dsbp_jax.layers import (
     Body,
     Forward,
     Trace,
     derivative,
-    primitive_name,
+    name_of,
     scan_sizes,
     trace,
 )
@@ -70,10 +70,10 @@ class AxisTrace:
         """Operations of all products, for other sizes of some atoms."""
         total = 0
         for key, record in self.records.items():
-            if DERIVATIVE not in key and primitive_name(record.equation) in _PRODUCTS:
+            if DERIVATIVE not in key and name_of(record.equation) in _PRODUCTS:
                 left = self.shape(record.operands[0], sizes)
                 out = self.shape(record.results[0], sizes)
-                total += record.repeats * axis_rules.flops(record.equation, left, out)
+                total += record.repeats * _flops(record.equation, left, out)
         return total
 
     def parameters(self, sizes: Mapping[int, int]) -> int:
@@ -138,6 +138,31 @@ def trace_axes(
     )
 
 
+def _flops(equation: Any, left: Sequence[int], out: Sequence[int]) -> int:
+    """Multiplications and additions of a product, for a left operand and a result.
+
+    Args:
+      equation: Any; what is no product counts nothing.
+      left: Shape of its first operand.
+      out: Shape of its result.
+
+    Returns:
+      Twice the number of multiplications.
+    """
+    name = name_of(equation)
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        lhs, rhs, _ = equation.params["dimension_numbers"]
+        kernel = shape(equation.invars[1])
+        taps = math.prod(kernel[axis] for axis in rhs[2:])
+        depthwise = equation.params["feature_group_count"] > 1
+        channels = kernel[rhs[1]] if depthwise else left[lhs[1]]
+        return 2 * math.prod(out) * taps * channels
+    return 0
+
+
 class _Walk(Forward):
     """Applies the rules; the methods named like a kind of call enter it."""
 
@@ -175,8 +200,8 @@ class _Walk(Forward):
         self, equation: Any, operands: Sequence[Value], results: list[Value], key: Key
     ) -> list[Value]:
         """Follows leaves and responses through layouts until they are used."""
-        name = primitive_name(equation)
-        if name in axis_rules.LAYOUT:
+        name = name_of(equation)
+        if name in LAYOUT:
             return [results[0]._replace(source=operands[0].source)]
         self.used.update(operand.source for operand in operands)
         if name in ("add", "sub"):
@@ -197,7 +222,7 @@ class _Walk(Forward):
             return self.call(equation, bodies, operands, key)
         found = derivative(equation)
         if found is None:
-            said = f"inside {primitive_name(equation)}, which has no derivative to run"
+            said = f"inside {name_of(equation)}, which has no derivative to run"
             return fix_all(self.axes, equation, operands, said)
         results = self.call(equation, bodies, operands, key)
         at = (*key, DERIVATIVE)
@@ -208,7 +233,7 @@ class _Walk(Forward):
             for operand, atom in zip(operands, equation.invars, strict=True)
             if jnp.issubdtype(atom.aval.dtype, jnp.inexact)
         ]
-        forward = "jvp" in primitive_name(equation)
+        forward = "jvp" in name_of(equation)
         others = floating if forward else results
         assert len(others) == moving
         outputs = self.walk(found.jaxpr, [*operands, *others], at)

@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dsbp_jax.architecture.axis_walk import AxisTrace
 from dsbp_jax.architecture.groups import Group
+from dsbp_jax.architecture.leaf_maps import map_axis
 from dsbp_jax.architecture.moments import atom_of, beside_of
-from dsbp_jax.architecture.resize import map_axis
 from dsbp_jax.layers import Site, map_paths
 
 
@@ -25,8 +24,8 @@ class Cut:
       encode: Shape `(*beside, n, r)`: what the leaves are multiplied by.
       decode: By sink, shape `(*beside, n, r)`: what the kernel's own axis is multiplied
         by there, in place of `encode`.
-      shifts: By sink, shape `(*beside, n)`: c of `h ≈ h_S M + c`, whose answer goes into
-        the bias.
+      shifts: By sink, shape `(*beside, n)`: c of `h ≈ h_S M + c`, whose answer goes
+        into the bias.
     """
 
     group: Group
@@ -82,14 +81,15 @@ def apply_cuts(structure: AxisTrace, params: Any, cuts: tuple[Cut, ...]) -> Any:
       Parameters of the same tree, smaller.
     """
     sites = {site.name: site for site in structure.traced.sites}
-    leaves: dict[str, jax.Array] = {}
+    leaves: dict[str, np.ndarray] = {}
 
     def remember(path: str, leaf: Any) -> Any:
-        leaves[path] = leaf
+        if path in structure.leaves:
+            leaves[path] = _wide(leaf)
         return leaf
 
     map_paths(remember, params)
-    new = {path: jnp.asarray(leaves[path]) for path in structure.leaves}
+    new, touched = dict(leaves), set[str]()
     for cut in cuts:
         for name, shift in cut.shifts.items():
             site = sites[name]
@@ -97,9 +97,8 @@ def apply_cuts(structure: AxisTrace, params: Any, cuts: tuple[Cut, ...]) -> Any:
             assert found is not None
             path, sign = found
             add = _answer(structure, site, leaves[site.path], cut.group, shift)
-            new[path] = _precise(new[path]) + sign * _as_leaf(
-                structure, site, path, add
-            )
+            new[path] = new[path] + sign * _as_leaf(structure, site, path, add)
+            touched.add(path)
     done: dict[int, int] = {}
     for cut in cuts:
         atom, beside = atom_of(structure, cut.group), beside_of(structure, cut.group)
@@ -108,11 +107,11 @@ def apply_cuts(structure: AxisTrace, params: Any, cuts: tuple[Cut, ...]) -> Any:
         holding = {(place.path, place.axis) for place in cut.group.places}
         for path in dict.fromkeys(place.path for place in cut.group.places):
             classes = list(structure.leaves[path])
-            leaf, own = _precise(new[path]), dict(done)
+            leaf, own = new[path], dict(done)
             axes = [axis for other, axis in sorted(holding) if other == path]
             for number, axis in enumerate(axes):
                 taken = path in decoded and axis in inputs[path]
-                matrix = jnp.asarray(decoded[path] if taken else cut.encode, leaf.dtype)
+                matrix = decoded[path] if taken else cut.encode
                 if number:  # the former axis has its new size already
                     classes[axes[number - 1]] = _stand_in(
                         structure, classes[axes[number - 1]], {**done, atom: cut.width}
@@ -121,9 +120,13 @@ def apply_cuts(structure: AxisTrace, params: Any, cuts: tuple[Cut, ...]) -> Any:
                     structure, leaf, classes, axis, atom, beside, matrix, own
                 )
             new[path] = leaf
+            touched.add(path)
         done[atom] = cut.width
     return map_paths(
-        lambda path, leaf: _like(new[path], leaf) if path in new else leaf, params
+        lambda path, leaf: (
+            jnp.asarray(new[path], leaf.dtype) if path in touched else leaf
+        ),
+        params,
     )
 
 
@@ -132,17 +135,20 @@ def _stand_in(structure: AxisTrace, axis: int, sizes: Mapping[int, int]) -> int:
     return structure.axes.new(structure.axes.resized(axis, sizes))
 
 
-def _precise(leaf: jax.Array) -> jax.Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-
-def _like(array: jax.Array, leaf: Any) -> jax.Array:
-    return array.astype(leaf.dtype)
+def _wide(leaf: Any) -> np.ndarray:
+    """A leaf on the host, in double precision if it is floating."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return np.asarray(leaf).astype(np.float64)
 
 
 def _answer(
-    structure: AxisTrace, site: Site, kernel: Any, group: Group, shift: np.ndarray
-) -> jax.Array:
+    structure: AxisTrace,
+    site: Site,
+    kernel: np.ndarray,
+    group: Group,
+    shift: np.ndarray,
+) -> np.ndarray:
     """What a layer answers to a constant input: its kernel, summed over all inputs.
 
     Returns:
@@ -151,26 +157,25 @@ def _answer(
     axes, leaf = structure.axes, structure.leaves[site.path]
     atom, beside = atom_of(structure, group), beside_of(structure, group)
     names = [axes.find(a) for known in leaf for a in axes.atoms(known)]
-    array = _precise(jnp.asarray(kernel)).reshape([axes.size(name) for name in names])
-    weight = jnp.asarray(shift, array.dtype)
+    array = kernel.reshape([axes.size(name) for name in names])
     order = [*beside, atom]
     placed = sorted(range(len(order)), key=lambda i: names.index(order[i]))
-    weight = jnp.transpose(weight, placed)
+    weight = np.transpose(shift, placed)
     weight = weight.reshape([axes.size(n) if n in order else 1 for n in names])
     inputs = [axes.find(a) for x in site.view.input_axes for a in axes.atoms(leaf[x])]
     # Taps of a convolution that pads nothing all see the constant.
     kept = set(_kept(structure, site))
     summed = tuple(i for i, n in enumerate(names) if n in inputs or n not in kept)
-    return jnp.sum(array * weight, axis=summed)
+    return np.sum(array * weight, axis=summed)
 
 
 def _as_leaf(
-    structure: AxisTrace, site: Site, path: str, answer: jax.Array
-) -> jax.Array:
+    structure: AxisTrace, site: Site, path: str, answer: np.ndarray
+) -> np.ndarray:
     """An answer, laid out as the bias is stored."""
     axes, leaf = structure.axes, structure.leaves[site.path]
     kept = set(_kept(structure, site))
     names = [axes.find(a) for c in leaf for a in axes.atoms(c) if axes.find(a) in kept]
     own = [axes.find(a) for c in structure.leaves[path] for a in axes.atoms(c)]
-    array = jnp.transpose(answer, [names.index(name) for name in own])
+    array = np.transpose(answer, [names.index(name) for name in own])
     return array.reshape([axes.size(known) for known in structure.leaves[path]])

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dsbp_jax.architecture.axis_rules import NONLINEAR, REDUCED
 from dsbp_jax.architecture.axis_walk import DERIVATIVE, AxisTrace, trace_axes
-from dsbp_jax.layers import Site, primitive_name
+from dsbp_jax.architecture.values import NONLINEAR, REDUCED
+from dsbp_jax.layers import Site, name_of
 
 
 class Place(NamedTuple):
@@ -221,7 +221,7 @@ def _paired(structure: AxisTrace) -> set[int]:
     for key, record in structure.records.items():
         if key in layers or DERIVATIVE in key:
             continue
-        if primitive_name(record.equation) != "dot_general":
+        if name_of(record.equation) != "dot_general":
             continue
         (contracted, _), _ = record.equation.params["dimension_numbers"]
         for axis in contracted:

@@ -54,7 +54,8 @@ class Measured:
                 for seed, kernel in enumerate(kernels)
             ]
             if group.rotated:
-                order, total, basis = selection.rotated(self.factors[0], own, entry)
+                whole = [kernel[entry] for kernel in kernels]
+                order, total, basis = selection.rotated(self.factors[0], whole, entry)
                 self.bases.append(basis)
             else:
                 order, total = selection.order(
@@ -86,9 +87,7 @@ class Measured:
         for entry, order in enumerate(self.orders):
             kept = order.neurons[:width]
             if self.group.rotated:
-                basis = self.bases[entry]
-                rest = np.setdiff1d(np.arange(basis.shape[1]), order.neurons)
-                vectors = basis[:, np.concatenate([kept, rest])[:width]]
+                vectors = self.bases[entry][:, :width]
                 encode[entry, :, : vectors.shape[1]] = vectors
             else:
                 rest = np.setdiff1d(np.arange(size), order.neurons)

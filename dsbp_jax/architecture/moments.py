@@ -114,12 +114,14 @@ class Factor:
             found = np.linalg.svd(self._rows[entry], compute_uv=False) ** 2
         return np.maximum(found, 0)
 
-    def basis(self, entry: int, rank: int) -> np.ndarray:
-        """The leading eigenvectors, shape `(n, rank)`."""
+    def eigen(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvectors as columns, and eigenvalues, descending and not negative."""
         if self._dense is not None:
-            return np.linalg.eigh(self._dense[entry])[1][:, ::-1][:, :rank]
+            values, vectors = np.linalg.eigh(self._dense[entry])
+            return vectors[:, ::-1], np.maximum(values[::-1], 0)
         assert self._rows is not None
-        return np.linalg.svd(self._rows[entry], full_matrices=False)[2][:rank].T
+        _, strengths, vectors = np.linalg.svd(self._rows[entry], full_matrices=False)
+        return vectors.T, strengths**2
 
     def repair(self, entry: int, kept: np.ndarray) -> np.ndarray:
         """M of shape `(kept, n)` with `h ≈ h_S M` in least squares."""

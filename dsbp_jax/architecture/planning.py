@@ -46,7 +46,7 @@ def plan(
         widths are shared out so that the predicted errors add up to the least.
       latency: In (0, 1]: the share of the time of a pass that is kept, at every size
         in `batch_sizes`, by measuring.
-      multiple_of: Widths are rounded up to multiples of this; hardware likes 8 and more.
+      multiple_of: Widths are rounded up to multiples of this, as hardware likes.
       protect: Paths of leaves, or names of groups, whose widths stay.
       batch_sizes: Sizes at which both models are timed, compiled alike.
 

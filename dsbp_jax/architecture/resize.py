@@ -8,15 +8,13 @@ size of an axis that was cut is replaced, equation by equation.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from dsbp_jax.architecture.axis_walk import DERIVATIVE, AxisTrace, Record
 from dsbp_jax.layers import (
     Body,
     Entered,
     Interpreter,
     bind,
-    primitive_name,
+    name_of,
     with_derivative,
 )
 
@@ -99,7 +97,7 @@ class _Resized(Interpreter):
 
 def _resized(structure: AxisTrace, record: Record, sizes: Mapping[int, int]) -> Any:
     """An equation with the parameters that spell out sizes replaced."""
-    new = _PARAMS.get(primitive_name(record.equation))
+    new = _PARAMS.get(name_of(record.equation))
     if new is None:
         return record.equation
     params = {**record.equation.params, **new(structure, record, sizes)}
@@ -163,83 +161,3 @@ _PARAMS: dict[str, _New] = {
     "gather": _slice_sizes,
     "conv_general_dilated": _groups,
 }
-
-
-def map_axis(
-    structure: AxisTrace,
-    leaf: jax.Array,
-    classes: Sequence[int],
-    axis: int,
-    atom: int,
-    beside: Sequence[int],
-    matrix: jax.Array,
-    sizes: Mapping[int, int],
-) -> jax.Array:
-    """Multiplies one axis of a leaf by a matrix, along one atom that it is made of.
-
-    Args:
-      structure: The function.
-      leaf: An array whose axes have `classes`, some perhaps cut already.
-      classes: Their classes.
-      axis: The axis.
-      atom: The atom.
-      beside: Atoms that the matrix depends on; the leaf has an axis of each.
-      matrix: Shape `(*beside, n, m)`, n the atom's size.
-      sizes: The sizes that were cut already.
-
-    Returns:
-      The leaf with m in the place of n.
-    """
-    axes = structure.axes
-    active = [(known, index == axis) for index, known in enumerate(classes)]
-    after = {**sizes, atom: matrix.shape[-1]}
-
-    def shape(known: Sequence[tuple[int, bool]]) -> list[int]:
-        return [axes.resized(one, after if here else sizes) for one, here in known]
-
-    def mapped(array: jax.Array, known: Sequence[tuple[int, bool]]) -> jax.Array:
-        flat = [
-            (axes.find(digit), here)
-            for one, here in known
-            for digit in axes.digits(one)
-        ]
-        array = array.reshape([axes.resized(digit, sizes) for digit, _ in flat])
-        for index, (digit, here) in enumerate(flat):
-            if not here or not axes.is_sum(digit):
-                continue
-            parts, begin, done = axes.parts(digit), 0, []
-            for part in parts:
-                end = begin + axes.resized(part, sizes)
-                piece = jax.lax.slice_in_dim(array, begin, end, axis=index)
-                own = [*flat[:index], (part, True), *flat[index + 1 :]]
-                done.append(mapped(piece, own))
-                begin = end
-            array = jax.numpy.concatenate(done, axis=index)
-            return array.reshape(shape(known))
-        for index, (digit, here) in enumerate(flat):
-            if here and digit == atom:
-                names = [digit for digit, _ in flat]
-                array = _contract(array, names, index, beside, matrix)
-        return array.reshape(shape(known))
-
-    return mapped(leaf, active)
-
-
-def _contract(
-    array: jax.Array,
-    names: Sequence[int],
-    index: int,
-    beside: Sequence[int],
-    matrix: jax.Array,
-) -> jax.Array:
-    """Contracts axis `index` with the matrix, entry by entry of what is beside."""
-    letters = list(range(len(names)))
-    batch = [
-        next(i for i, name in enumerate(names) if name == other and i != index)
-        for other in beside
-    ]
-    new = len(names)
-    out = [new if i == index else i for i in letters]
-    return jax.numpy.einsum(
-        array, letters, matrix, [*batch, index, new], out, precision="highest"
-    )

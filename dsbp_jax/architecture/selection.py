@@ -126,28 +126,37 @@ def order(
 def rotated(
     factor: Factor, kernels: Sequence[np.ndarray], entry: int
 ) -> tuple[Order, float, np.ndarray]:
-    """Orders the eigenvectors of a group's covariance by what its sinks make of them.
+    """The directions of a group that its sinks answer to, where linear maps are all.
+
+    With `h = gR`, g of unit covariance, the answers are `g·RW`. Of the best `h_k`, of k
+    dimensions, the answers are those of the leading k left singular vectors of RW.
 
     Args:
-      factor: The covariance; only linear maps stand between source and sinks, so one
+      factor: The covariance C; only linear maps stand between source and sinks, so one
         does for all.
       kernels: What each sink does with it, shape `(n, m)`.
       entry: Which of the stack.
 
     Returns:
-      The order of the eigenvectors, the variance of the answers, and the eigenvectors.
+      The order, the variance of the answers, and the directions as columns of unit
+      norm: shape `(n, rank)`, in order.
     """
-    basis = factor.basis(entry, len(kernels[0]))
-    variances = np.sum(basis * factor.times(entry, basis), axis=0)
-    gains = np.zeros(basis.shape[1])
-    for kernel in kernels:
-        gains += np.maximum(variances, 0) * np.sum((basis.T @ kernel) ** 2, axis=1)
+    basis, values = factor.eigen(entry)
+    kept = values > _NOTHING * max(values[0], 1e-300)
+    basis, scale = basis[:, kept], np.sqrt(values[kept])
+    whole = np.concatenate(kernels, axis=1)
+    left, strengths, _ = np.linalg.svd(
+        scale[:, None] * (basis.T @ whole), full_matrices=False
+    )
+    gains = strengths**2
     total = float(gains.sum())
-    chosen = np.argsort(-gains, kind="stable")
-    chosen = chosen[gains[chosen] > _NOTHING * total] if total > 0 else chosen[:0]
-    lost = total - np.concatenate([[0.0], np.cumsum(gains[chosen])])
+    rank = int(np.sum(gains > _NOTHING * total)) if total > 0 else 0
+    vectors = basis @ (left[:, :rank] / scale[:, None])
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=0), 1e-300)
+    lost = total - np.concatenate([[0.0], np.cumsum(gains[:rank])])
     errors = np.maximum(lost, 0) / total if total > 0 else np.zeros(1)
-    return Order(chosen, errors), total, basis
+    errors[rank] = 0.0
+    return Order(np.arange(rank), errors), total, vectors
 
 
 def width_of_energy(errors: np.ndarray, energy: float, exact: bool) -> int:

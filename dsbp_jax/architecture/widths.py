@@ -69,7 +69,7 @@ def share_out(
     best = least
     for _ in range(_ROUNDS):
         prices = []
-        for index, curve in enumerate(curves):
+        for index in range(len(curves)):
             fewer = list(widths)
             fewer[index] = max(1, widths[index] // 2)
             drop = cost(widths) - cost(fewer)

@@ -8,7 +8,7 @@ eigenvalues.
 """
 
 from dsbp_jax.layers.activations import LayerActivations as LayerActivations
-from dsbp_jax.layers.arrays import split as split_arrays
+from dsbp_jax.layers.arrays import split_arrays as split_arrays
 from dsbp_jax.layers.capture import (
     capture_activations as capture_activations,
     capture_through as capture_through,
@@ -45,7 +45,7 @@ from dsbp_jax.layers.primitives import (
     Body as Body,
     bind as bind,
     explicit_sharding as explicit_sharding,
-    name_of as primitive_name,
+    name_of as name_of,
     scan_sizes as scan_sizes,
 )
 from dsbp_jax.layers.product import Product as Product

@@ -58,7 +58,9 @@ def linen_mlp():
 
 def nnx_mlp():
     build = lambda: nnx.Sequential(
-        nnx.Linear(6, 16, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(16, 3, rngs=nnx.Rngs(1))
+        nnx.Linear(6, 16, rngs=nnx.Rngs(0)),
+        nnx.relu,
+        nnx.Linear(16, 3, rngs=nnx.Rngs(1)),
     )
     graph, params = nnx.split(nnx.eval_shape(build))
     fn = lambda params, x: nnx.merge(graph, params, copy=True)(x)
@@ -72,7 +74,9 @@ def equinox_mlp():
 
 
 def haiku_mlp():
-    transformed = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([16, 12, 3])(x)))
+    transformed = hk.without_apply_rng(
+        hk.transform(lambda x: hk.nets.MLP([16, 12, 3])(x))
+    )
     x = normal(200, 6, seed=9)
     return Model(transformed.apply, filled(transformed.init, KEY, x), x)
 
@@ -100,7 +104,9 @@ def linen_resnet():
 
 def positive(params):
     """The variances of batch norm are not negative."""
-    return map_paths(lambda path, leaf: jnp.abs(leaf) if "var" in path else leaf, params)
+    return map_paths(
+        lambda path, leaf: jnp.abs(leaf) if "var" in path else leaf, params
+    )
 
 
 class Depthwise(eqx.Module):
@@ -132,7 +138,10 @@ def haiku_cnn():
         x = jax.nn.relu(hk.Conv2D(6, 3, padding="VALID")(x))
         return hk.Linear(2)(x.mean((1, 2)))
 
-    transformed, x = hk.without_apply_rng(hk.transform(net)), normal(30, 6, 6, 3, seed=9)
+    transformed, x = (
+        hk.without_apply_rng(hk.transform(net)),
+        normal(30, 6, 6, 3, seed=9),
+    )
     return Model(transformed.apply, filled(transformed.init, KEY, x), x)
 
 

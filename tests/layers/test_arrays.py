@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsbp_jax.layers.arrays import array_leaves, is_array, split
+from dsbp_jax.layers.arrays import array_leaves, is_array, split_arrays
 
 TREE = {"a": jnp.ones(2), "b": ("name", np.zeros(3), None, 1.5), "c": jnp.tanh}
 

@@ -177,15 +177,16 @@ class Axes:
         a, b = self._flat(left, kind), self._flat(right, kind)
         while a and b:
             x, y = a.pop(0), b.pop(0)
-            if self.size(x) > self.size(y):
-                x, *rest = self._cut(kind, x, self.size(y)) or (None,)
-                a[:0] = rest
-            elif self.size(x) < self.size(y):
-                y, *rest = self._cut(kind, y, self.size(x)) or (None,)
-                b[:0] = rest
-            if x is None or y is None:
-                return False
-            self.unite(x, y)
+            size = min(self.size(x), self.size(y))
+            for whole, queue in ((x, a), (y, b)):
+                if self.size(whole) > size:
+                    pieces = self._cut(kind, whole, size)
+                    if pieces is None:
+                        return False
+                    queue[:0] = pieces
+                else:
+                    queue.insert(0, whole)
+            self.unite(a.pop(0), b.pop(0))
         return True
 
     def _cut(self, kind: str, axis: int, size: int) -> tuple[int, int] | None:

@@ -358,9 +358,9 @@ def _gather(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]
     found = [axes.new(size) for size in out]
     rows = iter([axis for axis in range(len(operand.axes)) if axis not in gone])
     for at in range(len(out)):
-        axis = next(rows) if at in numbers.offset_dims else None
-        if axis is not None and out[at] == axes.size(operand.axes[axis]):
-            found[at] = operand.axes[axis]
+        row = next(rows) if at in numbers.offset_dims else None
+        if row is not None and out[at] == axes.size(operand.axes[row]):
+            found[at] = operand.axes[row]
         else:
             axes.fix(found[at], "looked up by index (gather)")
     return [value(found)]

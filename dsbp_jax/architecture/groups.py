@@ -15,11 +15,11 @@ from dsbp_jax.layers import Site, name_of
 
 
 class Place(NamedTuple):
-    """Where a width is stored: the `index`-th atom of an axis of a leaf."""
+    """Where a width is stored: the `digit`-th atom of an axis of a leaf."""
 
     path: str
     axis: int
-    index: int
+    digit: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +112,9 @@ def groups(fn: Callable[..., Any], params: Any, *args: Any) -> Groups:
       >>> model = lambda params, x: jnp.tanh(x @ params["up"]) @ params["down"]
       >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
       >>> print(groups(model, params, jnp.ones((5, 3))))
-      up: 8 wide, selected; up[1], down[0]
-      up[0] keeps its size: an axis of the input
+      up: 8 wide, selected; down[0], up[1]
       down[1] keeps its size: an axis of the output
+      up[0] keeps its size: an axis of the input
     """
     return groups_of(trace_axes(fn, params, args))
 
@@ -186,7 +186,7 @@ def groups_of(structure: AxisTrace) -> Groups:
                 near,
                 reason,
                 tuple(
-                    axes.size(axes.atoms(first[place.axis])[place.index])
+                    axes.size(axes.atoms(first[place.axis])[place.digit])
                     for place in near
                 ),
             )

@@ -217,7 +217,7 @@ def atom_of(structure: AxisTrace, group: Group) -> int:
 def place_atom(structure: AxisTrace, place: Any) -> int:
     """The atom that stands at a place."""
     atoms = structure.axes.atoms(structure.leaves[place.path][place.axis])
-    return structure.axes.find(atoms[place.index])
+    return structure.axes.find(atoms[place.digit])
 
 
 def beside_of(structure: AxisTrace, group: Group) -> list[int]:

@@ -184,7 +184,8 @@ class _Forward(Forward):
     def literal(self, atom: Any) -> Origins:
         return _NONE
 
-    constant = literal
+    def constant(self, var: Any) -> Origins:
+        return _NONE
 
     def equation(
         self, equation: primitives.Equation, operands: Sequence[Origins], key: Key

@@ -34,12 +34,14 @@ class Record:
       operands: Its operands.
       results: Its results.
       repeats: How often the loops around it run it.
+      loops: The classes of these loops, outermost first.
     """
 
     equation: Any
     operands: tuple[Value, ...]
     results: tuple[Value, ...]
     repeats: int
+    loops: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +193,7 @@ class _Walk(Forward):
         if DERIVATIVE not in key:
             results = self.sources(equation, operands, results, key)
         self.records[key] = Record(
-            equation, tuple(operands), tuple(results), self.repeats
+            equation, tuple(operands), tuple(results), self.repeats, self.loops
         )
         self.seen += [(result, self.loops) for result in results]
         return results

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsbp_jax.architecture.axis_walk import AxisTrace
-from dsbp_jax.architecture.groups import Group
+from dsbp_jax.architecture.groups import Group, atom_of, beside_of
 from dsbp_jax.architecture.leaf_maps import map_axis
-from dsbp_jax.architecture.moments import atom_of, beside_of
 from dsbp_jax.layers import Site, map_paths
 
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dsbp_jax.architecture.axis_walk import DERIVATIVE, AxisTrace, trace_axes
+from dsbp_jax.architecture.axis_walk import DERIVATIVE, AxisTrace, Key, trace_axes
 from dsbp_jax.architecture.values import NONLINEAR, REDUCED
 from dsbp_jax.layers import Site, name_of
 
@@ -35,6 +35,7 @@ class Group:
       rotated: Whether only linear maps stand between: an eigenbasis passes.
       beside: How many independent choices there are along it: one for each entry of
         these axes (heads, layers of a stack), as places of the first leaf.
+      pairs: Where two activations contract it, as queries with keys.
       reason: Why it is left whole though nothing fixes it, or "".
       entries: How many there are of each of `beside`.
     """
@@ -46,6 +47,7 @@ class Group:
     repaired: frozenset[str]
     rotated: bool
     beside: tuple[Place, ...] = ()
+    pairs: tuple[Key, ...] = ()
     reason: str = ""
     entries: tuple[int, ...] = ()
 
@@ -147,11 +149,11 @@ def groups_of(structure: AxisTrace) -> Groups:
         reason = ""
         if atom in indices:
             reason = "an index of others' choices (heads, experts)"
-        elif atom in paired:
-            reason = "contracted between activations"
+        elif atom in paired and (sinks or paired[atom] == ()):
+            reason = "contracted between activations, and elsewhere"
         elif REDUCED in axes.marks(atom):
             reason = "summed over, as by a normalisation: each entry counts"
-        elif not sinks:
+        elif not sinks and atom not in paired:
             reason = "met by no product with a leaf"
         repaired = frozenset(
             site.name for site in sinks if _only_taken(structure, site, atom)
@@ -161,6 +163,7 @@ def groups_of(structure: AxisTrace) -> Groups:
             not marks & {NONLINEAR, REDUCED}
             and len(repaired) == len(sinks)
             and bool(makers.get(atom))
+            and atom not in paired
         )
         name = makers[atom][0].path if atom in makers else places[atom][0].path
         names[name] = names.get(name, 0) + 1
@@ -184,6 +187,7 @@ def groups_of(structure: AxisTrace) -> Groups:
                 repaired,
                 rotated,
                 near,
+                paired.get(atom, ()),
                 reason,
                 tuple(
                     axes.size(axes.atoms(first[place.axis])[place.digit])
@@ -192,6 +196,22 @@ def groups_of(structure: AxisTrace) -> Groups:
             )
         )
     return Groups(tuple(found), reasons, structure)
+
+
+def atom_of(structure: AxisTrace, group: Group) -> int:
+    """The atom of a group in another trace of its function."""
+    return place_atom(structure, group.places[0])
+
+
+def place_atom(structure: AxisTrace, place: Place) -> int:
+    """The atom that stands at a place."""
+    atoms = structure.axes.atoms(structure.leaves[place.path][place.axis])
+    return structure.axes.find(atoms[place.digit])
+
+
+def beside_of(structure: AxisTrace, group: Group) -> list[int]:
+    """The atoms that the choice along a group may depend on."""
+    return [place_atom(structure, place) for place in group.beside]
 
 
 def _layers(
@@ -213,11 +233,11 @@ def _layers(
     return makers, takers
 
 
-def _paired(structure: AxisTrace) -> set[int]:
-    """The atoms that a product contracts which is no layer."""
+def _paired(structure: AxisTrace) -> dict[int, tuple[Key, ...]]:
+    """The atoms that products contract which are no layers, and where; () if unclear."""
     axes = structure.axes
     layers = {site.key for site in structure.traced.sites}
-    found: set[int] = set()
+    found: dict[int, tuple[Key, ...]] = {}
     for key, record in structure.records.items():
         if key in layers or DERIVATIVE in key:
             continue
@@ -225,8 +245,15 @@ def _paired(structure: AxisTrace) -> set[int]:
             continue
         (contracted, _), _ = record.equation.params["dimension_numbers"]
         for axis in contracted:
-            atoms = axes.atoms(record.operands[0].axes[axis])
-            found.update(axes.find(atom) for atom in atoms)
+            left = record.operands[0].axes[axis]
+            plain = not any(
+                axes.is_sum(digit)
+                for operand in record.operands
+                for known in operand.axes
+                for digit in axes.digits(known)
+            )
+            for atom in map(axes.find, axes.atoms(left)):
+                found[atom] = (*found.get(atom, ()), key) if plain else ()
     return found
 
 

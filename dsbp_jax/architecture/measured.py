@@ -1,16 +1,16 @@
 """One group as it was measured: what a width would lose, and how it is cut to it."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from dsbp_jax.architecture import selection
+from dsbp_jax.architecture import pairs, selection
 from dsbp_jax.architecture.axis_walk import AxisTrace
 from dsbp_jax.architecture.cuts import Cut, bias_of
-from dsbp_jax.architecture.groups import Group
-from dsbp_jax.architecture.moments import Factor, Moments, atom_of, beside_of, pieces
+from dsbp_jax.architecture.collecting import Seen, pieces
+from dsbp_jax.architecture.groups import Group, atom_of, beside_of
+from dsbp_jax.architecture.moments import Factor
 from dsbp_jax.layers import leaves_by_path
 
 
@@ -22,13 +22,13 @@ class Measured:
         structure: AxisTrace,
         group: Group,
         params: Any,
-        moments: Mapping[tuple[str, str], Moments],
+        found: Seen,
     ):
         self.group = group
         self.structure = structure
         sites = {site.name: site for site in structure.traced.sites}
         leaves = leaves_by_path(params)
-        seen = [moments[group.name, sink] for sink in group.sinks]
+        seen = [found.sinks[group.name, sink] for sink in group.sinks]
         self.centred = [
             sink in group.repaired and bias_of(structure, sites[sink]) is not None
             for sink in group.sinks
@@ -37,7 +37,7 @@ class Measured:
         self.factors = [
             one.factor(centred) for one, centred in zip(seen, self.centred, strict=True)
         ]
-        self.entries = len(self.means[0])
+        self.entries = math.prod(group.entries)
         kernels = [
             _kernels(
                 structure, sites[sink], group, np.asarray(leaves[sites[sink].path])
@@ -53,7 +53,9 @@ class Measured:
                 selection.answers(kernel[entry], seed)
                 for seed, kernel in enumerate(kernels)
             ]
-            if group.rotated:
+            if group.pairs:
+                order, total = pairs.order(found.pairs[group.name], entry)
+            elif group.rotated:
                 whole = [kernel[entry] for kernel in kernels]
                 order, total, basis = selection.rotated(self.factors[0], whole, entry)
                 self.bases.append(basis)
@@ -70,7 +72,11 @@ class Measured:
             for order in self.orders
         ]
         self.errors = np.tensordot(weights, np.array(padded), axes=1)
-        self.values = self.factors[0].eigenvalues(0)
+        self.values = (
+            pairs.spectrum(found.pairs[group.name][0], 0)
+            if group.pairs
+            else self.factors[0].eigenvalues(0)
+        )
 
     def cut(self, width: int) -> Cut:
         """The matrices of a cut to that width."""

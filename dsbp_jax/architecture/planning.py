@@ -6,9 +6,9 @@ from typing import Any
 
 from dsbp_jax.architecture import selection
 from dsbp_jax.architecture.axis_walk import AxisTrace, trace_axes
-from dsbp_jax.architecture.groups import Group, Groups, groups_of
+from dsbp_jax.architecture.collecting import collect
+from dsbp_jax.architecture.groups import Group, Groups, atom_of, groups_of
 from dsbp_jax.architecture.measured import Measured
-from dsbp_jax.architecture.moments import atom_of, collect
 from dsbp_jax.architecture.plans import GroupPlan, Plan
 from dsbp_jax.architecture.timing import timed, to_latency
 from dsbp_jax.architecture.widths import Curve, share_out

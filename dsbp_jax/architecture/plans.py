@@ -58,7 +58,7 @@ class Plan:
         for one in self.groups:
             group = one.group
             how = "rotated" if group.rotated else "selected"
-            if not group.repaired:
+            if group.sinks and not group.repaired:
                 how += ", not repaired"
             name = group.name
             if group.beside:

@@ -197,3 +197,49 @@ def planted(model, found, count):
 
 MLPS = (plain_mlp, linen_mlp, nnx_mlp, equinox_mlp, haiku_mlp)
 CNNS = (linen_resnet, equinox_depthwise, haiku_cnn, nnx_cnn)
+
+
+class LinenBlock(nn.Module):
+    """Pre-norm attention and MLP, as a step of a loop or alone."""
+
+    width: int = 16
+    heads: int = 2
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        x = x + nn.MultiHeadDotProductAttention(num_heads=self.heads)(nn.LayerNorm()(x))
+        h = nn.gelu(nn.Dense(24)(nn.LayerNorm()(x)))
+        return x + nn.Dense(self.width)(h), None
+
+
+class LinenVit(nn.Module):
+    """Patches, two blocks (unrolled or scanned), a mean and a head."""
+
+    scanned: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(16, (2, 2), strides=2)(x)
+        x = x.reshape(x.shape[0], -1, 16)
+        x = x + self.param("position", nn.initializers.normal(), (1, x.shape[1], 16))
+        if self.scanned:
+            stack = nn.scan(
+                LinenBlock,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=2,
+            )
+            x = stack(name="blocks")(x, None)[0]
+        else:
+            for _ in range(2):
+                x, _ = LinenBlock()(x)
+        return nn.Dense(3)(nn.LayerNorm()(x).mean(1))
+
+
+def linen_vit(scanned=False):
+    model, x = LinenVit(scanned), normal(12, 4, 4, 3, seed=9)
+    return Model(model.apply, filled(model.init, KEY, x), x)
+
+
+def linen_scanned():
+    return linen_vit(scanned=True)

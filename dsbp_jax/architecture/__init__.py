@@ -2,7 +2,8 @@
 
 `groups` finds which axes of a model's leaves can be cut together, from how the function
 uses them; `plan` measures how wide each needs to be; `compress` cuts, and runs the
-function on the smaller leaves. Nothing is registered and no module is rewritten. The
+function on the smaller leaves; `factorize` splits kernels that have no width to
+cut. Nothing is registered and no module is rewritten. The
 formulas stand in `METHODS.md`, section 9. Training loops, rivals and figures belong to
 `experiments`.
 """
@@ -12,6 +13,7 @@ from dsbp_jax.architecture.compression import (
     Report as Report,
     compress as compress,
 )
+from dsbp_jax.architecture.factorization import factorize as factorize
 from dsbp_jax.architecture.groups import (
     Group as Group,
     Groups as Groups,

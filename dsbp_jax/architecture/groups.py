@@ -87,8 +87,11 @@ class Groups(Mapping[str, Group]):
             places = ", ".join(f"{place.path}[{place.axis}]" for place in group.places)
             how = group.reason or ("rotated" if group.rotated else "selected")
             lines.append(f"{group.name}: {group.size} wide, {how}; {places}")
+        alike: dict[str, list[str]] = {}
         for (path, axis), reason in self.reasons.items():
-            lines.append(f"{path}[{axis}] keeps its size: {reason}")
+            alike.setdefault(reason, []).append(f"{path}[{axis}]")
+        for reason, kept in alike.items():
+            lines.append(f"fixed, {reason}: {', '.join(kept)}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -115,8 +118,8 @@ def groups(fn: Callable[..., Any], params: Any, *args: Any) -> Groups:
       >>> params = {"up": jnp.ones((3, 8)), "down": jnp.ones((8, 2))}
       >>> print(groups(model, params, jnp.ones((5, 3))))
       up: 8 wide, selected; down[0], up[1]
-      down[1] keeps its size: an axis of the output
-      up[0] keeps its size: an axis of the input
+      fixed, an axis of the output: down[1]
+      fixed, an axis of the input: up[0]
     """
     return groups_of(trace_axes(fn, params, args))
 
@@ -234,7 +237,7 @@ def _layers(
 
 
 def _paired(structure: AxisTrace) -> dict[int, tuple[Key, ...]]:
-    """The atoms that products contract which are no layers, and where; () if unclear."""
+    """The atoms that other products than layers contract, and where; () if unclear."""
     axes = structure.axes
     layers = {site.key for site in structure.traced.sites}
     found: dict[int, tuple[Key, ...]] = {}

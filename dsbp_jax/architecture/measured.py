@@ -7,8 +7,8 @@ import numpy as np
 
 from dsbp_jax.architecture import pairs, selection
 from dsbp_jax.architecture.axis_walk import AxisTrace
-from dsbp_jax.architecture.cuts import Cut, bias_of
 from dsbp_jax.architecture.collecting import Seen, pieces
+from dsbp_jax.architecture.cuts import Cut, bias_of
 from dsbp_jax.architecture.groups import Group, atom_of, beside_of
 from dsbp_jax.architecture.moments import Factor
 from dsbp_jax.layers import leaves_by_path

@@ -101,8 +101,12 @@ def add(
         for index, key in enumerate(group.pairs):
             loops = structure.records[key].loops
             sides = [
-                _entries(structure, np.asarray(found[f"{group.name}/{index}/{side}"]),
-                         loops, beside)
+                _entries(
+                    structure,
+                    np.asarray(found[f"{group.name}/{index}/{side}"]),
+                    loops,
+                    beside,
+                )
                 for side in (0, 1)
             ]
             moments[group.name][index].add(*sides)

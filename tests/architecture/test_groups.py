@@ -130,8 +130,8 @@ def test_the_table_says_why_an_axis_stays():
     model = models.plain_mlp()
     table = str(architecture.groups(model.fn, model.params, model.x))
     assert "up: 16 wide, selected; mid[0], up[1], up_bias[0]" in table
-    assert "up[0] keeps its size: an axis of the input" in table
-    assert "down[1] keeps its size: an axis of the output" in table
+    assert "fixed, an axis of the input: up[0]" in table
+    assert "fixed, an axis of the output: down[1], down_bias[0]" in table
 
 
 def test_tied_kernels_are_not_repaired():

@@ -2,7 +2,7 @@
 
 Of each layer that contracts a group, rows of its input come to the host and are summed
 up there, batch after batch: nothing else is kept. Of pairs the sums are made on the
-device, in a second pass over the batch.
+device.
 """
 
 import math
@@ -16,13 +16,12 @@ import numpy as np
 from dsbp_jax.architecture.axis_walk import AxisTrace
 from dsbp_jax.architecture.groups import Group, atom_of, beside_of
 from dsbp_jax.architecture.moments import MAX_DENSE, Moments
-from dsbp_jax.architecture.pairs import PairMoments, add, program
+from dsbp_jax.architecture.pairs import PairMoments, add, probing
 from dsbp_jax.layers import (
     Product,
     Site,
     array_leaves,
     collect_rows,
-    evaluate,
     gather_rows,
 )
 
@@ -74,14 +73,14 @@ def collect(
     }
     widest = max((group.size for group in groups), default=0)
     limit = max(_MIN_ROWS, 4 * min(widest, MAX_DENSE))
-    programs: dict[Any, tuple[AxisTrace, Any, Any]] = {}
+    programs: dict[Any, tuple[AxisTrace, Any]] = {}
     for batch in batches:
         arrays = array_leaves((params, batch))
         key = jax.tree.structure(batch), tuple((a.shape, a.dtype) for a in arrays)
         if key not in programs:
             own = structure if not programs else structure_of(batch)
-            programs[key] = own, _program(own, wanted, limit), program(own, paired)
-        own, run, probe = programs[key]
+            programs[key] = own, _program(own, wanted, paired, limit)
+        own, run = programs[key]
         found = run(arrays)
         sites = {site.name: site for site in own.traced.sites}
         for group in groups:
@@ -89,21 +88,26 @@ def collect(
                 for rows in _rows(own, sites[sink], group, np.asarray(found[sink])):
                     moments[group.name, sink].add(rows)
         if paired:
-            add(own, paired, probe(arrays), pairs)
+            add(own, paired, found, pairs)
     return Seen(moments, pairs)
 
 
-def _program(structure: AxisTrace, wanted: set[str], limit: int) -> Any:
-    """From array leaves to the rows that the wanted layers see."""
+def _program(
+    structure: AxisTrace, wanted: set[str], paired: Sequence[Group], limit: int
+) -> Any:
+    """From array leaves to rows that the wanted layers see, and moments of pairs."""
     sites = [site for site in structure.traced.sites if site.name in wanted]
 
     def visit(product: Product, x: jax.Array, w: jax.Array, extra: Any) -> Any:
         rows = collect_rows(product.site, x, None, ("inputs",), limit)
         return product(x, w), rows
 
+    probe = probing(structure, paired, sites, visit)
+
     def run(arrays: Sequence[Any]) -> dict[str, jax.Array]:
-        _, collected = evaluate(structure.traced, visit, arrays, sites=sites)
-        found = {}
+        collected = probe(arrays)
+        names = {site.name for site in sites}
+        found = {n: one for n, one in collected.items() if n not in names}
         for site in sites:
             inputs = gather_rows(site, collected[site.name], ("inputs",), limit).inputs
             assert inputs is not None

@@ -17,7 +17,7 @@ from dsbp_jax.architecture.axis_walk import AxisTrace, Key, Record
 from dsbp_jax.architecture.groups import Group, atom_of, beside_of
 from dsbp_jax.architecture.selection import Order
 from dsbp_jax.architecture.values import Value
-from dsbp_jax.layers import Interpreter, bind
+from dsbp_jax.layers import Interpreter, Site, bind, plan_of
 
 
 class PairMoments:
@@ -49,15 +49,17 @@ class _Probe:
 
 
 class _Probing(Interpreter):
-    """Binds every equation as it stands, and keeps moments of what pairs contract."""
+    """Visits sites, and keeps moments of what pairs contract."""
 
-    def __init__(self, structure: AxisTrace):
-        super().__init__(lambda product, x, w, extra: (product(x, w), None))
+    def __init__(self, structure: AxisTrace, visit: Any):
+        super().__init__(visit)
         self.structure = structure
 
     def product(
         self, equation: Any, sites: Any, values: Sequence[Any], extras: Any
     ) -> Any:
+        if not isinstance(sites, _Probe):
+            return super().product(equation, sites, values, extras)
         found = {}
         for name, atom, beside in sites.wanted:
             for side in (0, 1):
@@ -68,14 +70,27 @@ class _Probing(Interpreter):
         return bind(equation, values), found
 
 
-def program(structure: AxisTrace, groups: Sequence[Group]) -> Any:
-    """From the array leaves of `(params, x)` to the moments of all pairs, compiled."""
+def probing(
+    structure: AxisTrace, groups: Sequence[Group], sites: Sequence[Site], visit: Any
+) -> Any:
+    """A run of the function that visits sites as `evaluate` does, and pairs as well.
+
+    Args:
+      structure: The function.
+      groups: Those with pairs.
+      sites: What to visit.
+      visit: As for `evaluate`.
+
+    Returns:
+      From the array leaves of `(params, x)` to what was collected: by site, and by
+      group, pair and side the second moments.
+    """
     probes: dict[Key, list[tuple[str, int, list[int]]]] = {}
     for group in groups:
         atom, beside = atom_of(structure, group), beside_of(structure, group)
         for index, key in enumerate(group.pairs):
             probes.setdefault(key, []).append((f"{group.name}/{index}", atom, beside))
-    plan: dict[int, Any] = {}
+    plan = plan_of(sites)
     for key, wanted in probes.items():
         inner = plan
         for step in key[:-1]:
@@ -84,9 +99,9 @@ def program(structure: AxisTrace, groups: Sequence[Group]) -> Any:
 
     def run(arrays: Sequence[Any]) -> dict[str, jax.Array]:
         body = structure.traced.body
-        return _Probing(structure).run(body, arrays, plan, {}, 0)[1]
+        return _Probing(structure, visit).run(body, arrays, plan, {}, 0)[1]
 
-    return jax.jit(run)
+    return run
 
 
 def add(

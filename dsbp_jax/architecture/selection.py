@@ -72,13 +72,15 @@ def order(
       ones and those that others say, are left out.
     """
     size = len(kernels[0])
+    dtype = np.float64 if exact else np.float32
+    kernels = [kernel.astype(dtype) for kernel in kernels]
     residual = [factor.diagonal(entry) for factor in factors]
     images = [
-        factor.times(entry, kernel)
+        factor.times(entry, kernel).astype(dtype)
         for factor, kernel in zip(factors, kernels, strict=True)
     ]
     total = sum(
-        float(np.sum(kernel * image))
+        float(np.sum(kernel * image, dtype=np.float64))
         for kernel, image in zip(kernels, images, strict=True)
     )
     nothing = _NOTHING if exact else _NOTHING_SINGLE
@@ -86,7 +88,7 @@ def order(
         nothing * np.maximum(found, 1e-3 * np.max(found, initial=0)) + 1e-300
         for found in residual
     ]
-    rows = [np.empty((size, size)) for _ in factors]  # of the Cholesky factors
+    rows = [np.empty((size, size), dtype) for _ in factors]  # of the Cholesky factors
     ranks = [0] * len(factors)
     left = np.ones(size, bool)
     chosen: list[int] = []

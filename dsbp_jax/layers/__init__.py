@@ -53,6 +53,7 @@ from dsbp_jax.layers.rewrite import (
     Entered as Entered,
     Interpreter as Interpreter,
     evaluate as evaluate,
+    plan_of as plan_of,
 )
 from dsbp_jax.layers.roles import roles as roles, roles_of as roles_of
 from dsbp_jax.layers.sites import Site as Site

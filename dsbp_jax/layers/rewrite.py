@@ -64,10 +64,11 @@ def evaluate(
         for site in sites
         if site.name in extras
     }
-    return Interpreter(visit).run(trace.body, args, _plan(sites), local, 0)
+    return Interpreter(visit).run(trace.body, args, plan_of(sites), local, 0)
 
 
-def _plan(sites: Iterable[Site]) -> Plan:
+def plan_of(sites: Iterable[Site]) -> Plan:
+    """The plan that hands these sites to `product`."""
     plan: Plan = {}
     for site in sites:
         inner = plan

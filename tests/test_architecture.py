@@ -18,7 +18,7 @@ FLOORS = [
     {"linalg", "layers"},
     {"tracking"},
     {"transforms", "backprop"},
-    {"meta", "theory"},
+    {"meta", "architecture", "theory"},
     {"explain"},
 ]
 

@@ -16,7 +16,7 @@ def array_leaves(tree: Any) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if is_array(leaf)]
 
 
-def split(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
+def split_arrays(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
     """The array leaves of a tree, and a function that puts others in place."""
     leaves, treedef = jax.tree.flatten(tree)
     arrays = [leaf for leaf in leaves if is_array(leaf)]

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dsbp_jax.layers import primitives
+from dsbp_jax.layers.forward import Forward, Key
 from dsbp_jax.layers.sites import Site
-
-Key = tuple[int, ...]  # where an equation is, as in `Site.key`
 
 
 class Origins(NamedTuple):
@@ -167,7 +166,7 @@ class _Backward:
         return [False, *map(any, zip(*branches, strict=True))]
 
 
-class _Forward:
+class _Forward(Forward):
     """Origins of values; the methods named like a kind of call enter it."""
 
     def __init__(
@@ -182,36 +181,23 @@ class _Forward:
             self.marks[site.key] = own | self.marks.get(site.key, _NONE)
         self.met = dict.fromkeys(keys, Origins())
 
-    def walk(
-        self, jaxpr: primitives.Jaxpr, inputs: Sequence[Origins], key: Key
+    def literal(self, atom: Any) -> Origins:
+        return _NONE
+
+    def constant(self, var: Any) -> Origins:
+        return _NONE
+
+    def equation(
+        self, equation: primitives.Equation, operands: Sequence[Origins], key: Key
     ) -> list[Origins]:
-        """From the origins of the inputs to those of the outputs."""
-        env = dict(zip(jaxpr.invars, inputs, strict=True))
+        union = _union(operands)
+        if primitives.stops_gradient(equation):
+            union = union.stop()
+        return [union | self.marks.get(key, _NONE)] * len(equation.outvars)
 
-        def read(atom: Any) -> Origins:
-            return Origins() if primitives.is_literal(atom) else env.get(atom, _NONE)
-
-        for index, equation in enumerate(jaxpr.eqns):
-            operands = [read(atom) for atom in equation.invars]
-            union, at = _union(operands), (*key, index)
-            if at in self.met:
-                self.met[at] |= union
-            call = primitives.call_of(equation)
-            if call is not None:
-                results = getattr(self, call.kind)(equation, call.bodies, operands, at)
-            else:
-                if primitives.stops_gradient(equation):
-                    union = union.stop()
-                results = [union | self.marks.get(at, _NONE)] * len(equation.outvars)
-            env.update(zip(equation.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def call(
-        self, equation: Any, bodies: Any, operands: Any, key: Key
-    ) -> list[Origins]:
-        return self.walk(bodies[0].jaxpr, operands, key)
-
-    remat = call
+    def at(self, operands: Sequence[Origins], key: Key) -> None:
+        if key in self.met:
+            self.met[key] |= _union(operands)
 
     def rule(
         self, equation: Any, bodies: Any, operands: Any, key: Key

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax.layers import axis_roles, primitives
-from dsbp_jax.layers.arrays import array_leaves as array_leaves, is_array, split
+from dsbp_jax.layers.arrays import array_leaves as array_leaves, is_array, split_arrays
 from dsbp_jax.layers.leaf_view import (
     LeafView,
     enter_shared,
@@ -94,12 +94,12 @@ def trace(
     Raises:
       ValueError: Two leaves, or a leaf and a further use, have one name.
     """
-    arrays, rebuild = split((params, args, dict(kwargs)))
+    arrays, rebuild = split_arrays((params, args, dict(kwargs)))
     unflatten: list[Callable[[Iterable[Any]], Any]] = []
 
     def flat(*values: Any) -> list[Any]:
         params, args, kwargs = rebuild(values)
-        outputs, rebuild_result = split(fn(params, *args, **kwargs))
+        outputs, rebuild_result = split_arrays(fn(params, *args, **kwargs))
         unflatten.append(rebuild_result)
         return outputs
 

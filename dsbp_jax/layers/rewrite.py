@@ -18,8 +18,8 @@ from dsbp_jax.layers.product import Product
 from dsbp_jax.layers.sites import Site
 
 Visit = Callable[[Product, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-_Plan = dict[int, Any]  # equation or branch index -> list of sites or a nested plan
-_Collected = dict[str, Any]
+Plan = dict[int, Any]  # equation or branch index -> a nested plan, or what to do
+Collected = dict[str, Any]
 
 
 def evaluate(
@@ -29,7 +29,7 @@ def evaluate(
     extras: Mapping[str, Any] | None = None,
     *,
     sites: Iterable[Site] | None = None,
-) -> tuple[list[Any], _Collected]:
+) -> tuple[list[Any], Collected]:
     """Runs a traced function with `visit` in place of its sites.
 
     `visit(product, x, w, extra)` is called with the operands of the site's equation
@@ -64,11 +64,12 @@ def evaluate(
         for site in sites
         if site.name in extras
     }
-    return _Interpreter(visit).run(trace.body, args, _plan(sites), local, 0)
+    return Interpreter(visit).run(trace.body, args, plan_of(sites), local, 0)
 
 
-def _plan(sites: Iterable[Site]) -> _Plan:
-    plan: _Plan = {}
+def plan_of(sites: Iterable[Site]) -> Plan:
+    """The plan that hands these sites to `product`."""
+    plan: Plan = {}
     for site in sites:
         inner = plan
         for index in site.key[:-1]:
@@ -77,30 +78,37 @@ def _plan(sites: Iterable[Site]) -> _Plan:
     return plan
 
 
-def _sites(plan: _Plan) -> list[Site]:
+def _sites(plan: Plan) -> list[Site]:
     """All sites of a nested plan."""
     found: list[Site] = []
     for entry in plan.values():
-        found += entry if isinstance(entry, list) else _sites(entry)
+        if isinstance(entry, dict):
+            found += _sites(entry)
+        elif isinstance(entry, list):
+            found += entry
     return found
 
 
-class _Entered(NamedTuple):
+class Entered(NamedTuple):
     """A call with sites inside, and all that its evaluation needs."""
 
     equation: primitives.Equation
     bodies: tuple[primitives.Body, ...]
     values: list[Any]
-    plan: _Plan
+    plan: Plan
     extras: Mapping[str, Any]
     depth: int
 
 
-_Results = tuple[list[Any], _Collected]
+Results = tuple[list[Any], Collected]
 
 
-class _Interpreter:
-    """One evaluation; the methods named like a kind of call enter it."""
+class Interpreter:
+    """One evaluation; the methods named like a kind of call enter it.
+
+    A plan says, by the indices of equations and branches, what is not bound as it
+    stands: a dict is a call to enter, anything else is handed to `product`.
+    """
 
     def __init__(self, visit: Visit):
         self.visit = visit
@@ -109,15 +117,15 @@ class _Interpreter:
         self,
         body: primitives.Body,
         args: Sequence[Any],
-        plan: _Plan,
+        plan: Plan,
         extras: Mapping[str, Any],
         depth: int,
-    ) -> _Results:
+    ) -> Results:
         """Evaluates one jaxpr; `depth` counts the loops around it."""
         jaxpr = body.jaxpr
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, body.consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
-        collected: _Collected = {}
+        collected: Collected = {}
 
         def read(atom: Any) -> Any:
             return atom.val if primitives.is_literal(atom) else env[atom]
@@ -127,8 +135,8 @@ class _Interpreter:
             entry = plan.get(index)
             if entry is None:
                 results = primitives.bind(equation, values)
-                found: _Collected = {}
-            elif isinstance(entry, list):
+                found: Collected = {}
+            elif not isinstance(entry, dict):
                 results, found = self.product(equation, entry, values, extras)
             else:
                 call = primitives.call_of(equation)
@@ -136,7 +144,7 @@ class _Interpreter:
                 enter = getattr(self, call.kind)
                 with primitives.context(equation):
                     results, found = enter(
-                        _Entered(equation, call.bodies, values, entry, extras, depth)
+                        Entered(equation, call.bodies, values, entry, extras, depth)
                     )
             collected.update(found)
             env.update(zip(equation.outvars, results, strict=True))
@@ -148,7 +156,7 @@ class _Interpreter:
         sites: Sequence[Site],
         values: Sequence[Any],
         extras: Mapping[str, Any],
-    ) -> _Results:
+    ) -> Results:
         """Hands one equation to the visitor, for each leaf of its kernel."""
         x, w = values[::-1] if sites[0].position == 0 else values
         result, collected = None, {}
@@ -162,33 +170,33 @@ class _Interpreter:
 
     def inside(
         self,
-        call: _Entered,
+        call: Entered,
         values: Sequence[Any],
         extras: Mapping[str, Any],
         *,
         loops: int = 0,
-    ) -> _Results:
+    ) -> Results:
         """Evaluates the one body of a call."""
         return self.run(call.bodies[0], values, call.plan, extras, call.depth + loops)
 
-    def call(self, call: _Entered) -> _Results:
+    def call(self, call: Entered) -> Results:
         """Runs the body in place, between the shardings that a jit asks for."""
         values = primitives.constrain(call.equation, "in_shardings", call.values)
         outputs, found = self.inside(call, values, call.extras)
         return primitives.constrain(call.equation, "out_shardings", outputs), found
 
-    def remat(self, call: _Entered) -> _Results:
+    def remat(self, call: Entered) -> Results:
         """Wraps the body in `jax.checkpoint` again, under the same policy."""
         inside = functools.partial(self.inside, call)
         options = primitives.remat_options(call.equation)
         return jax.checkpoint(inside, **options)(call.values, dict(call.extras))
 
-    def rule(self, call: _Entered) -> _Results:
+    def rule(self, call: Entered) -> Results:
         """Keeps the equation, rule and all, and visits a second evaluation."""
         _, collected = self.inside(call, call.values, call.extras)
         return primitives.bind(call.equation, call.values), collected
 
-    def scan(self, call: _Entered) -> _Results:
+    def scan(self, call: Entered) -> Results:
         """Scans the body again; what is collected leaves with the outputs."""
         num_consts, num_carry = primitives.scan_sizes(call.equation)
         consts, rest = call.values[:num_consts], call.values[num_consts:]
@@ -213,11 +221,11 @@ class _Interpreter:
         )
         return [*carry, *outputs], collected
 
-    def cond(self, call: _Entered) -> _Results:
+    def cond(self, call: Entered) -> Results:
         """Switches again; each branch returns zeros for the others' sites."""
         operands = call.values[1:]
 
-        def run(branch: int, operands: Sequence[Any]) -> _Results:
+        def run(branch: int, operands: Sequence[Any]) -> Results:
             plan = call.plan.get(branch, {})
             return self.run(
                 call.bodies[branch], operands, plan, call.extras, call.depth
@@ -228,7 +236,7 @@ class _Interpreter:
             _, found = jax.eval_shape(functools.partial(run, branch), operands)
             structs.update(found)
 
-        def taken(branch: int, operands: Sequence[Any]) -> _Results:
+        def taken(branch: int, operands: Sequence[Any]) -> Results:
             outputs, found = run(branch, operands)
             missing = {
                 name: jax.tree.map(primitives.zeros, struct)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsbp_jax.layers.arrays import array_leaves, is_array, split
+from dsbp_jax.layers.arrays import array_leaves, is_array, split_arrays
 
 TREE = {"a": jnp.ones(2), "b": ("name", np.zeros(3), None, 1.5), "c": jnp.tanh}
 
@@ -30,7 +30,7 @@ def test_what_is_static(leaf):
 
 
 def test_rebuild_puts_others_in_the_place_of_arrays_only():
-    arrays, rebuild = split(TREE)
+    arrays, rebuild = split_arrays(TREE)
     assert [leaf.shape for leaf in arrays] == [(2,), (3,)]
     assert all(a is b for a, b in zip(arrays, array_leaves(TREE), strict=True))
     again = rebuild(arrays)
@@ -42,6 +42,6 @@ def test_rebuild_puts_others_in_the_place_of_arrays_only():
 
 def test_rebuild_holds_on_to_no_array():
     """They may be tracers, which must not outlive the call."""
-    _, rebuild = split(TREE)
+    _, rebuild = split_arrays(TREE)
     held = [cell.cell_contents for cell in rebuild.__closure__]
     assert not array_leaves(held)

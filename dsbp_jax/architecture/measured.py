@@ -1,0 +1,151 @@
+"""One group as it was measured: what a width would lose, and how it is cut to it."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from dsbp_jax.architecture import pairs, selection
+from dsbp_jax.architecture.axis_walk import AxisTrace
+from dsbp_jax.architecture.collecting import Seen, pieces
+from dsbp_jax.architecture.cuts import Cut, bias_of
+from dsbp_jax.architecture.groups import Group, atom_of, beside_of
+from dsbp_jax.architecture.moments import Factor
+from dsbp_jax.layers import leaves_by_path
+
+
+class Measured:
+    """A group, what was seen of it, and what keeping so many neurons would lose."""
+
+    def __init__(
+        self,
+        structure: AxisTrace,
+        group: Group,
+        params: Any,
+        found: Seen,
+    ):
+        self.group = group
+        self.structure = structure
+        sites = {site.name: site for site in structure.traced.sites}
+        leaves = leaves_by_path(params)
+        seen = [found.sinks[group.name, sink] for sink in group.sinks]
+        self.centred = [
+            sink in group.repaired and bias_of(structure, sites[sink]) is not None
+            for sink in group.sinks
+        ]
+        self.means = [one.mean for one in seen]
+        self.factors = [
+            one.factor(centred) for one, centred in zip(seen, self.centred, strict=True)
+        ]
+        self.entries = math.prod(group.entries)
+        kernels = [
+            _kernels(
+                structure, sites[sink], group, np.asarray(leaves[sites[sink].path])
+            )
+            for sink in group.sinks
+        ]
+        self.exact = group.size <= 512
+        self.orders: list[selection.Order] = []
+        self.bases: list[np.ndarray] = []
+        totals = []
+        for entry in range(self.entries):
+            own = [
+                selection.answers(kernel[entry], seed)
+                for seed, kernel in enumerate(kernels)
+            ]
+            if group.pairs:
+                order, total = pairs.order(found.pairs[group.name], entry)
+            elif group.rotated:
+                whole = [kernel[entry] for kernel in kernels]
+                order, total, basis = selection.rotated(self.factors[0], whole, entry)
+                self.bases.append(basis)
+            else:
+                order, total = selection.order(
+                    self.factors, own, entry, exact=self.exact
+                )
+            self.orders.append(order)
+            totals.append(total)
+        longest = max(len(order.errors) for order in self.orders)
+        weights = np.array(totals) / max(sum(totals), 1e-300)
+        padded = [
+            np.pad(order.errors, (0, longest - len(order.errors)), mode="edge")
+            for order in self.orders
+        ]
+        self.errors = np.tensordot(weights, np.array(padded), axes=1)
+        self.values = (
+            pairs.spectrum(found.pairs[group.name][0], 0)
+            if group.pairs
+            else self.factors[0].eigenvalues(0)
+        )
+
+    def cut(self, width: int) -> Cut:
+        """The matrices of a cut to that width."""
+        size, structure = self.group.size, self.structure
+        encode = np.zeros((self.entries, size, width))
+        decode = {
+            sink: np.zeros((self.entries, size, width)) for sink in self.group.sinks
+        }
+        shifts = {
+            sink: np.zeros((self.entries, size))
+            for sink, centred in zip(self.group.sinks, self.centred, strict=True)
+            if centred
+        }
+        for entry, order in enumerate(self.orders):
+            kept = order.neurons[:width]
+            if self.group.rotated:
+                vectors = self.bases[entry][:, :width]
+                encode[entry, :, : vectors.shape[1]] = vectors
+            else:
+                rest = np.setdiff1d(np.arange(size), order.neurons)
+                kept = np.sort(np.concatenate([kept, rest])[:width].astype(int))
+                encode[entry, kept, np.arange(len(kept))] = 1
+            for index, sink in enumerate(self.group.sinks):
+                factor, mean = self.factors[index], self.means[index][entry]
+                if self.group.rotated:
+                    repair = _projected(factor, entry, encode[entry])
+                elif sink in self.group.repaired:
+                    repair = factor.repair(entry, kept)
+                else:
+                    repair = encode[entry].T
+                decode[sink][entry] = repair.T
+                if sink in shifts:
+                    shifts[sink][entry] = mean - mean @ encode[entry] @ repair
+        beside = [structure.axes.size(a) for a in beside_of(structure, self.group)]
+        shaped = lambda array: array.reshape(*beside, *array.shape[1:])
+        return Cut(
+            self.group,
+            width,
+            shaped(encode),
+            {
+                sink: shaped(matrix)
+                for sink, matrix in decode.items()
+                if sink in self.group.repaired
+            },
+            {sink: shaped(shift) for sink, shift in shifts.items()},
+        )
+
+
+def _projected(factor: Factor, entry: int, vectors: np.ndarray) -> np.ndarray:
+    """M with `h ≈ hVM` in least squares; of one covariance's eigenvectors it is Vᵀ."""
+    image = factor.times(entry, vectors)
+    small = vectors.T @ image
+    return np.linalg.lstsq(small, image.T, rcond=1e-12)[0]
+
+
+def _kernels(
+    structure: AxisTrace, site: Any, group: Group, leaf: np.ndarray
+) -> np.ndarray:
+    """A sink's kernel as `(entries, n, everything else)`."""
+    axes, known = structure.axes, structure.leaves[site.path]
+    atom, beside = atom_of(structure, group), beside_of(structure, group)
+    names = [axes.find(d) for c in known for d in axes.digits(c)]
+    array = leaf.astype(np.float64).reshape([axes.size(name) for name in names])
+    found = []
+    for piece, own in pieces(structure, array, names, atom):
+        order = [own.index(other) for other in beside]
+        order.append(own.index(atom))
+        order += [i for i, name in enumerate(own) if name not in (*beside, atom)]
+        piece = np.transpose(piece, order)
+        entries = math.prod(piece.shape[: len(beside)])
+        found.append(piece.reshape(entries, group.size, -1))
+    return np.concatenate(found, axis=-1)

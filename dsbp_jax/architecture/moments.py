@@ -1,0 +1,125 @@
+"""Means and covariances of the activations of a group, and what selection asks of them.
+
+They are summed up in double precision on the host. Where a group is wider than
+`MAX_DENSE`, rows are kept in place of a matrix.
+"""
+
+import math
+
+import numpy as np
+
+MAX_DENSE = 2048  # widest group whose covariance is formed
+_SINGLE = 512  # wider moments are formed in single precision
+
+
+class Moments:
+    """Mean and covariance of the activations of one group at one layer, per entry.
+
+    Attributes:
+      count: Rows that were seen.
+      mean: Their mean, shape `(entries, n)`.
+      second: Their second moment, shape `(entries, n, n)`, or None where rows are kept.
+      rows: The rows, shape `(entries, m, n)`, or None.
+    """
+
+    def __init__(self, entries: int, size: int):
+        self.count = 0
+        self._sum = np.zeros((entries, size))
+        dense = size <= MAX_DENSE
+        self._second = np.zeros((entries, size, size)) if dense else None
+        self._rows: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray) -> None:
+        """Adds rows of shape `(entries, m, n)`."""
+        size = rows.shape[-1]
+        self.count += rows.shape[1]
+        self._sum += rows.sum(axis=1, dtype=np.float64)
+        if self._second is None:
+            kept = max(1, MAX_DENSE // 4)
+            self._rows.append(rows[:, :: -(-rows.shape[1] // kept)])
+            return
+        dtype = np.float64 if size <= _SINGLE else np.float32
+        wide = rows.astype(dtype)
+        self._second += np.matmul(np.swapaxes(wide, 1, 2), wide)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Shape `(entries, n)`."""
+        return self._sum / max(self.count, 1)
+
+    def factor(self, centred: bool) -> "Factor":
+        """The covariance, or the second moment, as what selection works on."""
+        if self._second is None:
+            rows = np.concatenate(self._rows, axis=1).astype(np.float64)
+            if centred:
+                rows = rows - rows.mean(axis=1, keepdims=True)
+            return Factor(None, rows / math.sqrt(rows.shape[1]))
+        second = self._second / max(self.count, 1)
+        if centred:
+            second = second - self.mean[:, :, None] * self.mean[:, None, :]
+        return Factor(second, None)
+
+
+class Factor:
+    """A stack of covariances: dense, or as scaled rows whose Gram matrices they are."""
+
+    def __init__(self, dense: np.ndarray | None, rows: np.ndarray | None):
+        self._dense = dense
+        self._rows = rows
+
+    def diagonal(self, entry: int) -> np.ndarray:
+        """The variances."""
+        if self._dense is not None:
+            return np.diagonal(self._dense[entry]).copy()
+        assert self._rows is not None
+        return np.sum(self._rows[entry] ** 2, axis=0)
+
+    def column(self, entry: int, index: int) -> np.ndarray:
+        """The covariances with one neuron."""
+        if self._dense is not None:
+            return self._dense[entry, :, index]
+        assert self._rows is not None
+        return self._rows[entry].T @ self._rows[entry][:, index]
+
+    def times(self, entry: int, matrix: np.ndarray) -> np.ndarray:
+        """The covariance times a matrix of shape `(n, m)`."""
+        if self._dense is not None:
+            return self._dense[entry] @ matrix
+        assert self._rows is not None
+        return self._rows[entry].T @ (self._rows[entry] @ matrix)
+
+    def eigenvalues(self, entry: int) -> np.ndarray:
+        """Descending, not negative."""
+        if self._dense is not None:
+            found = np.linalg.eigvalsh(self._dense[entry])[::-1]
+        else:
+            assert self._rows is not None
+            found = np.linalg.svd(self._rows[entry], compute_uv=False) ** 2
+        return np.maximum(found, 0)
+
+    def eigen(self, entry: int) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvectors as columns, and eigenvalues, descending and not negative."""
+        if self._dense is not None:
+            values, vectors = np.linalg.eigh(self._dense[entry])
+            return vectors[:, ::-1], np.maximum(values[::-1], 0)
+        assert self._rows is not None
+        _, strengths, vectors = np.linalg.svd(self._rows[entry], full_matrices=False)
+        return vectors.T, strengths**2
+
+    def repair(self, entry: int, kept: np.ndarray) -> np.ndarray:
+        """M of shape `(kept, n)` with `h ≈ h_S M` in least squares."""
+        if self._dense is None:
+            assert self._rows is not None
+            rows = self._rows[entry]
+            found = np.linalg.lstsq(rows[:, kept], rows, rcond=None)[0]
+        else:
+            dense = self._dense[entry]
+            block = dense[np.ix_(kept, kept)]
+            squares = np.diagonal(block)
+            alive = squares > 1e-30 * np.max(squares, initial=1e-300)
+            scale = np.where(alive, 1 / np.sqrt(np.where(alive, squares, 1)), 0)
+            scaled = scale[:, None] * block * scale
+            right = scale[:, None] * dense[kept]
+            found = scale[:, None] * np.linalg.lstsq(scaled, right, rcond=1e-12)[0]
+        found[:, kept] = np.eye(len(kept))
+        return found

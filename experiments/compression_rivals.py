@@ -1,0 +1,178 @@
+"""What others cut: neurons by their weights or by chance, and kernels by their SVD.
+
+All run in the harness of `dsbp_jax.architecture`: the same groups, the same evaluation
+on smaller leaves, equal FLOPs. None looks at activations, and none repairs.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dsbp_jax import architecture
+from dsbp_jax.architecture.axis_walk import trace_axes
+from dsbp_jax.architecture.compression import resized
+from dsbp_jax.architecture.cuts import Cut, apply_cuts, sizes_of
+from dsbp_jax.architecture.factorization import Split, factored, separable
+from dsbp_jax.architecture.groups import Group, groups_of
+from dsbp_jax.architecture.moments import Moments
+from dsbp_jax.architecture.widths import Curve, share_out
+from dsbp_jax.layers import leaves_by_path
+
+Small = tuple[Callable[[Any, Any], Any], Any, float]
+_HALVINGS = 40
+
+
+def _cut(fn: Any, params: Any, structure: Any, kept: Sequence[Any]) -> Small:
+    """The model with these neurons of each group, nothing repaired."""
+    cuts = []
+    for group, neurons in kept:
+        encode = np.zeros((math.prod(group.entries), group.size, neurons.shape[-1]))
+        for entry, own in enumerate(neurons):
+            encode[entry, np.sort(own), np.arange(len(own))] = 1
+        encode = encode.reshape(*group.entries, *encode.shape[1:])
+        cuts.append(Cut(group, neurons.shape[-1], encode, {}, {}))
+    chosen = tuple(cuts)
+    share = structure.flops(sizes_of(structure, chosen)) / structure.flops({})
+    return resized(fn, params, chosen), apply_cuts(structure, params, chosen), share
+
+
+def _norms(structure: Any, group: Group, params: Any) -> np.ndarray:
+    """Mean size of the weights that make each neuron, shape `(entries, n)`."""
+    leaves = leaves_by_path(params)
+    makers = [
+        site
+        for site in structure.traced.sites
+        if any(
+            p.path == site.path and p.axis in site.view.output_axes
+            for p in group.places
+        )
+    ]
+    entries = math.prod(group.entries)
+    total = np.zeros((entries, group.size))
+    for site in makers:
+        if group.entries:
+            raise ValueError(
+                f"rivals cut widths that all heads and layers share, not {group.name!r}"
+            )
+        (place,) = (p for p in group.places if p.path == site.path)
+        leaf = np.abs(np.asarray(leaves[site.path]))
+        axes = tuple(axis for axis in range(leaf.ndim) if axis != place.axis)
+        total += leaf.mean(axis=axes)
+    return total
+
+
+def _by_scores(
+    fn: Any,
+    params: Any,
+    batches: Sequence[Any],
+    share: float,
+    multiple_of: int,
+    scores: Callable[[Any, Group], np.ndarray],
+    *,
+    across: bool,
+) -> Small:
+    """The neurons of the highest scores, at that share of the FLOPs.
+
+    Args:
+      fn: The model.
+      params: Its parameters.
+      batches: Its inputs.
+      share: Of the FLOPs.
+      multiple_of: Of which widths are multiples.
+      scores: Of a group's neurons.
+      across: Whether scores of all groups are compared; else all widths shrink alike.
+    """
+    structure = trace_axes(fn, params, (batches[0],))
+    groups = [group for group in groups_of(structure).groups if not group.reason]
+    found = [scores(structure, group) for group in groups]
+    ranked = [np.argsort(-own, axis=-1, kind="stable") for own in found]
+    relative = [own / max(own.mean(), 1e-30) for own in found]
+
+    def widths(dial: float) -> list[int]:
+        chosen = []
+        for group, own in zip(groups, relative, strict=True):
+            wanted = np.sum(own[0] > dial) if across else (1 - dial) * group.size
+            steps = max(1, round(float(wanted) / multiple_of))
+            chosen.append(min(group.size, steps * multiple_of))
+        return chosen
+
+    def kept(dial: float) -> list[Any]:
+        return [
+            (group, order[:, :width])
+            for group, order, width in zip(groups, ranked, widths(dial), strict=True)
+        ]
+
+    def flops(dial: float) -> float:
+        places = [Cut(g, o.shape[-1], o, {}, {}) for g, o in kept(dial)]
+        return structure.flops(sizes_of(structure, tuple(places))) / structure.flops({})
+
+    low, high = 0.0, float(max(own.max() for own in relative)) if across else 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if flops(middle) <= share else (middle, high)
+    return _cut(fn, params, structure, kept(high))
+
+
+def _l1(fn, params, batches, share, multiple_of, seed) -> Small:
+    del seed
+    scores = lambda structure, group: _norms(structure, group, params)
+    return _by_scores(fn, params, batches, share, multiple_of, scores, across=False)
+
+
+def _magnitude(fn, params, batches, share, multiple_of, seed) -> Small:
+    del seed
+    scores = lambda structure, group: _norms(structure, group, params)
+    return _by_scores(fn, params, batches, share, multiple_of, scores, across=True)
+
+
+def _random(fn, params, batches, share, multiple_of, seed) -> Small:
+    rng = np.random.default_rng(seed)
+    scores = lambda _, group: rng.random((math.prod(group.entries), group.size))
+    return _by_scores(fn, params, batches, share, multiple_of, scores, across=False)
+
+
+def _unrepaired(fn, params, batches, share, multiple_of, seed) -> Small:
+    """Our neurons and widths, with the next kernels as they were."""
+    del seed
+    plan = architecture.plan(fn, params, batches, flops=share, multiple_of=multiple_of)
+    bare = tuple(Cut(c.group, c.width, c.encode, {}, {}) for c in plan.cuts)
+    return (
+        resized(fn, params, bare),
+        apply_cuts(plan.structure, params, bare),
+        plan.flops,
+    )
+
+
+def _svd(fn, params, batches, share, multiple_of, seed) -> Small:
+    """Each kernel by its own SVD, ranks shared out by what is left of its norm."""
+    del multiple_of, seed
+    structure = trace_axes(fn, params, (batches[0],))
+    leaves = leaves_by_path(params)
+    splits = []
+    for site in separable(structure.traced):
+        *stack, _, d_in, _ = site.view.matrix_shape(site.shape)
+        white = Moments(math.prod(stack), d_in)
+        white.add(np.sqrt(d_in) * np.stack([np.eye(d_in)] * math.prod(stack)))
+        splits.append(Split(site, leaves[site.path], white))
+    whole = structure.flops({})
+    cost = lambda ranks: (
+        1
+        - sum(split.saved(rank) for split, rank in zip(splits, ranks, strict=True))
+        / whole
+    )
+    ranks = share_out([Curve(s.errors, s.full, 1) for s in splits], cost, share)
+    run, small = factored(fn, params, splits, ranks)
+    return run, small, cost(ranks)
+
+
+Rival = Callable[[Any, Any, Sequence[jax.Array], float, int, int], Small]
+RIVALS: dict[str, Rival] = {
+    "unrepaired": _unrepaired,
+    "l1": _l1,
+    "magnitude": _magnitude,
+    "random": _random,
+    "svd": _svd,
+}

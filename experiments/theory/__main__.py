@@ -10,7 +10,7 @@ import tyro
 from rich.progress import Progress
 from rich.table import Table
 
-from experiments import cli, command, process
+from experiments import cli, process
 from experiments.theory import certificates, record, stochastic
 from experiments.theory.certificates import PacBayesConfig
 from experiments.theory.stochastic import SdeConfig
@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
         config = getattr(options, options.name)
         run: Callable[[Any, Progress], dict[str, Any]] = part.run
         head = record.provenance(args, record.as_json(config))
-        with command.progress_bar(console) as progress:
+        with cli.progress_bar(console) as progress:
             result = head | run(config, progress)
     tables = part.tables(result)
     for title, rows in tables.items():

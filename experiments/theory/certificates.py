@@ -23,7 +23,8 @@ from matplotlib.axes import Axes
 from rich.progress import Progress
 
 from dsbp_jax.theory import pac_bayes
-from experiments import checks, comparison, data, runs
+from experiments import checks, data
+from experiments.study import runs, statistics
 from experiments.theory import training
 
 PRIORS = ("initial", "learned")
@@ -247,12 +248,13 @@ def _rows(result: dict[str, Any]) -> dict[tuple[str, str, str], list[dict[str, A
 
 
 def _text(values: Sequence[float], sign: str = "", digits: int = 4) -> str:
-    mean, error = comparison.mean_and_error(values)
-    return f"{mean:{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
+    found = statistics.interval(values)
+    text = f"{found.mean:{sign}.{digits}f}"
+    return text + (f" ± {found.half:.{digits}f}" if found.half else "")
 
 
 def tables(result: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """The result as text; ± is the standard error over seeds."""
+    """The result as text; ± is half of a 95 % interval over seeds."""
     rows = _rows(result)
     values = lambda cells, name: [cell[name] for cell in cells]
     forms, optima = [], []
@@ -273,7 +275,7 @@ def tables(result: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
             plain = rows.get((prior, "isotropic", optimizer))
             if plain and family != "isotropic":
                 theirs = values(plain, "bound")
-                p_value = comparison.paired_p_value(bounds, theirs)
+                p_value = statistics.p_value(bounds, theirs)
                 note = _text(np.subtract(bounds, theirs), "+")
                 note += "" if p_value is None else f" (p {p_value:.2g})"
             forms.append(

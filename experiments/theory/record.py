@@ -1,16 +1,14 @@
 """What a result says of where it comes from, and the plots beside it."""
 
 import dataclasses
-import datetime
 import pathlib
 import shlex
-import subprocess
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from experiments import report, runs
+from experiments.study import provenance as source, report, runs
 
 
 def provenance(arguments: Iterable[str], config: Any) -> dict[str, Any]:
@@ -23,27 +21,8 @@ def provenance(arguments: Iterable[str], config: Any) -> dict[str, Any]:
     Returns:
       A dict for the head of a result.
     """
-    words = ["python", "-m", "experiments.theory", *arguments]
-    return {
-        "command": shlex.join(words),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "-uno")),
-        "date": datetime.date.today().isoformat(),
-        "ran_on": runs.environment(),
-        "config": config,
-    }
-
-
-def _git(*words: str) -> str:
-    """What git says of the folder that the code lies in, or nothing."""
-    folder = pathlib.Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return found.stdout.strip()
+    command = shlex.join(["python", "-m", "experiments.theory", *arguments])
+    return source.provenance() | {"command": command, "config": config}
 
 
 def write(
@@ -66,7 +45,8 @@ def write(
     picture = report.figure(panels)
     files = [path, path.with_suffix(".svg"), path.with_suffix(".html")]
     body = [
-        report.section(title, "", report.html_table(rows[0], map(dict.values, rows)))
+        f"<h2>{title}</h2>"
+        + report.html_table(list(rows[0]), [list(row.values()) for row in rows])
         for title, rows in tables.items()
     ]
     runs.write_json(files[0], result)

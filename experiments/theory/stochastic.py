@@ -26,7 +26,8 @@ from rich.progress import Progress
 import dsbp_jax
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.theory import sde
-from experiments import checks, data, runs
+from experiments import checks, data
+from experiments.study import runs
 from experiments.theory import record
 
 ORDERS = (1, 2, 3)

@@ -16,7 +16,7 @@ def digits():
 def config(tmp_path, **options):
     return compress.Compress(
         widths=(32, 24),
-        epochs=3,
+        epochs=12,
         tune_epochs=1,
         rate=3e-3,
         batch=64,

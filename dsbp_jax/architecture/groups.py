@@ -36,6 +36,7 @@ class Group:
       beside: How many independent choices there are along it: one for each entry of
         these axes (heads, layers of a stack), as places of the first leaf.
       pairs: Where two activations contract it, as queries with keys.
+      merged: Whether it is summed over, as by LayerNorm: copies are merged only.
       reason: Why it is left whole though nothing fixes it, or "".
       entries: How many there are of each of `beside`.
     """
@@ -48,8 +49,16 @@ class Group:
     rotated: bool
     beside: tuple[Place, ...] = ()
     pairs: tuple[Key, ...] = ()
+    merged: bool = False
     reason: str = ""
     entries: tuple[int, ...] = ()
+
+    @property
+    def how(self) -> str:
+        """What is done to it, in a word."""
+        if self.merged:
+            return "copies merged"
+        return "rotated" if self.rotated else "selected"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Groups(Mapping[str, Group]):
         lines = []
         for group in self.groups:
             places = ", ".join(f"{place.path}[{place.axis}]" for place in group.places)
-            how = group.reason or ("rotated" if group.rotated else "selected")
+            how = group.reason or group.how
             lines.append(f"{group.name}: {group.size} wide, {how}; {places}")
         alike: dict[str, list[str]] = {}
         for (path, axis), reason in self.reasons.items():
@@ -135,11 +144,15 @@ def groups_of(structure: AxisTrace) -> Groups:
     free = [atom for atom in places if axes.reason(atom) is None]
     makers, takers = _layers(structure)
     paired = _paired(structure)
+    summed = _summed(structure)
     found: list[Group] = []
     beside = {
         atom: structure.beside.get(atom, frozenset()) & set(places) for atom in free
     }
-    indices = set[int]().union(*(beside[atom] for atom in free if takers.get(atom)))
+    indices: set[int] = set()
+    for atom in reversed(free):  # of two that index each other the slower digit does
+        if atom not in indices and (takers.get(atom) or atom in paired):
+            indices |= beside[atom]
     reasons: dict[tuple[str, int], str] = {}
     for path, leaf in structure.leaves.items():
         for axis, known in enumerate(leaf):
@@ -150,17 +163,21 @@ def groups_of(structure: AxisTrace) -> Groups:
     for atom in free:
         sinks = takers.get(atom, [])
         reason = ""
+        known = (
+            sinks,
+            frozenset(
+                site.name for site in sinks if _only_taken(structure, site, atom)
+            ),
+        )
+        repaired = known[1]
         if atom in indices:
             reason = "an index of others' choices (heads, experts)"
         elif atom in paired and (sinks or paired[atom] == ()):
             reason = "contracted between activations, and elsewhere"
-        elif REDUCED in axes.marks(atom):
-            reason = "summed over, as by a normalisation: each entry counts"
+        elif atom in summed and (not summed[atom] or beside[atom] or _tied(*known)):
+            reason = "summed over, as by a normalisation, with other axes or kernels"
         elif not sinks and atom not in paired:
             reason = "met by no product with a leaf"
-        repaired = frozenset(
-            site.name for site in sinks if _only_taken(structure, site, atom)
-        )
         marks = axes.marks(atom)
         rotated = (
             not marks & {NONLINEAR, REDUCED}
@@ -191,6 +208,7 @@ def groups_of(structure: AxisTrace) -> Groups:
                 rotated,
                 near,
                 paired.get(atom, ()),
+                atom in summed,
                 reason,
                 tuple(
                     axes.size(axes.atoms(first[place.axis])[place.digit])
@@ -258,6 +276,36 @@ def _paired(structure: AxisTrace) -> dict[int, tuple[Key, ...]]:
             for atom in map(axes.find, axes.atoms(left)):
                 found[atom] = (*found.get(atom, ()), key) if plain else ()
     return found
+
+
+def _summed(structure: AxisTrace) -> dict[int, bool]:
+    """The atoms that are summed over, and whether only by plain sums over them."""
+    axes = structure.axes
+    found: dict[int, bool] = {}
+    for record in structure.records.values():
+        name, (operand, *_) = name_of(record.equation), (*record.operands, None)
+        if operand is None or name not in ("reduce_sum", "dot_general"):
+            continue
+        if name == "reduce_sum":
+            over = record.equation.params["axes"]
+        else:
+            over = record.equation.params["dimension_numbers"][0][0]
+            other = record.equation.params["dimension_numbers"][0][1]
+            over = [
+                a
+                for a, b in zip(over, other, strict=True)
+                if operand.uniform[a] or record.operands[1].uniform[b]
+            ]
+        for axis in over:
+            atoms = [axes.find(atom) for atom in axes.atoms(operand.axes[axis])]
+            plain = name == "reduce_sum" and len(atoms) == 1
+            for atom in atoms:
+                found[atom] = found.get(atom, True) and plain
+    return found
+
+
+def _tied(sinks: list[Site], repaired: frozenset[str]) -> bool:
+    return len(repaired) < len(sinks)
 
 
 def _only_taken(structure: AxisTrace, site: Site, atom: int) -> bool:

@@ -10,12 +10,14 @@ from dsbp_jax.architecture.axis_walk import AxisTrace
 from dsbp_jax.architecture.collecting import Seen, pieces
 from dsbp_jax.architecture.cuts import Cut, bias_of
 from dsbp_jax.architecture.groups import Group, atom_of, beside_of
-from dsbp_jax.architecture.moments import Factor
+from dsbp_jax.architecture.moments import Factor, is_exact
 from dsbp_jax.layers import leaves_by_path
 
 
 class Measured:
     """A group, what was seen of it, and what keeping so many neurons would lose."""
+
+    least = 1
 
     def __init__(
         self,
@@ -23,6 +25,7 @@ class Measured:
         group: Group,
         params: Any,
         found: Seen,
+        energy: float | None,
     ):
         self.group = group
         self.structure = structure
@@ -33,6 +36,8 @@ class Measured:
             sink in group.repaired and bias_of(structure, sites[sink]) is not None
             for sink in group.sinks
         ]
+        if group.rotated:  # one set of directions for all
+            self.centred = [all(self.centred)] * len(seen)
         self.means = [one.mean for one in seen]
         self.factors = [
             one.factor(centred) for one, centred in zip(seen, self.centred, strict=True)
@@ -44,7 +49,8 @@ class Measured:
             )
             for sink in group.sinks
         ]
-        self.exact = group.size <= 512
+        one = Factor.mean(self.factors) if group.rotated else None
+        self.exact = is_exact(group.size, energy)
         self.orders: list[selection.Order] = []
         self.bases: list[np.ndarray] = []
         totals = []
@@ -55,9 +61,9 @@ class Measured:
             ]
             if group.pairs:
                 order, total = pairs.order(found.pairs[group.name], entry)
-            elif group.rotated:
+            elif one is not None:
                 whole = [kernel[entry] for kernel in kernels]
-                order, total, basis = selection.rotated(self.factors[0], whole, entry)
+                order, total, basis = selection.rotated(one, whole, entry)
                 self.bases.append(basis)
             else:
                 order, total = selection.order(

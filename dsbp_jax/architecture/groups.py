@@ -33,8 +33,8 @@ class Group:
       sinks: Names of the layers that contract it.
       repaired: Those of them whose kernel does nothing else.
       rotated: Whether only linear maps stand between: an eigenbasis passes.
-      beside: How many independent choices there are along it: one for each entry of
-        these axes (heads, layers of a stack), as places of the first leaf.
+      beside: Axes for each entry of which the choice along it may be another one
+        (heads, layers of a stack), as places of its first leaf.
       pairs: Where two activations contract it, as queries with keys.
       merged: Whether it is summed over, as by LayerNorm: copies are merged only.
       reason: Why it is left whole though nothing fixes it, or "".

@@ -9,7 +9,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dsbp_jax.architecture.axis_walk import DERIVATIVE, AxisTrace, Key, trace_axes
+from dsbp_jax.architecture.axis_walk import (
+    DERIVATIVE,
+    PRODUCTS,
+    AxisTrace,
+    Key,
+    trace_axes,
+)
+from dsbp_jax.architecture.moments import MAX_DENSE
 from dsbp_jax.architecture.values import NONLINEAR, REDUCED
 from dsbp_jax.layers import Site, name_of
 
@@ -172,10 +179,12 @@ def groups_of(structure: AxisTrace) -> Groups:
         repaired = known[1]
         if atom in indices:
             reason = "an index of others' choices (heads, experts)"
-        elif atom in paired and (sinks or paired[atom] == ()):
-            reason = "contracted between activations, and elsewhere"
+        elif atom in paired and (sinks or paired[atom] == () or atom in summed):
+            reason = "contracted between activations, and used elsewhere too"
         elif atom in summed and (not summed[atom] or beside[atom] or _tied(*known)):
             reason = "summed over, as by a normalisation, with other axes or kernels"
+        elif len(repaired) < len(sinks) and axes.size(atom) > MAX_DENSE:
+            reason = f"wider than {MAX_DENSE}, and its kernels are used otherwise too"
         elif not sinks and atom not in paired:
             reason = "met by no product with a leaf"
         marks = axes.marks(atom)
@@ -259,23 +268,28 @@ def _paired(structure: AxisTrace) -> dict[int, tuple[Key, ...]]:
     axes = structure.axes
     layers = {site.key for site in structure.traced.sites}
     found: dict[int, tuple[Key, ...]] = {}
+    unclear: set[int] = set()
     for key, record in structure.records.items():
-        if key in layers or DERIVATIVE in key:
+        name, params = name_of(record.equation), record.equation.params
+        if key in layers or DERIVATIVE in key or name not in PRODUCTS:
             continue
-        if name_of(record.equation) != "dot_general":
-            continue
-        (contracted, _), _ = record.equation.params["dimension_numbers"]
+        if name == "dot_general":
+            contracted = params["dimension_numbers"][0][0]
+        else:
+            contracted = [params["dimension_numbers"].lhs_spec[1]]
+            if params["feature_group_count"] > 1:  # depthwise: nothing ends here
+                continue
+        plain = name == "dot_general" and not any(
+            axes.is_sum(digit)
+            for operand in record.operands
+            for known in operand.axes
+            for digit in axes.digits(known)
+        )
         for axis in contracted:
-            left = record.operands[0].axes[axis]
-            plain = not any(
-                axes.is_sum(digit)
-                for operand in record.operands
-                for known in operand.axes
-                for digit in axes.digits(known)
-            )
-            for atom in map(axes.find, axes.atoms(left)):
-                found[atom] = (*found.get(atom, ()), key) if plain else ()
-    return found
+            for atom in map(axes.find, axes.atoms(record.operands[0].axes[axis])):
+                found[atom] = (*found.get(atom, ()), key)
+                unclear |= set() if plain else {atom}
+    return {atom: () if atom in unclear else keys for atom, keys in found.items()}
 
 
 def _summed(structure: AxisTrace) -> dict[int, bool]:
@@ -313,12 +327,13 @@ def _only_taken(structure: AxisTrace, site: Site, atom: int) -> bool:
     axes, traced = structure.axes, structure.traced
     if any(use.path == site.path for use in traced.uses):
         return False
+    others = [other for other in traced.sites if other.path == site.path]
+    if len(others) > 1:
+        return False
     leaf = structure.leaves[site.path]
     holding = {
         axis
         for axis, known in enumerate(leaf)
         if atom in map(axes.find, axes.atoms(known))
     }
-    own = holding & set(site.view.input_axes)
-    others = [other for other in traced.sites if other.path == site.path]
-    return all(own <= set(other.view.input_axes) for other in others)
+    return bool(holding & set(site.view.input_axes))

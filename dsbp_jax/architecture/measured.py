@@ -1,6 +1,7 @@
 """One group as it was measured: what a width would lose, and how it is cut to it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ class Measured:
         leaves = leaves_by_path(params)
         seen = [found.sinks[group.name, sink] for sink in group.sinks]
         self.centred = [
-            sink in group.repaired and bias_of(structure, sites[sink]) is not None
+            sink in group.repaired
+            and not sites[sink].conditional  # rows of a branch not taken are zero
+            and bias_of(structure, sites[sink]) is not None
             for sink in group.sinks
         ]
         if group.rotated:  # one set of directions for all
@@ -61,6 +64,8 @@ class Measured:
             ]
             if group.pairs:
                 order, total = pairs.order(found.pairs[group.name], entry)
+            elif len(group.repaired) < len(group.sinks):
+                order, total = _unrepaired(self.factors, kernels, entry)
             elif one is not None:
                 whole = [kernel[entry] for kernel in kernels]
                 order, total, basis = selection.rotated(one, whole, entry)
@@ -129,6 +134,22 @@ class Measured:
             },
             {sink: shaped(shift) for sink, shift in shifts.items()},
         )
+
+
+def _unrepaired(
+    factors: Sequence[Factor], kernels: Sequence[np.ndarray], entry: int
+) -> tuple[selection.Order, float]:
+    """The order of neurons where a kernel keeps the rows that it has.
+
+    Without those of D the answers lose `h_D W_D`, of mean square
+    `Σ_{d,d'∈D} C[d,d'] (WWᵀ)[d,d']`: as pairs do.
+    """
+    both = [
+        factor.times(entry, np.eye(len(kernel[entry])))
+        * (kernel[entry] @ kernel[entry].T)
+        for factor, kernel in zip(factors, kernels, strict=True)
+    ]
+    return pairs.by_loss(sum(both[1:], start=both[0]))
 
 
 def _projected(factor: Factor, entry: int, vectors: np.ndarray) -> np.ndarray:

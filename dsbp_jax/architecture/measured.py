@@ -89,6 +89,10 @@ class Measured:
             else self.factors[0].eigenvalues(0)
         )
 
+    def rank(self, share: float) -> int:
+        """The fewest eigenvalues of the activations that hold a share of their sum."""
+        return selection.spectral_width(self.values, share)
+
     def cut(self, width: int) -> Cut:
         """The matrices of a cut to that width."""
         size, structure = self.group.size, self.structure

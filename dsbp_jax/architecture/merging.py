@@ -43,7 +43,11 @@ class Merged:
         self.copies = self.copies.reshape(-1)
         self.least = int(self.copies.max()) + 1
         self.errors = np.zeros(group.size + 1)
-        self.values = np.ones(self.least)
+
+    def rank(self, share: float) -> int:
+        """How many entries differ."""
+        del share
+        return self.least
 
     def cut(self, width: int) -> Cut:
         """The matrices of a cut to that width, at least one for each kind of entry."""

@@ -196,7 +196,7 @@ class _Planner:
                 GroupPlan(
                     one.group,
                     width,
-                    selection.spectral_width(one.values, share),
+                    one.rank(share),
                     curve.error(width),
                 )
                 for one, width, curve in zip(

@@ -72,7 +72,7 @@ class AxisTrace:
         """Operations of all products, for other sizes of some atoms."""
         total = 0
         for key, record in self.records.items():
-            if DERIVATIVE not in key and name_of(record.equation) in _PRODUCTS:
+            if DERIVATIVE not in key and name_of(record.equation) in PRODUCTS:
                 left = self.shape(record.operands[0], sizes)
                 out = self.shape(record.results[0], sizes)
                 total += record.repeats * _flops(record.equation, left, out)
@@ -89,7 +89,7 @@ class AxisTrace:
         return tuple(self.axes.resized(axis, sizes) for axis in known.axes)
 
 
-_PRODUCTS = ("dot_general", "conv_general_dilated")
+PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def trace_axes(

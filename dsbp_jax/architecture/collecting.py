@@ -15,7 +15,7 @@ import numpy as np
 
 from dsbp_jax.architecture.axis_walk import AxisTrace
 from dsbp_jax.architecture.groups import Group, atom_of, beside_of
-from dsbp_jax.architecture.moments import MAX_DENSE, Moments
+from dsbp_jax.architecture.moments import MAX_DENSE, Moments, is_exact
 from dsbp_jax.architecture.pairs import PairMoments, add, probing
 from dsbp_jax.layers import (
     Product,
@@ -46,6 +46,7 @@ def collect(
     params: Any,
     batches: Iterable[Any],
     structure_of: Callable[[Any], AxisTrace],
+    energy: float | None = None,
 ) -> Seen:
     """What is seen of all groups, at all their sinks and pairs.
 
@@ -55,6 +56,7 @@ def collect(
       params: The parameters.
       batches: The batches; those of one shape share one compiled program.
       structure_of: Traces the function on a batch of another shape.
+      energy: What is to be kept: of all of it, moments are in double precision.
 
     Returns:
       The moments.
@@ -62,7 +64,9 @@ def collect(
     wanted = {name for group in groups for name in group.sinks}
     sizes = {g.name: math.prod(g.entries) for g in groups}
     moments = {
-        (group.name, sink): Moments(sizes[group.name], group.size)
+        (group.name, sink): Moments(
+            sizes[group.name], group.size, exact=is_exact(group.size, energy)
+        )
         for group in groups
         for sink in group.sinks
     }

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax.architecture.axis_walk import AxisTrace, trace_axes
-from dsbp_jax.architecture.cuts import Cut, apply_cuts, sizes_of
+from dsbp_jax.architecture.cuts import Cut, apply_cuts, sizes_of, weights_of
 from dsbp_jax.architecture.plans import Plan
 from dsbp_jax.architecture.resize import run
 from dsbp_jax.layers import array_leaves, leaves_by_path, split_arrays
@@ -112,7 +112,7 @@ def resized(
         sizes = sizes_of(structure, cuts)
         arrays = array_leaves((small, x))
         _check(structure, sizes, arrays)
-        return run(structure, sizes, arrays)
+        return run(structure, sizes, arrays, weights_of(structure, cuts))
 
     return apply
 

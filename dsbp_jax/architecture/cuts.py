@@ -25,6 +25,8 @@ class Cut:
         by there, in place of `encode`.
       shifts: By sink, shape `(*beside, n)`: c of `h ≈ h_S M + c`, whose answer goes
         into the bias.
+      weights: How many entries each one that is kept stands for in sums, shape `(r,)`;
+        None where there are no sums.
     """
 
     group: Group
@@ -32,11 +34,21 @@ class Cut:
     encode: np.ndarray
     decode: Mapping[str, np.ndarray]
     shifts: Mapping[str, np.ndarray]
+    weights: np.ndarray | None = None
 
 
 def sizes_of(structure: AxisTrace, cuts: tuple[Cut, ...]) -> dict[int, int]:
     """The sizes of the atoms that are cut, in this trace of the function."""
     return {atom_of(structure, cut.group): cut.width for cut in cuts}
+
+
+def weights_of(structure: AxisTrace, cuts: tuple[Cut, ...]) -> dict[int, np.ndarray]:
+    """By atom, what the entries of merged groups count in sums."""
+    return {
+        atom_of(structure, cut.group): cut.weights
+        for cut in cuts
+        if cut.weights is not None
+    }
 
 
 def bias_of(structure: AxisTrace, site: Site) -> tuple[str, float] | None:

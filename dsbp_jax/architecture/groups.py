@@ -9,7 +9,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dsbp_jax.architecture.axis_walk import DERIVATIVE, AxisTrace, Key, trace_axes
+from dsbp_jax.architecture.axis_walk import (
+    DERIVATIVE,
+    PRODUCTS,
+    AxisTrace,
+    Key,
+    trace_axes,
+)
+from dsbp_jax.architecture.moments import MAX_DENSE
 from dsbp_jax.architecture.values import NONLINEAR, REDUCED
 from dsbp_jax.layers import Site, name_of
 
@@ -33,9 +40,10 @@ class Group:
       sinks: Names of the layers that contract it.
       repaired: Those of them whose kernel does nothing else.
       rotated: Whether only linear maps stand between: an eigenbasis passes.
-      beside: How many independent choices there are along it: one for each entry of
-        these axes (heads, layers of a stack), as places of the first leaf.
+      beside: Axes for each entry of which the choice along it may be another one
+        (heads, layers of a stack), as places of its first leaf.
       pairs: Where two activations contract it, as queries with keys.
+      merged: Whether it is summed over, as by LayerNorm: copies are merged only.
       reason: Why it is left whole though nothing fixes it, or "".
       entries: How many there are of each of `beside`.
     """
@@ -48,8 +56,16 @@ class Group:
     rotated: bool
     beside: tuple[Place, ...] = ()
     pairs: tuple[Key, ...] = ()
+    merged: bool = False
     reason: str = ""
     entries: tuple[int, ...] = ()
+
+    @property
+    def how(self) -> str:
+        """What is done to it, in a word."""
+        if self.merged:
+            return "copies merged"
+        return "rotated" if self.rotated else "selected"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +101,7 @@ class Groups(Mapping[str, Group]):
         lines = []
         for group in self.groups:
             places = ", ".join(f"{place.path}[{place.axis}]" for place in group.places)
-            how = group.reason or ("rotated" if group.rotated else "selected")
+            how = group.reason or group.how
             lines.append(f"{group.name}: {group.size} wide, {how}; {places}")
         alike: dict[str, list[str]] = {}
         for (path, axis), reason in self.reasons.items():
@@ -135,11 +151,15 @@ def groups_of(structure: AxisTrace) -> Groups:
     free = [atom for atom in places if axes.reason(atom) is None]
     makers, takers = _layers(structure)
     paired = _paired(structure)
+    summed = _summed(structure)
     found: list[Group] = []
     beside = {
         atom: structure.beside.get(atom, frozenset()) & set(places) for atom in free
     }
-    indices = set[int]().union(*(beside[atom] for atom in free if takers.get(atom)))
+    indices: set[int] = set()
+    for atom in reversed(free):  # of two that index each other the slower digit does
+        if atom not in indices and (takers.get(atom) or atom in paired):
+            indices |= beside[atom]
     reasons: dict[tuple[str, int], str] = {}
     for path, leaf in structure.leaves.items():
         for axis, known in enumerate(leaf):
@@ -150,17 +170,23 @@ def groups_of(structure: AxisTrace) -> Groups:
     for atom in free:
         sinks = takers.get(atom, [])
         reason = ""
+        known = (
+            sinks,
+            frozenset(
+                site.name for site in sinks if _only_taken(structure, site, atom)
+            ),
+        )
+        repaired = known[1]
         if atom in indices:
             reason = "an index of others' choices (heads, experts)"
-        elif atom in paired and (sinks or paired[atom] == ()):
-            reason = "contracted between activations, and elsewhere"
-        elif REDUCED in axes.marks(atom):
-            reason = "summed over, as by a normalisation: each entry counts"
+        elif atom in paired and (sinks or paired[atom] == () or atom in summed):
+            reason = "contracted between activations, and used elsewhere too"
+        elif atom in summed and (not summed[atom] or beside[atom] or _tied(*known)):
+            reason = "summed over, as by a normalisation, with other axes or kernels"
+        elif len(repaired) < len(sinks) and axes.size(atom) > MAX_DENSE:
+            reason = f"wider than {MAX_DENSE}, and its kernels are used otherwise too"
         elif not sinks and atom not in paired:
             reason = "met by no product with a leaf"
-        repaired = frozenset(
-            site.name for site in sinks if _only_taken(structure, site, atom)
-        )
         marks = axes.marks(atom)
         rotated = (
             not marks & {NONLINEAR, REDUCED}
@@ -191,6 +217,7 @@ def groups_of(structure: AxisTrace) -> Groups:
                 rotated,
                 near,
                 paired.get(atom, ()),
+                atom in summed,
                 reason,
                 tuple(
                     axes.size(axes.atoms(first[place.axis])[place.digit])
@@ -241,23 +268,58 @@ def _paired(structure: AxisTrace) -> dict[int, tuple[Key, ...]]:
     axes = structure.axes
     layers = {site.key for site in structure.traced.sites}
     found: dict[int, tuple[Key, ...]] = {}
+    unclear: set[int] = set()
     for key, record in structure.records.items():
-        if key in layers or DERIVATIVE in key:
+        name, params = name_of(record.equation), record.equation.params
+        if key in layers or DERIVATIVE in key or name not in PRODUCTS:
             continue
-        if name_of(record.equation) != "dot_general":
-            continue
-        (contracted, _), _ = record.equation.params["dimension_numbers"]
+        if name == "dot_general":
+            contracted = params["dimension_numbers"][0][0]
+        else:
+            contracted = [params["dimension_numbers"].lhs_spec[1]]
+            if params["feature_group_count"] > 1:  # depthwise: nothing ends here
+                continue
+        plain = name == "dot_general" and not any(
+            axes.is_sum(digit)
+            for operand in record.operands
+            for known in operand.axes
+            for digit in axes.digits(known)
+        )
         for axis in contracted:
-            left = record.operands[0].axes[axis]
-            plain = not any(
-                axes.is_sum(digit)
-                for operand in record.operands
-                for known in operand.axes
-                for digit in axes.digits(known)
-            )
-            for atom in map(axes.find, axes.atoms(left)):
-                found[atom] = (*found.get(atom, ()), key) if plain else ()
+            for atom in map(axes.find, axes.atoms(record.operands[0].axes[axis])):
+                found[atom] = (*found.get(atom, ()), key)
+                unclear |= set() if plain else {atom}
+    return {atom: () if atom in unclear else keys for atom, keys in found.items()}
+
+
+def _summed(structure: AxisTrace) -> dict[int, bool]:
+    """The atoms that are summed over, and whether only by plain sums over them."""
+    axes = structure.axes
+    found: dict[int, bool] = {}
+    for record in structure.records.values():
+        name, (operand, *_) = name_of(record.equation), (*record.operands, None)
+        if operand is None or name not in ("reduce_sum", "dot_general"):
+            continue
+        if name == "reduce_sum":
+            over = record.equation.params["axes"]
+        else:
+            over = record.equation.params["dimension_numbers"][0][0]
+            other = record.equation.params["dimension_numbers"][0][1]
+            over = [
+                a
+                for a, b in zip(over, other, strict=True)
+                if operand.uniform[a] or record.operands[1].uniform[b]
+            ]
+        for axis in over:
+            atoms = [axes.find(atom) for atom in axes.atoms(operand.axes[axis])]
+            plain = name == "reduce_sum" and len(atoms) == 1
+            for atom in atoms:
+                found[atom] = found.get(atom, True) and plain
     return found
+
+
+def _tied(sinks: list[Site], repaired: frozenset[str]) -> bool:
+    return len(repaired) < len(sinks)
 
 
 def _only_taken(structure: AxisTrace, site: Site, atom: int) -> bool:
@@ -265,12 +327,13 @@ def _only_taken(structure: AxisTrace, site: Site, atom: int) -> bool:
     axes, traced = structure.axes, structure.traced
     if any(use.path == site.path for use in traced.uses):
         return False
+    others = [other for other in traced.sites if other.path == site.path]
+    if len(others) > 1:
+        return False
     leaf = structure.leaves[site.path]
     holding = {
         axis
         for axis, known in enumerate(leaf)
         if atom in map(axes.find, axes.atoms(known))
     }
-    own = holding & set(site.view.input_axes)
-    others = [other for other in traced.sites if other.path == site.path]
-    return all(own <= set(other.view.input_axes) for other in others)
+    return bool(holding & set(site.view.input_axes))

@@ -1,6 +1,7 @@
 """One group as it was measured: what a width would lose, and how it is cut to it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ from dsbp_jax.architecture.axis_walk import AxisTrace
 from dsbp_jax.architecture.collecting import Seen, pieces
 from dsbp_jax.architecture.cuts import Cut, bias_of
 from dsbp_jax.architecture.groups import Group, atom_of, beside_of
-from dsbp_jax.architecture.moments import Factor
+from dsbp_jax.architecture.moments import Factor, is_exact
 from dsbp_jax.layers import leaves_by_path
 
 
 class Measured:
     """A group, what was seen of it, and what keeping so many neurons would lose."""
+
+    least = 1
 
     def __init__(
         self,
@@ -23,6 +26,7 @@ class Measured:
         group: Group,
         params: Any,
         found: Seen,
+        energy: float | None,
     ):
         self.group = group
         self.structure = structure
@@ -30,9 +34,13 @@ class Measured:
         leaves = leaves_by_path(params)
         seen = [found.sinks[group.name, sink] for sink in group.sinks]
         self.centred = [
-            sink in group.repaired and bias_of(structure, sites[sink]) is not None
+            sink in group.repaired
+            and not sites[sink].conditional  # rows of a branch not taken are zero
+            and bias_of(structure, sites[sink]) is not None
             for sink in group.sinks
         ]
+        if group.rotated:  # one set of directions for all
+            self.centred = [all(self.centred)] * len(seen)
         self.means = [one.mean for one in seen]
         self.factors = [
             one.factor(centred) for one, centred in zip(seen, self.centred, strict=True)
@@ -44,7 +52,8 @@ class Measured:
             )
             for sink in group.sinks
         ]
-        self.exact = group.size <= 512
+        one = Factor.mean(self.factors) if group.rotated else None
+        self.exact = is_exact(group.size, energy)
         self.orders: list[selection.Order] = []
         self.bases: list[np.ndarray] = []
         totals = []
@@ -55,9 +64,11 @@ class Measured:
             ]
             if group.pairs:
                 order, total = pairs.order(found.pairs[group.name], entry)
-            elif group.rotated:
+            elif len(group.repaired) < len(group.sinks):
+                order, total = _unrepaired(self.factors, kernels, entry)
+            elif one is not None:
                 whole = [kernel[entry] for kernel in kernels]
-                order, total, basis = selection.rotated(self.factors[0], whole, entry)
+                order, total, basis = selection.rotated(one, whole, entry)
                 self.bases.append(basis)
             else:
                 order, total = selection.order(
@@ -77,6 +88,10 @@ class Measured:
             if group.pairs
             else self.factors[0].eigenvalues(0)
         )
+
+    def rank(self, share: float) -> int:
+        """The fewest eigenvalues of the activations that hold a share of their sum."""
+        return selection.spectral_width(self.values, share)
 
     def cut(self, width: int) -> Cut:
         """The matrices of a cut to that width."""
@@ -123,6 +138,22 @@ class Measured:
             },
             {sink: shaped(shift) for sink, shift in shifts.items()},
         )
+
+
+def _unrepaired(
+    factors: Sequence[Factor], kernels: Sequence[np.ndarray], entry: int
+) -> tuple[selection.Order, float]:
+    """The order of neurons where a kernel keeps the rows that it has.
+
+    Without those of D the answers lose `h_D W_D`, of mean square
+    `Σ_{d,d'∈D} C[d,d'] (WWᵀ)[d,d']`: as pairs do.
+    """
+    both = [
+        factor.times(entry, np.eye(len(kernel[entry])))
+        * (kernel[entry] @ kernel[entry].T)
+        for factor, kernel in zip(factors, kernels, strict=True)
+    ]
+    return pairs.by_loss(sum(both[1:], start=both[0]))
 
 
 def _projected(factor: Factor, entry: int, vectors: np.ndarray) -> np.ndarray:

@@ -5,11 +5,12 @@ They are summed up in double precision on the host. Where a group is wider than
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 MAX_DENSE = 2048  # widest group whose covariance is formed
-_SINGLE = 512  # wider moments are formed in single precision
+_SINGLE = 512  # wider moments are formed in single precision, unless all must stay
 
 
 class Moments:
@@ -22,8 +23,9 @@ class Moments:
       rows: The rows, shape `(entries, m, n)`, or None.
     """
 
-    def __init__(self, entries: int, size: int):
+    def __init__(self, entries: int, size: int, *, exact: bool = True):
         self.count = 0
+        self._dtype = np.float64 if exact else np.float32
         self._sum = np.zeros((entries, size))
         dense = size <= MAX_DENSE
         self._second = np.zeros((entries, size, size)) if dense else None
@@ -31,15 +33,13 @@ class Moments:
 
     def add(self, rows: np.ndarray) -> None:
         """Adds rows of shape `(entries, m, n)`."""
-        size = rows.shape[-1]
         self.count += rows.shape[1]
         self._sum += rows.sum(axis=1, dtype=np.float64)
         if self._second is None:
             kept = max(1, MAX_DENSE // 4)
             self._rows.append(rows[:, :: -(-rows.shape[1] // kept)])
             return
-        dtype = np.float64 if size <= _SINGLE else np.float32
-        wide = rows.astype(dtype)
+        wide = rows.astype(self._dtype)
         self._second += np.matmul(np.swapaxes(wide, 1, 2), wide)
 
     @property
@@ -60,12 +60,26 @@ class Moments:
         return Factor(second, None)
 
 
+def is_exact(size: int, energy: float | None) -> bool:
+    """Whether moments of that width are formed in double precision, which costs."""
+    return size <= _SINGLE or energy == 1
+
+
 class Factor:
     """A stack of covariances: dense, or as scaled rows whose Gram matrices they are."""
 
     def __init__(self, dense: np.ndarray | None, rows: np.ndarray | None):
         self._dense = dense
         self._rows = rows
+
+    @classmethod
+    def mean(cls, factors: Sequence["Factor"]) -> "Factor":
+        """The mean of several covariances."""
+        dense = [one._dense for one in factors if one._dense is not None]
+        rows = [one._rows for one in factors if one._rows is not None]
+        if dense:
+            return cls(sum(dense[1:], start=dense[0]) / len(dense), None)
+        return cls(None, np.concatenate(rows, axis=1) / math.sqrt(len(rows)))
 
     def diagonal(self, entry: int) -> np.ndarray:
         """The variances."""

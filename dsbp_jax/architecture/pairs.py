@@ -160,12 +160,23 @@ def _second(
 
 
 def order(moments: Iterable[PairMoments], entry: int) -> tuple[Order, float]:
-    """Orders the entries of a pair by what their products add, the best first.
+    """Orders the entries of a pair by what their products add, the best first."""
+    both = [one.left[entry] * one.right[entry] for one in moments]
+    return by_loss(sum(both[1:], start=both[0]))
+
+
+def by_loss(both: np.ndarray) -> tuple[Order, float]:
+    """Orders entries by what is lost with them, the last to go first.
 
     The one that adds the least to what is lost is dropped first, and so on.
+
+    Args:
+      both: Shape `(n, n)`: without the entries of a set D, the sum of `both` over
+        `D × D` is lost.
+
+    Returns:
+      The order, and the sum of all.
     """
-    both = sum(one.left[entry] * one.right[entry] for one in moments)
-    assert isinstance(both, np.ndarray)
     size, total = len(both), float(both.sum())
     left = np.ones(size, bool)
     lost, dropped, errors = 0.0, [], [0.0]

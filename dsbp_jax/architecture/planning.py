@@ -9,6 +9,7 @@ from dsbp_jax.architecture.axis_walk import AxisTrace, trace_axes
 from dsbp_jax.architecture.collecting import collect
 from dsbp_jax.architecture.groups import Group, Groups, atom_of, groups_of
 from dsbp_jax.architecture.measured import Measured
+from dsbp_jax.architecture.merging import Merged
 from dsbp_jax.architecture.plans import GroupPlan, Plan
 from dsbp_jax.architecture.timing import timed, to_latency
 from dsbp_jax.architecture.widths import Curve, share_out
@@ -47,7 +48,7 @@ def plan(
       latency: In (0, 1]: the share of the time of a pass that is kept, at every size
         in `batch_sizes`, by measuring.
       multiple_of: Widths are rounded up to multiples of this, as hardware likes.
-      protect: Paths of leaves, or names of groups, whose widths stay.
+      protect: Names of groups that stay, or other paths of leaves, whose widths stay.
       batch_sizes: Sizes at which both models are timed, compiled alike.
 
     Returns:
@@ -96,9 +97,19 @@ def plan(
     found = groups_of(structure)
     chosen, left = _choose(found, protect)
     moments = collect(
-        structure, chosen, params, itertools.chain([sample], stream), trace_of
+        structure,
+        [group for group in chosen if not group.merged],
+        params,
+        itertools.chain([sample], stream),
+        trace_of,
+        energy,
     )
-    spectra = [Measured(structure, group, params, moments) for group in chosen]
+    spectra = [
+        Merged(structure, one, params)
+        if one.merged
+        else Measured(structure, one, params, moments, energy)
+        for one in chosen
+    ]
     planner = _Planner(structure, spectra, multiple_of, left, sample)
     if name == "latency":
         return to_latency(fn, params, planner, goal, sizes)
@@ -123,7 +134,8 @@ def _choose(
             )
     chosen, left = [], {}
     for group in found.groups:
-        held = {group.name, *(place.path for place in group.places)} & set(protect)
+        named = {place.path for place in group.places} - set(found)
+        held = {group.name, *named} & set(protect)
         if group.reason:
             left[group.name] = group.reason
         elif held:
@@ -146,7 +158,7 @@ class _Planner:
     def __init__(
         self,
         structure: AxisTrace,
-        measured: Sequence[Measured],
+        measured: Sequence[Measured | Merged],
         multiple_of: int,
         left: Mapping[str, str],
         sample: Any,
@@ -157,7 +169,8 @@ class _Planner:
         self.sample = sample
         self.atoms = [atom_of(structure, one.group) for one in measured]
         self.curves = [
-            Curve(one.errors, one.group.size, multiple_of) for one in measured
+            Curve(one.errors, one.group.size, multiple_of, one.least)
+            for one in measured
         ]
         self.whole = structure.flops({}), structure.parameters({})
 
@@ -183,7 +196,7 @@ class _Planner:
                 GroupPlan(
                     one.group,
                     width,
-                    selection.spectral_width(one.values, share),
+                    one.rank(share),
                     curve.error(width),
                 )
                 for one, width, curve in zip(

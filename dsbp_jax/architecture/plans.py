@@ -57,7 +57,7 @@ class Plan:
         rows = [("group", "width", "kept", "rank", "how", "error")]
         for one in self.groups:
             group = one.group
-            how = "rotated" if group.rotated else "selected"
+            how = group.how
             if group.sinks and not group.repaired:
                 how += ", not repaired"
             name = group.name

@@ -6,7 +6,10 @@ size of an axis that was cut is replaced, equation by equation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
 
 from dsbp_jax.architecture.axis_walk import DERIVATIVE, AxisTrace, Record
 from dsbp_jax.layers import (
@@ -21,13 +24,19 @@ from dsbp_jax.layers import (
 _New = Callable[[AxisTrace, Record, Mapping[int, int]], dict[str, Any]]
 
 
-def run(structure: AxisTrace, sizes: Mapping[int, int], arrays: Sequence[Any]) -> Any:
+def run(
+    structure: AxisTrace,
+    sizes: Mapping[int, int],
+    arrays: Sequence[Any],
+    weights: Mapping[int, np.ndarray] | None = None,
+) -> Any:
     """What the function returns for leaves of other sizes.
 
     Args:
       structure: The function at its own sizes.
       sizes: New sizes of atoms; all others keep theirs.
       arrays: The array leaves of `(params, *args)`, of the new sizes.
+      weights: For some of these atoms what each entry counts in sums along them.
 
     Returns:
       The function's result. Derivative rules of the function's own are kept for first
@@ -40,7 +49,8 @@ def run(structure: AxisTrace, sizes: Mapping[int, int], arrays: Sequence[Any]) -
             inner = plan
             for index in key[:-1]:
                 inner = inner.setdefault(index, {})
-            inner[key[-1]] = _resized(structure, record, sizes)
+            resized = _resized(structure, record, sizes)
+            inner[key[-1]] = _weighted(structure, record, weights or {}, resized)
     for key, body in structure.derivatives.items():
         rule: Any = plan
         for index in key[:-1]:
@@ -69,6 +79,38 @@ class _Derivative:
         self.plan = plan
 
 
+class _Weighted(NamedTuple):
+    """A sum over entries that stand for several, each with its number."""
+
+    equation: Any
+    axes: Mapping[int, np.ndarray]
+
+    def weigh(self, values: Sequence[Any]) -> list[Any]:
+        (array,) = values
+        for axis, weights in self.axes.items():
+            shape = [-1 if other == axis else 1 for other in range(array.ndim)]
+            array = array * jnp.asarray(weights.reshape(shape), array.dtype)
+        return [array]
+
+
+def _weighted(
+    structure: AxisTrace,
+    record: Record,
+    weights: Mapping[int, np.ndarray],
+    equation: Any,
+) -> Any:
+    if name_of(equation) != "reduce_sum":
+        return equation
+    known, axes = record.operands[0], structure.axes
+    found = {
+        axis: weights[atom]
+        for axis in equation.params["axes"]
+        for atom in map(axes.find, axes.atoms(known.axes[axis]))
+        if atom in weights
+    }
+    return _Weighted(equation, found) if found else equation
+
+
 class _Resized(Interpreter):
     """Binds the equations that `run` replaced."""
 
@@ -78,6 +120,8 @@ class _Resized(Interpreter):
     def product(
         self, equation: Any, sites: Any, values: Sequence[Any], extras: Any
     ) -> Any:
+        if isinstance(sites, _Weighted):
+            return bind(sites.equation, sites.weigh(values)), {}
         return bind(sites, values), {}
 
     def rule(self, call: Entered) -> Any:

@@ -11,11 +11,12 @@ _HALVINGS = 60
 class Curve:
     """What a group loses at the widths that it may have."""
 
-    def __init__(self, errors: np.ndarray, size: int, multiple_of: int):
+    def __init__(self, errors: np.ndarray, size: int, multiple_of: int, least: int = 1):
         self.size = size
         self._errors = errors
         self._step = multiple_of
-        steps = range(multiple_of, size, multiple_of)
+        self._least = least
+        steps = range(self.rounded(least), size, multiple_of)
         self.widths = np.array([*steps, size], int)
         self.errors = np.array([self.error(width) for width in self.widths])
 
@@ -27,7 +28,7 @@ class Curve:
 
     def rounded(self, width: int) -> int:
         """The next width that is allowed, at least one step."""
-        steps = max(1, -(-width // self._step))
+        steps = max(1, -(-max(width, self._least) // self._step))
         return min(self.size, steps * self._step)
 
 

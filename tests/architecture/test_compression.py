@@ -117,6 +117,30 @@ def test_between_linear_maps_the_eigenbasis_is_cut():
     close(small.apply(small.params, x), fn(params, x), 1e-5)
 
 
+def test_tied_kernels_lose_the_dead_and_no_copies():
+    """A copy could go only if the kernel took its rows over."""
+    fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T @ p["head"]
+    params = {"w": normal(4, 8), "head": normal(4, 2, seed=1)}
+    params["w"] = params["w"].at[:, 2].set(0).at[:, 5].set(params["w"][:, 0])
+    x = normal(60, 4, seed=2)
+    plan = architecture.plan(fn, params, [x], energy=1.0, multiple_of=1)
+    widths = {one.group.name: one.width for one in plan.groups}
+    assert widths["w"] == 7
+    small = architecture.compress(fn, params, plan)
+    close(small.apply(small.params, x), fn(params, x), 1e-5)
+    # And with less the loss is what was predicted.
+    plan = architecture.plan(
+        fn, params, [x], energy=0.9, multiple_of=1, protect=["head"]
+    )
+    small = architecture.compress(fn, params, plan)
+    (one,) = (g for g in plan.groups if g.group.name == "w")
+    inner = lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T
+    lost = jnp.sum((inner(small.params, x) - inner(params, x)) ** 2)
+    share = float(lost / jnp.sum(inner(params, x) ** 2))
+    assert 0 < one.error <= 0.1
+    assert share == pytest.approx(one.error, rel=1e-3)
+
+
 def test_repair_is_worth_it():
     """Beside the same neurons with the next kernel as it was."""
     model = models.plain_mlp()

@@ -149,3 +149,19 @@ def test_effects_are_refused():
 
     with pytest.raises(ValueError, match="no side effects"):
         architecture.groups(fn, {"w": normal(3, 2)}, normal(5, 3))
+
+
+def test_a_kernel_that_is_standardised_first_leaves_its_width_whole():
+    """Its rows are read before they are contracted, and cannot take others over."""
+
+    def fn(params, x):
+        convolve = lambda x, w: jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jax.nn.relu(convolve(x, params["a"]))
+        kernel = params["b"] - params["b"].mean((0, 1, 2))
+        return convolve(x, kernel).mean((1, 2))
+
+    params = {"a": normal(3, 3, 2, 6), "b": normal(3, 3, 6, 4)}
+    groups = architecture.groups(fn, params, normal(2, 4, 4, 2))
+    assert "used elsewhere" in groups["a"].reason

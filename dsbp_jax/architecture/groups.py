@@ -170,18 +170,18 @@ def groups_of(structure: AxisTrace) -> Groups:
     for atom in free:
         sinks = takers.get(atom, [])
         reason = ""
-        known = (
+        use = (
             sinks,
             frozenset(
                 site.name for site in sinks if _only_taken(structure, site, atom)
             ),
         )
-        repaired = known[1]
+        repaired = use[1]
         if atom in indices:
             reason = "an index of others' choices (heads, experts)"
         elif atom in paired and (sinks or paired[atom] == () or atom in summed):
             reason = "contracted between activations, and used elsewhere too"
-        elif atom in summed and (not summed[atom] or beside[atom] or _tied(*known)):
+        elif atom in summed and (not summed[atom] or beside[atom] or _tied(*use)):
             reason = "summed over, as by a normalisation, with other axes or kernels"
         elif len(repaired) < len(sinks) and axes.size(atom) > MAX_DENSE:
             reason = f"wider than {MAX_DENSE}, and its kernels are used otherwise too"

@@ -66,8 +66,11 @@ def test_copies_are_cut_and_the_rest_computes_the_same(name):
     plan = architecture.plan(fn, params, xs, energy=1.0, multiple_of=1)
     small = architecture.compress(fn, params, plan)
     assert small.params["up"].size <= (3 * 9 if "gate" not in name else 3 * 10)
+    # XLA may leave a rounding to bfloat16 out of one of two programs.
+    tolerance = 2**-7 if name == "cast" else 1e-5
     for x in xs:
-        close(jax.jit(small.apply)(small.params, x), jax.jit(fn)(params, x), 1e-5)
+        found = jax.jit(small.apply)(small.params, x)
+        close(found, jax.jit(fn)(params, x), tolerance)
 
 
 def test_parts_side_by_side_are_cut_apart():

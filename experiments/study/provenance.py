@@ -8,12 +8,14 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-_PLACES = ("--data-dir", "--data.data-dir")
+# Options of folders that are another place on every machine end so.
+_PLACES = ("data-dir", ".cells")
 
 
 def environment() -> dict[str, str]:
@@ -48,15 +50,28 @@ def provenance() -> dict[str, Any]:
 def command() -> str:
     """The command line, as one would type it; folders of data are DIR."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    name = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).name
-    words = sys.argv[1:]
+    words = without_places(sys.argv[1:])
+    if not spec:
+        return shlex.join([Path(sys.argv[0]).name, *words])
+    return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *words])
+
+
+def without_places(words: Iterable[str]) -> list[str]:
+    """Arguments of a command with DIR for folders that lie elsewhere for others.
+
+    Example:
+      >>> without_places(["--data-dir", "/mnt/sets", "--data.data-dir=/mnt/sets", "-v"])
+      ['--data-dir', 'DIR', '--data.data-dir=DIR', '-v']
+    """
+    words = list(words)
+    is_place = lambda option: option.startswith("--") and option.endswith(_PLACES)
     for at, word in enumerate(words):
         option, equals, _ = word.partition("=")
-        if option in _PLACES and equals:
+        if is_place(option) and equals:
             words[at] = f"{option}=DIR"
-        elif at and words[at - 1] in _PLACES:
+        elif at and is_place(words[at - 1]):
             words[at] = "DIR"
-    return shlex.join(["python", "-m", name, *words] if spec else [name, *words])
+    return words
 
 
 @functools.cache

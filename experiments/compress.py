@@ -7,6 +7,7 @@ where it was; the trained model of a seed is kept there, too.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -23,11 +24,13 @@ from flax import nnx, serialization
 from dsbp_jax import architecture
 from dsbp_jax.layers import leaves_by_path
 from experiments import process
+from experiments.bench.timing import interleave
 from experiments.compression_rivals import RIVALS
 from experiments.data.batches import epoch_batches, normalize
 from experiments.data.dataset import Dataset, Split
 from experiments.data.loading import load
 from experiments.models import build
+from experiments.study import runs
 
 _EVALUATED = 500  # images at once
 _TIMED = 30  # passes of each model, interleaved
@@ -78,6 +81,12 @@ class Compress:
     """Measure the test split, too; choose nothing by it."""
     out: pathlib.Path = pathlib.Path("runs/compress")
     """Folder of the results."""
+
+    @property
+    def trained(self) -> str:
+        """What a trained model depends on but for its seed, as part of a file name."""
+        widths = "x".join(map(str, self.widths)) or "own"
+        return f"{self.dataset}-{self.model}-{widths}-e{self.epochs}".replace("/", "_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,31 +194,27 @@ def latencies(
         x = normalize(
             dataset.train.images[np.arange(size) % len(dataset.train)], dataset
         )
-        programs = [(jax.jit(net.apply), net.params) for net in nets]
-        times: list[list[float]] = [[] for _ in nets]
-        for run, params in programs:
-            jax.block_until_ready(run(params, x))
-        for _ in range(_TIMED):
-            for own, (run, params) in zip(times, programs, strict=True):
-                start = time.perf_counter()
-                jax.block_until_ready(run(params, x))
-                own.append(time.perf_counter() - start)
-        found[str(size)] = [float(np.median(own)) for own in times]
+        passes = {
+            str(place): functools.partial(jax.jit(net.apply), net.params, x)
+            for place, net in enumerate(nets)
+        }
+        times = interleave(passes, _TIMED)
+        found[str(size)] = [float(np.median(own)) for own in times.values()]
     return found
 
 
 def trained(config: Compress, dataset: Dataset, seed: int) -> Network:
     """The trained model of a seed, from its file where there is one."""
     net = network(config, dataset, seed)
-    widths = "x".join(map(str, config.widths)) or "own"
-    name = f"{dataset.name}-{config.model}-{widths}-e{config.epochs}-{seed}.msgpack"
-    file = config.out / name.replace("/", "_")
+    file = config.out / f"{config.trained}-{seed}.msgpack"
     arrays, treedef = jax.tree.flatten(net.params)
     if file.exists():
         arrays = serialization.from_bytes(arrays, file.read_bytes())
         return Network(net.apply, jax.tree.unflatten(treedef, arrays))
     params = train(net, dataset, config.epochs, config.rate, config.batch, seed)
-    _write(file, serialization.to_bytes(jax.tree.leaves(params)))
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(serialization.to_bytes(jax.tree.leaves(params)))
+    partial.rename(file)
     return Network(net.apply, params)
 
 
@@ -280,35 +285,25 @@ def table(cells: list[dict[str, Any]]) -> str:
     )
 
 
-def _write(file: pathlib.Path, data: bytes) -> None:
-    partial = file.with_suffix(f".{os.getpid()}")
-    partial.write_bytes(data)
-    partial.rename(file)
-
-
 @process.keeps_programs
 def main() -> None:
     """The command."""
     config = tyro.cli(Compress)
     config.out.mkdir(parents=True, exist_ok=True)
+    settings = dataclasses.asdict(config) | {"out": "", "data_dir": None}
     cells = []
     for seed in config.seeds:
         dataset = load(config.dataset, data_dir=config.data_dir, seed=seed)
         net = None
         for method in config.methods:
             for share in config.flops:
-                widths = "x".join(map(str, config.widths)) or "own"
-                name = (
-                    f"{dataset.name}-{config.model}-{widths}-e{config.epochs}"
-                    f"-t{config.tune_epochs}-{method}-{share:g}-{seed}.json"
-                )
-                file = config.out / name.replace("/", "_")
+                tuned = f"t{config.tune_epochs}-{method}-{share:g}-{seed}"
+                file = config.out / f"{config.trained}-{tuned}.json"
                 if not file.exists():
                     net = net or trained(config, dataset, seed)
                     found = cell(config, dataset, net, method, share, seed)
-                    found["config"] = dataclasses.asdict(config) | {"out": ""}
-                    _write(file, json.dumps(found, indent=1, default=str).encode())
-                    print(name, found["accuracy"], flush=True)
+                    runs.write_json(file, found | {"config": settings})
+                    print(file.name, found["accuracy"], flush=True)
                 cells.append(json.loads(file.read_text(encoding="utf-8")))
     print(table(cells))
 

@@ -32,9 +32,7 @@ class Options:
     """The JSON file; by default runs/theory-NAME.json."""
 
 
-@process.keeps_memory
-@process.keeps_programs
-@process.single_threaded_lapack
+@process.runs_experiments
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one of them; exits with code 2 on a user's error."""
     args = list(sys.argv[1:] if args is None else args)

@@ -9,8 +9,8 @@ goes on where it was. The test set is read for its error alone.
 """
 
 import dataclasses
+import functools
 import itertools
-import json
 import math
 import pathlib
 import time
@@ -25,7 +25,7 @@ from rich.progress import Progress
 from dsbp_jax.theory import pac_bayes
 from experiments import checks, data
 from experiments.study import runs, statistics
-from experiments.theory import training
+from experiments.theory import record, training
 
 PRIORS = ("initial", "learned")
 FAMILIES = ("isotropic", "diagonal", "eigenbasis")
@@ -100,25 +100,15 @@ def run(config: PacBayesConfig, progress: Progress) -> dict[str, Any]:
     task = progress.add_task("certificates", total=len(rows))
     networks: dict[Any, Any] = {}
     cells = []
-    for seed, prior, family, optimizer in rows:
+    settings = {
+        name: getattr(config, name)
+        for name in ("dataset", "hidden", "epochs", "posterior_epochs", "passes")
+    }
+    for row in rows:
+        seed, prior, family, optimizer = row
+        compute = functools.partial(certify, config, *row, examples, test, networks)
         file = config.cells / f"{prior}-{family}-{optimizer}-{seed}.json"
-        settings = {
-            name: getattr(config, name)
-            for name in ("dataset", "hidden", "epochs", "posterior_epochs", "passes")
-        }
-        if file.exists():
-            cell = json.loads(file.read_text(encoding="utf-8"))
-            if cell["settings"] != settings:
-                raise ValueError(
-                    f"pac_bayes.cells={str(config.cells)!r} holds cells with "
-                    f"{cell['settings']}; accepted is another folder, or those settings"
-                )
-        else:
-            cell = {"settings": settings} | certify(
-                config, seed, prior, family, optimizer, examples, test, networks
-            )
-            runs.write_json(file, cell)
-        cells.append(cell)
+        cells.append(record.kept(file, settings, compute, "pac_bayes.cells"))
         progress.advance(task)
     return {
         "examples": len(examples[1]),

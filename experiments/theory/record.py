@@ -1,6 +1,7 @@
 """What a result says of where it comes from, and the plots beside it."""
 
 import dataclasses
+import json
 import pathlib
 import shlex
 from collections.abc import Callable, Iterable
@@ -21,7 +22,8 @@ def provenance(arguments: Iterable[str], config: Any) -> dict[str, Any]:
     Returns:
       A dict for the head of a result.
     """
-    command = shlex.join(["python", "-m", "experiments.theory", *arguments])
+    words = source.without_places(arguments)
+    command = shlex.join(["python", "-m", "experiments.theory", *words])
     return source.provenance() | {"command": command, "config": config}
 
 
@@ -67,8 +69,42 @@ def check_out(path: pathlib.Path) -> None:
 
 
 def as_json(config: Any) -> dict[str, Any]:
-    """A dataclass of options, paths as text."""
+    """A dataclass of options as JSON has them, without the places of its files."""
     return {
-        key: str(value) if isinstance(value, pathlib.Path) else value
+        key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(config).items()
+        if not isinstance(value, pathlib.Path)
     }
+
+
+def kept(
+    file: pathlib.Path,
+    settings: dict[str, Any],
+    compute: Callable[[], dict[str, Any]],
+    option: str,
+) -> dict[str, Any]:
+    """A part of a result, from its file where there is one.
+
+    Args:
+      file: The file.
+      settings: What the part depends on, as JSON has it.
+      compute: Makes it.
+      option: The name of the option that has the folder.
+
+    Returns:
+      The part, its settings too.
+
+    Raises:
+      ValueError: The file's settings are others.
+    """
+    if not file.exists():
+        part = {"settings": settings} | compute()
+        runs.write_json(file, part)
+        return part
+    part = json.loads(file.read_text(encoding="utf-8"))
+    if part["settings"] != settings:
+        raise ValueError(
+            f"{option}={str(file.parent)!r} holds parts with {part['settings']}; "
+            "accepted is another folder, or those settings"
+        )
+    return part

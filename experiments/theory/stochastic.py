@@ -8,7 +8,6 @@ at a fixed η. The third is a small network on digits, by paths.
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import time
@@ -112,26 +111,20 @@ def run(config: SdeConfig, progress: Progress) -> dict[str, Any]:
         },
     }
     # Of each part; which parts there are is no matter of theirs.
-    settings = record.as_json(config) | {"cells": ""}
+    settings = record.as_json(config)
     del settings["networks"]
     found, seconds = {}, {}
     for name, compute in parts.items():
-        file = config.cells / f"{name}.json"
-        if file.exists():
-            part = json.loads(file.read_text(encoding="utf-8"))
-            if part["settings"] != json.loads(json.dumps(settings)):
-                raise ValueError(
-                    f"sde.cells={str(config.cells)!r} holds parts with other options; "
-                    "accepted is another folder, or those options"
-                )
-        else:
+
+        def measured(name: str = name, compute: Any = compute) -> dict[str, Any]:
             start = time.perf_counter()
             # Weak errors are far below what float32 can tell from zero.
             with jax.enable_x64(name.startswith("by_")):
                 rows = compute()
-            taken = time.perf_counter() - start
-            part = {"settings": settings, "found": rows, "seconds": taken}
-            runs.write_json(file, part)
+            return {"found": rows, "seconds": time.perf_counter() - start}
+
+        file = config.cells / f"{name}.json"
+        part = record.kept(file, settings, measured, "sde.cells")
         found[name], seconds[name] = part["found"], part["seconds"]
     networks = {name: found.pop(f"network-{name}") for name in config.networks}
     return found | {"network": networks, "seconds": seconds}

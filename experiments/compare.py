@@ -49,9 +49,7 @@ class Compare(cli.Command):
     """Folder of all runs."""
 
 
-@process.keeps_memory
-@process.keeps_programs
-@process.single_threaded_lapack
+@process.runs_experiments
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error, 1 without a result."""
     args = list(sys.argv[1:] if args is None else args)

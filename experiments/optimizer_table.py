@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import optax
 
 import dsbp_jax
+from dsbp_jax.transforms import WHITENED
 from experiments import checks, msam, rivals
 
 
@@ -187,7 +188,7 @@ def dimension_numbers(
 
 def _dense(uses: Uses, path: str, leaf: Any) -> dsbp_jax.MatrixView | None:
     """The view of a hidden leaf that is one matrix without a window."""
-    if uses.roles is not None and uses.roles.get(path) not in ("hidden", "first"):
+    if uses.roles is not None and uses.roles.get(path) not in WHITENED:
         return None
     if leaf.ndim == 2:  # a kernel, or the coordinates of any
         return dsbp_jax.MatrixView((0,), (1,))
@@ -520,7 +521,7 @@ class SpectralMuon(Momentum, Follows):
     """Share that is kept of what lies outside of the basis."""
 
     damping: Strength = 0.0
-    """Relative to the leading eigenvalue."""
+    """Relative to the mean eigenvalue."""
 
     def _transform(self, rate, uses):
         return dsbp_jax.spectral_muon(

@@ -47,6 +47,11 @@ def keeps_memory(main: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def runs_experiments(main: Callable[..., None]) -> Callable[..., None]:
+    """A main function that trains and takes times: all that this module offers it."""
+    return keeps_memory(keeps_programs(single_threaded_lapack(main)))
+
+
 def keeps_programs(main: Callable[..., None]) -> Callable[..., None]:
     """A main function that finds what it compiled before, in jax's persistent cache.
 

@@ -100,9 +100,7 @@ def workers(args: Sequence[str], count: int) -> Iterator[None]:
             worker.wait()
 
 
-@process.keeps_memory
-@process.keeps_programs
-@process.single_threaded_lapack
+@process.runs_experiments
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error, 1 without a result."""
     args = list(sys.argv[1:] if args is None else args)

@@ -37,9 +37,7 @@ class Train(cli.Command):
     """Replace the run of that name."""
 
 
-@process.keeps_memory
-@process.keeps_programs
-@process.single_threaded_lapack
+@process.runs_experiments
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error, 1 on divergence."""
     args = list(sys.argv[1:] if args is None else args)

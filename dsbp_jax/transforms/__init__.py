@@ -12,7 +12,10 @@ is `tracking`'s. Nothing here looks at a model: what a kernel means comes in as 
 from dsbp_jax.transforms.decay import add_spectral_decay as add_spectral_decay
 from dsbp_jax.transforms.dsbp import DsbpState as DsbpState, dsbp as dsbp
 from dsbp_jax.transforms.lie import LieState as LieState, lie_rotation as lie_rotation
-from dsbp_jax.transforms.muon import spectral_muon as spectral_muon
+from dsbp_jax.transforms.muon import (
+    WHITENED as WHITENED,
+    spectral_muon as spectral_muon,
+)
 from dsbp_jax.transforms.projection import (
     spectral_projection as spectral_projection,
 )

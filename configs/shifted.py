@@ -1,6 +1,6 @@
 """Corrupted Fashion-MNIST, a stream of it, before an MLP.
 
-    python -m experiments.inference shifted --data-dir DIR
+python -m experiments.inference shifted --data-dir DIR
 """
 
 from experiments.config import DataConfig, ModelConfig, ProbeConfig

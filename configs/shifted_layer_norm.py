@@ -1,6 +1,6 @@
 """Corrupted Fashion-MNIST, a stream of it, before a Vision Transformer.
 
-    python -m experiments.inference shifted_layer_norm --data-dir DIR
+python -m experiments.inference shifted_layer_norm --data-dir DIR
 """
 
 from experiments.config import DataConfig, ModelConfig, ProbeConfig

@@ -19,6 +19,8 @@ from dsbp_jax.inference.measures import MEASURES, Drift, by_layer, measures, sco
 from dsbp_jax.inference.source import Source, leaves_of
 from dsbp_jax.layers import trace
 
+_RETRY = 4  # batches between two looks at a moved model that is not trusted
+
 
 class State(NamedTuple):
     """What is carried along a stream; of fixed shape.
@@ -179,7 +181,7 @@ def adapt(
         plain, state = jax.lax.cond(due, looked, lambda state: (blank, state), state)
 
     # The moved model, where it may be of use.
-    retry = state.calls % settings.probe == 0
+    retry = state.calls % (_RETRY if stride > 1 else settings.probe) == 0
     run = state.alarm & sound & (state.guard.trusted | retry)
     run &= bool(source.moved)
 
@@ -251,9 +253,10 @@ def _measured(source: Source, state: State, watched: Models, images: int) -> Sta
     )
     score = score_of(found, source.normal)
     level = jnp.where(state.alarm, settings.quiet, 1.0) * source.threshold
+    most = settings.horizon / settings.probe
     return state._replace(
         watched=watched,
-        watched_images=jnp.minimum(state.watched_images + images, settings.window),
+        watched_images=jnp.minimum(state.watched_images + images, most),
         measures=found,
         score=score,
         alarm=score > level,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from dsbp_jax.inference.settings import Settings
 
 _LEAST = 16.0  # images of the probe before anything is said
+_DEVIATIONS = 2.0  # of chance, in favour of what is trusted
 
 
 class Guard(NamedTuple):
@@ -118,7 +119,9 @@ def compared(
         doubt = entropies[1] - jnp.maximum(entropies[0], usual)
         plain_balance, balance = (entropy(mean) for mean in means)
         chance = jnp.sum(jnp.square(means[0]))
-        turns = (repeats - chance) / jnp.maximum(1 - chance, 0.1)
+        of = images + jnp.minimum(guard.seen, settings.window)
+        noise = _DEVIATIONS * jnp.sqrt(chance * (1 - chance) / of)
+        turns = (repeats - chance - noise) / jnp.maximum(1 - chance, 0.1)
         bad = (doubt > settings.doubt) | (turns > settings.turns)
         bad |= plain_balance - balance > settings.balance
         balanced = plain_balance > 1 - settings.balance

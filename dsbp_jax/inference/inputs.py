@@ -14,7 +14,7 @@ from dsbp_jax.layers import (
     collect_rows,
     evaluate,
 )
-from dsbp_jax.linalg import Spiked, absorb, transport
+from dsbp_jax.linalg import Spiked, Transport, absorb, transport
 
 Models = dict[str, Spiked]  # by layer, each leaf of shape (*batch, …)
 
@@ -106,29 +106,42 @@ def moved_pass(
     def visit(product: Product, x: jax.Array, w: jax.Array, extra: Any) -> Any:
         site, (wanted, model, switch) = product.site, extra
 
-        def move(x: jax.Array) -> tuple[jax.Array, Spiked]:
+        def respond(x: jax.Array, w: jax.Array) -> tuple[jax.Array, Spiked]:
             rows = rows_of(site, x, limit)
-            learn = each(site, lambda model, rows: absorb(model, rows, weight))
-            new = learn(model, rows)
+            new = each(site, lambda t, rows: absorb(t, rows, weight))(model, rows)
             maps = each(site, lambda s, t: transport(s, t, stretch))(wanted, new)
-            whole = site.inputs.to_rows(x)
-            shifted = each(site, lambda one, rows: one(rows) - rows)(maps, whole)
-            # Taking rows is a choice and an order of entries: this puts them back.
-            (change,) = jax.linear_transpose(site.inputs.to_rows, x)(shifted)
-            return x + change, new
+            return _response(product, x, w, maps), new
 
         if switch is None:
-            x, new = move(x)
-        else:
-            taken = jnp.max(switch) > 0
-            x, new = jax.lax.cond(taken, move, lambda x: (x, model), x)
-        return product(x, w), new
+            return respond(x, w)
+        taken = jnp.max(switch) > 0
+        return jax.lax.cond(taken, respond, lambda x, w: (product(x, w), model), x, w)
 
     extras = {
         name: (source[name], models[name], None if chosen is None else chosen[name])
         for name in source
     }
     return _run(traced, arrays, visit, extras)
+
+
+def _response(
+    product: Product, x: jax.Array, w: jax.Array, maps: Transport
+) -> jax.Array:
+    """What a layer answers to its input, moved."""
+    site = product.site
+    # Taking rows is an order of entries: this puts them back.
+    back = lambda rows: jax.linear_transpose(site.inputs.to_rows, x)(rows)[0]
+    rows = jax.eval_shape(site.inputs.to_rows, x)
+    if site.kind == "convolution" and len(rows.shape) == 2:
+        # Of `xA + c` the kernel takes the first part, at no cost for any position; the
+        # second is alike for all images, and not at their borders.
+        constant = back(jnp.broadcast_to(maps.offset.astype(x.dtype), rows.shape))
+        (axis, *_), *_ = product.equation.params["dimension_numbers"]
+        first = jax.lax.slice_in_dim(constant, 0, 1, axis=axis)
+        moved = product.restrict(w, maps.matrix)
+        return product(x, moved) + product(first, w)
+    moved = each(site, lambda one, rows: one(rows))(maps, site.inputs.to_rows(x))
+    return product(back(moved), w)
 
 
 def _run(

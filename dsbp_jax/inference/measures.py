@@ -61,14 +61,14 @@ def _measures(source: Spiked, target: Spiked) -> jax.Array:
     shift = target.mean - source.mean
     along = rotation(left.vectors, shift[:, None])[:, 0]
     rest = jnp.maximum(shift @ shift - along @ along, 0)
-    mean = jnp.sum(jnp.square(along) / values) + rest / flat * (dim > rank)
+    mean = jnp.sum(jnp.square(along) / values) + rest / flat * float(dim > rank)
     cosines = rotation(left.vectors, right.vectors)
     # Directions of which nothing is left point anywhere: those with variance count.
     share = values / jnp.sum(values)
     angle = 1 - share @ jnp.sum(jnp.square(cosines), axis=1)
     logs = jnp.abs(jnp.log(others / values))
-    ends = jnp.abs(jnp.log(other / flat)) * (dim > rank)
-    spectrum = (jnp.sum(logs) + ends) / (rank + (dim > rank))
+    ends = jnp.abs(jnp.log(other / flat)) * float(dim > rank)
+    spectrum = (jnp.sum(logs) + ends) / (rank + int(dim > rank))
     return jnp.stack([jnp.sqrt(mean / dim), angle, spectrum])
 
 

@@ -13,7 +13,7 @@ from dsbp_jax.inference.settings import Settings
 from dsbp_jax.inference.shifts import SHIFTS, Range, shifted
 from dsbp_jax.layers import trace
 
-_BATCHES = 2  # held-out batches that are shifted
+_BATCHES = 1  # held-out batches that are shifted
 
 
 def choose(

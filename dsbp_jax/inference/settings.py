@@ -15,7 +15,7 @@ class Settings:
       rank: Leading directions of each layer that are modelled.
       rows: Rows of a layer and batch whose statistics are taken, at most.
       prior: Images that the source's model counts for in a model that begins.
-      horizon: Images that a model remembers.
+      horizon: Images that a model remembers; those of the probe count as many.
       limit: No direction is stretched or shrunk by more than this factor.
       watched: Layers whose drift is followed, at most.
       moved: Layers that are moved, at most.
@@ -31,8 +31,8 @@ class Settings:
         always.
       balance: How much more one-sided the moved answers' classes may be than those of
         the plain ones, in the same unit.
-      turns: Excess, over chance, of plain answers of the class of the one before, over
-        which classes are taken to come in turns.
+      turns: Excess, over chance and its noise, of plain answers of the class of the
+        one before, over which classes are taken to come in turns.
       patience: Images of the probe for which a switch stays as it is.
       reset_every: Images after which all models begin anew.
 
@@ -49,17 +49,17 @@ class Settings:
     horizon: float = 200.0
     limit: float = 10.0
     watched: int = 8
-    moved: int = 8
-    gain: float = 0.02
+    moved: int = 24
+    gain: float = 0.01
     probe: int = 8
     false_alarms: float = 0.01
     quiet: float = 0.7
     window: float = 100.0
-    doubt: float = 0.15
+    doubt: float = 0.25
     agreement: float = 0.5
     balance: float = 0.15
     turns: float = 0.2
-    patience: float = 50.0
+    patience: float = 25.0
     reset_every: int = 20_000
 
     def __post_init__(self) -> None:

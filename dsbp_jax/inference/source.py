@@ -253,7 +253,7 @@ def _usual(
             if start is tracked:
                 following = after
         tracked = following
-        seen = min(seen + images, settings.window)
+        seen = min(seen + images, settings.horizon / settings.probe)
     every = jnp.stack(found)
     normal = jnp.stack([jnp.mean(every, axis=0), jnp.std(every, axis=0)])
     scores = np.array([score_of(one, normal) for one in every])

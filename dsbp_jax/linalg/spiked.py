@@ -53,11 +53,30 @@ class Transport(NamedTuple):
 
     def __call__(self, rows: jax.Array) -> jax.Array:
         """Rows `(n, d)`, moved; computed in float32, in the dtype that they have."""
-        centred = rows.astype(jnp.float32) - self.target
-        identity = jnp.eye(len(self.inner), dtype=jnp.float32)
-        inside = (centred @ self.columns) @ (self.inner - self.tail * identity)
-        moved = self.source + self.tail * centred + inside @ self.columns.T
-        return moved.astype(rows.dtype)
+        wide = rows.astype(jnp.float32)
+        if self.columns.shape[0] == self.columns.shape[1]:
+            moved = wide @ self.matrix
+        else:
+            inside = (wide @ self.columns) @ self._change
+            moved = self.tail * wide + inside @ self.columns.T
+        return (moved + self.offset).astype(rows.dtype)
+
+    @property
+    def matrix(self) -> jax.Array:
+        """A, shape `(d, d)`."""
+        identity = jnp.eye(len(self.columns), dtype=jnp.float32)
+        thick = self.columns @ self._change @ self.columns.T
+        return self.tail * identity + thick
+
+    @property
+    def offset(self) -> jax.Array:
+        """What is added to `xA`, shape `(d,)`."""
+        inside = (self.target @ self.columns) @ self._change
+        return self.source - self.tail * self.target - inside @ self.columns.T
+
+    @property
+    def _change(self) -> jax.Array:
+        return self.inner - self.tail * jnp.eye(len(self.inner), dtype=jnp.float32)
 
 
 def tail(basis: EigenBasis) -> jax.Array:
@@ -69,7 +88,7 @@ def tail(basis: EigenBasis) -> jax.Array:
     """
     dim, rank = basis.vectors.shape
     rest = basis.trace - jnp.sum(basis.values)
-    return jnp.maximum(rest, 0) / max(dim - rank, 1) * (dim > rank)
+    return jnp.maximum(rest, 0) / max(dim - rank, 1) * float(dim > rank)
 
 
 def _covariance(

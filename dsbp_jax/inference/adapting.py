@@ -220,7 +220,9 @@ def adapt(
     outputs = jax.lax.cond(
         use, lambda arrays: outputs, lambda arrays: traced.run(arrays), arrays
     )
-    count = jnp.minimum(state.moved_images + len(x) * run, settings.horizon)
+    count = jnp.minimum(
+        state.moved_images + jnp.where(run, float(len(x)), 0.0), settings.horizon
+    )
     # Without drift, the next one is met with a fresh model.
     fresh = init(source)
     models, count = jax.tree.map(

@@ -7,7 +7,7 @@ from experiments.data import Split
 from experiments.data.corruptions import CORRUPTIONS, corrupt
 from experiments.data.streams import SETTINGS, arrange, batches
 
-SIDE = 16
+SIDE = 32
 
 
 def pictures(number, channels=3):
@@ -16,8 +16,8 @@ def pictures(number, channels=3):
     at = np.mgrid[:SIDE, :SIDE]
     images = np.empty((number, SIDE, SIDE, channels), np.uint8)
     for image in images:
-        away = np.hypot(*(at - rng.integers(4, 12, 2)[:, None, None]))
-        shade = 40 + 8 * at[1] + 90 * (away < 4)
+        away = np.hypot(*(at - rng.integers(8, 24, 2)[:, None, None]))
+        shade = 40 + 4 * at[1] + 90 * (away < 8)
         image[...] = np.clip(shade[..., None] + 12 * np.arange(channels), 0, 255)
     return images
 

@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments import checks, cli, process, shifted_rivals
+from experiments import checks, cli, data, process, shifted_rivals
+from experiments.bench.timing import interleave
+from experiments.data.corruptions import corrupt
 from experiments.data.streams import SETTINGS
 from experiments.shifted_config import METHODS, ShiftedConfig
 from experiments.study import runs, statistics
@@ -25,6 +29,7 @@ from experiments.tasks import shifted
 
 PROG = "experiments.inference"
 WINDOW = 10_000  # images of a long stream
+_TIMED = 30  # passes of each model, interleaved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,9 @@ class Inference(cli.Command):
 
     seeds: int = 1
     """Models and streams, from --seed on."""
+
+    cost: bool = False
+    """Measure what a batch costs beside the plain model, and the bytes kept."""
 
     out: Path = Path("runs/inference")
     """Folder of the results."""
@@ -152,6 +160,37 @@ def compute(command: Inference, tell: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
+def costs(command: Inference) -> dict[str, Any]:
+    """Times of a batch, plain and moved, interleaved; and bytes kept."""
+    config = command.config
+    model = shifted.deployed(config)
+    source = shifted_rivals.source_of(model)
+    none, ours = (
+        shifted_rivals.build("none", model),
+        shifted_rivals.spectral(model, source),
+    )
+    result: dict[str, Any] = {"config": what(config), **provenance()}
+    images = model.dataset.test.images[: config.stream_batch]
+    for name in ("clean", "contrast"):
+        shown = corrupt(images, name, config.severity)
+        x = jnp.asarray(data.normalize(shown, model.dataset))
+        _, state = ours.step(ours.init(), x)
+        _, state = ours.step(state, x)
+        passes = {
+            "none": lambda x=x: none.step((), x)[0],
+            "spectral": lambda x=x, state=state: ours.step(state, x)[0],
+        }
+        seconds = interleave(passes, _TIMED)
+        medians = {key: float(np.median(found)) for key, found in seconds.items()}
+        result[name] = medians | {
+            "ratio": medians["spectral"] / medians["none"],
+            "adapted": bool(state.adapted),
+        }
+    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    kept = {"model": model.arrays, "source": source, "state": ours.init()}
+    return result | {"bytes": {name: size(tree) for name, tree in kept.items()}}
+
+
 def table(command: Inference, found: dict[str, dict[str, Any]]) -> str:
     """Means over seeds; beside them the difference to the first method."""
     lines = [["setting", "batch", "severity", "method", "accuracy", "difference"]]
@@ -232,10 +271,15 @@ def main(args: Sequence[str] | None = None) -> None:
         for method in command.methods:
             shifted_rivals.check(method, command.config.model.name)
         checks.count("seeds", command.seeds)
-        configs = cells(command)  # every value is checked
+        cells(command)  # every value is checked
         runs.make_folder(command.out / "x")
-        del configs
         found = compute(command, console.print)
+        if command.cost:
+            name = f"{Path(command.preset).stem}-cost-{command.config.seed}.json"
+            cost = costs(command)
+            runs.write_json(command.out / name, cost)
+            for name in ("clean", "contrast", "bytes"):
+                console.print(f"{name}: {cost[name]}")
     for text in (
         table(command, found),
         by_shift(command, found),

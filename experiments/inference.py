@@ -253,6 +253,69 @@ def _aligned(lines: list[list[str]]) -> str:
     )
 
 
+def summary(command: Inference) -> dict[str, Any]:
+    """All cells of a preset that lie in the folder, for `experiments.render`."""
+    preset = Path(command.preset).stem
+    found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+    for file in sorted(command.out.glob(f"{preset}-*-*-*-*-*-*-*.json")):
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        own = cell["config"]
+        names = ("setting", "stream_batch", "severity", "images", "repeats", "method")
+        key = (*(own[name] for name in names[:-1]), own["method"])
+        found.setdefault(key, {})[own["seed"]] = cell
+    rows, windows = [], []
+    for key, cells in found.items():
+        *stream, method = key
+        base = found.get((*stream, "none"), {})
+        seeds = sorted(cells.keys() & base.keys())
+        if not seeds:
+            continue
+        gains = [100 * (cells[s]["accuracy"] - base[s]["accuracy"]) for s in seeds]
+        change = statistics.interval(gains)
+        adapted = [cells[s]["adapted"] for s in seeds if "adapted" in cells[s]]
+        shown = lambda value: "" if value is None else value
+        rows.append(
+            {
+                **dict(zip(("setting", "batch", "severity"), stream[:3], strict=True)),
+                "images": cells[seeds[0]]["images"],
+                "method": method,
+                "accuracy": 100 * float(np.mean([cells[s]["accuracy"] for s in seeds])),
+                "gain": change.mean,
+                "low": shown(change.low),
+                "high": shown(change.high),
+                "adapted": float(np.mean(adapted)) if adapted else "",
+                "seeds": len(seeds),
+            }
+        )
+        if stream[-1] > 1:
+            parts = zip(*(cells[s]["windows"] for s in seeds), strict=True)
+            plain = zip(*(base[s]["windows"] for s in seeds), strict=True)
+            gains = [
+                100 * float(np.mean(a) - np.mean(b))
+                for a, b in zip(parts, plain, strict=True)
+            ]
+            windows.append(
+                {
+                    "method": method,
+                    "windows": len(gains),
+                    "worst gain": min(gains),
+                    "mean gain": float(np.mean(gains)),
+                    "last gain": gains[-1],
+                }
+            )
+    title = f"{preset}: accuracy on streams of corrupted images, %"
+    tables = {title: rows, f"{preset}: a long stream, windows of {WINDOW:,}": windows}
+    for file in sorted(command.out.glob(f"{preset}-cost-*.json")):
+        cost = json.loads(file.read_text(encoding="utf-8"))
+        tables[f"{preset}: seconds of a batch"] = [
+            {"images": name, **cost[name]} for name in ("clean", "contrast")
+        ]
+        tables[f"{preset}: bytes"] = [cost["bytes"]]
+    made = provenance()
+    machine = {key: made["ran_on"][key] for key in ("device", "cores", "jax")}
+    return {"tables": tables, **machine, "date": made["date"], "commit": made["commit"]}
+
+
 @process.runs_experiments
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error."""
@@ -280,6 +343,8 @@ def main(args: Sequence[str] | None = None) -> None:
             runs.write_json(command.out / name, cost)
             for name in ("clean", "contrast", "bytes"):
                 console.print(f"{name}: {cost[name]}")
+    page = f"{Path(command.preset).stem}-summary.json"
+    runs.write_json(command.out / page, summary(command))
     for text in (
         table(command, found),
         by_shift(command, found),

@@ -72,6 +72,7 @@ def test_a_basis_is_refreshed_in_its_period(tmp_path):
     assert counts == [{0}, {1}, {2}]
 
 
+@pytest.mark.slow
 def test_bases_of_each_task(tmp_path):
     args = ["--method", "spectral_fomaml", "--spectral.basis", "task"]
     train.main([*SMALL, *args, "--out", str(tmp_path)])
@@ -225,6 +226,7 @@ def test_test_tasks_go_with_the_seed(tmp_path, monkeypatch):
     assert seen == {("test", 3), ("validation", 0)}
 
 
+@pytest.mark.slow
 def test_images_end_to_end(tmp_path, capsys):
     """Classification by the network with batch statistics, on bases of its layers."""
     fewshot_sets.Drawings(data_dir=tmp_path).download_and_prepare()

@@ -55,6 +55,7 @@ def test_folds_decay_kernels_with_the_learning_rate():
     np.testing.assert_allclose(kernel, wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_interrupted_coordinates_go_on_as_they_were(tmp_path, monkeypatch):
     options = [*SMALL, "--optimizer", "adam+coordinates:rank=8,refresh_every=3"]
     train.main([*options, "--out", str(tmp_path / "whole")])

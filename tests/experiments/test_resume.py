@@ -132,6 +132,7 @@ def test_a_resumed_run_ends_the_same(
     assert_same_run(tmp_path / "digits-dsbp-seed0", reference)
 
 
+@pytest.mark.slow
 def test_everything_in_the_model_is_resumed(restless_reference, tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "restless", Restless)
     args = [*RESTLESS, "--out", str(tmp_path)]
@@ -143,6 +144,7 @@ def test_everything_in_the_model_is_resumed(restless_reference, tmp_path, monkey
     assert_same_run(tmp_path / "digits-momentum-seed0", restless_reference)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_truth_ends_the_same(reference, tmp_path):
     command = [sys.executable, "-m", "experiments.train", *ARGS]
     process = subprocess.Popen(

@@ -242,7 +242,9 @@ def test_activations_at_full_rank():
 
 @pytest.mark.parametrize("scale", ["rms", "update", None])
 @pytest.mark.parametrize("rank", [0, 3, 8])
-@pytest.mark.parametrize("shape", [(6, 8), (8, 6)])
+@pytest.mark.parametrize(
+    "shape", [(6, 8), pytest.param((8, 6), marks=pytest.mark.slow)]
+)
 def test_derivatives_with_the_basis_held(rank, shape, scale):
     """Against differences in float64, all but the basis being free to move."""
     generator = np.random.default_rng(0)

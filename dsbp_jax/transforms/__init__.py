@@ -25,7 +25,7 @@ transformation; `spectral_muon` is the one that trains fastest:
   >>> grads = jax.grad(loss_fn)(params, x, y)
   >>> hidden = dsbp_jax.roles(forward, params, x)
   >>> tx = dsbp_jax.spectral_muon(3e-3, rank=4, hidden=hidden)
-  >>> updates, state = tx.update(grads, tx.init(params), params)
+  >>> updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
 
 Its core is `spectral_whitening`, which divides whatever reaches it by a power of its
 own spectrum, so that it chains:
@@ -41,7 +41,7 @@ in the eigenspace, its state `rank / d` of the usual:
 
   >>> tx = dsbp_jax.spectral_subspace(optax.adam(3e-3), rank=4, residual=0.1)
   >>> tx = dsbp_jax.dsbp(0.1, rank=4, residual=0.1)
-  >>> updates, state = tx.update(grads, tx.init(params), params)
+  >>> updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
 
 What a basis holds is read from the state of any optimizer, however it is wrapped, and
 an eigenspace carries its label (leaf, axes, side, source), so that other methods take
@@ -53,14 +53,19 @@ it as it is:
   >>> value_and_grad = lambda params: jax.value_and_grad(loss_fn)(params, x, y)
   >>> sharp = dsbp_jax.sam_value_and_grad(value_and_grad, 0.05, mode="spectral",
   ...                                     bases=spaces)
-  >>> value, grads = sharp(params)
+  >>> value, grads = jax.jit(sharp)(params)
 
 SAM as a transformation takes the gradient at another point from `grad_fn`, as
 `optax.contrib.sam` does; around an optimizer that tracks bases it perturbs in those:
 
   >>> tx = dsbp_jax.spectral_sam(dsbp_jax.dsbp(0.1, rank=4), rho=0.05)
   >>> grad_fn = lambda params, i: jax.grad(loss_fn)(params, x, y)
-  >>> updates, state = tx.update(grads, tx.init(params), params, grad_fn=grad_fn)
+  >>> @jax.jit
+  ... def step(params, state):
+  ...     grads = grad_fn(params, 0)
+  ...     updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
+  ...     return optax.apply_updates(params, updates), state
+  >>> new_params, state = step(params, tx.init(params))
 
 Fine-tuning that spares a source task: a penalty on what source data would notice, or
 no step at all in its eigenspaces:
@@ -77,7 +82,6 @@ to another optimizer:
   >>> labels = {"up": "turn", "bias": "adam", "mid": "turn", "head": "adam"}
   >>> tx = optax.partition({"turn": dsbp_jax.lie_rotation(0.05, rank=4),
   ...                       "adam": optax.adam(1e-3)}, labels)
-  >>> updates, state = tx.update(grads, tx.init(params), params)
 
 A kernel of more than two axes is a matrix by its `layout`; under
 `optax.inject_hyperparams` pass `static_args=dsbp_jax.STATIC_ARGS`. A training step may

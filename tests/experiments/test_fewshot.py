@@ -20,6 +20,7 @@ from experiments.tasks.fewshot import FewshotTask
 from experiments.tasks.learner import Learner
 from tests.experiments import fewshot_sets
 from tests.experiments.small_runs import SMALL_FEWSHOT as SMALL, records
+from tests.marks import quick
 
 
 def parsed(*args):
@@ -43,7 +44,7 @@ def shared_tasks():
         yield
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick(METHODS, ("maml", "spectral_maml")))
 def test_every_method_learns_and_reports(method, tmp_path, capsys):
     train.main([*SMALL, "--method", method, "--out", str(tmp_path)])
     folder = tmp_path / f"sine-10shot-{method}-seed0"

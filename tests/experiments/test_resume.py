@@ -114,10 +114,12 @@ def kill_after(monkeypatch, method: str, calls: int, when: str):
 @pytest.mark.parametrize(
     ("method", "calls", "when"),
     [
-        ("save", 1, "before"),  # before the first checkpoint
+        # before the first checkpoint
+        pytest.param("save", 1, "before", marks=pytest.mark.slow),
         ("save", 2, "after"),  # after a checkpoint
         ("save", 3, "before"),  # logged, but not saved
-        ("save", 4, "after"),  # trained to the end, but not tested
+        # trained to the end, but not tested
+        pytest.param("save", 4, "after", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_ends_the_same(

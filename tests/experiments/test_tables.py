@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import cli, render, tables
+from experiments import cli, headlines, render, tables
 from experiments.study import printing
 from tests.experiments.commands import fails
 
@@ -69,18 +69,27 @@ def test_pages_are_what_their_files_give():
         assert path.read_text(encoding="utf-8") == text, path
 
 
-def test_marked_tables_are_written_anew(made):
-    folder, _ = made
-    results = render.load(folder / "out")
-    text = "Before.\n<!-- table mine -->\nstale\n<!-- end -->\nAfter.\n"
-    written = render.marked(text, results)
-    assert "stale" not in written
-    assert printing.markdown(results["mine"]) in written
-    assert written.startswith("Before.\n<!-- table mine -->\n")
-    assert written.endswith("<!-- end -->\nAfter.\n")
-    assert render.marked(written, results) == written
-    with pytest.raises(ValueError, match="table other: there is no"):
-        render.marked("<!-- table other -->\n<!-- end -->", results)
+def test_headlines_are_read_from_files(made):
+    results = render.load(made[0] / "out") | {
+        "speed": {"tables": {"A": [{"w": "us", "ms": 1.0}, {"w": "adam", "ms": 4.0}]}}
+    }
+    (column, *_), (first, second, *_) = (
+        results["mine"]["columns"],
+        [row["contender"] for row in results["mine"]["rows"]],
+    )
+    duel = headlines.Duel("Which", "mine", second, first, column["metric"])
+    ratio = headlines.Ratio("Fast", "speed", "A", "us", "adam", "ms")
+    text = headlines.markdown((duel, ratio), results)
+    entry = results["mine"]["rows"][1]["columns"][0]
+    assert printing.number(entry["difference"], entry["digits"], "+") in text
+    assert "| us 1 | adam 4 | × 0.25 | ours | [speed]" in text
+
+
+def test_headlines_of_the_readme_are_of_what_is_there():
+    results = render.load()
+    for headline in headlines.HEADLINES:
+        what, *_ = headline.row(results)
+        assert headline.what in what
 
 
 def test_the_results_page_has_every_file(made):

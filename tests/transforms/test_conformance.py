@@ -150,7 +150,6 @@ def every(values, *, slow=()):
 
 transforms = pytest.mark.parametrize("make", every(TRANSFORMS))
 wrapped = pytest.mark.parametrize("make", every(TRANSFORMS, slow=SLOW))
-dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 
 
 def assert_same_types(a, b):
@@ -243,7 +242,9 @@ def few_params():
 
 
 @transforms
-@dtypes
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
+)
 def test_shapes_dtypes_and_holes_are_kept(make, dtype):
     updates, state, start, *_ = whole_run(make, dtype)
     assert_same_types(updates, models.params(dtype))
@@ -454,7 +455,9 @@ def unsharded_run(make):
 
 
 @wrapped
-@pytest.mark.parametrize("mode", ["auto", "explicit"])
+@pytest.mark.parametrize(
+    "mode", ["auto", pytest.param("explicit", marks=pytest.mark.slow)]
+)
 def test_sharded_params_agree_with_unsharded(make, mode):
     params = few_params() | {"bias": jnp.ones(8)}
     expected = unsharded_run(make).updates

@@ -52,9 +52,11 @@ def benchmark(result: dict[str, Any]) -> str:
         parts += [f"{title}\n", line(rows[0]), line(["---"] * len(rows[0]))]
         parts += [line(map(shown, row.values())) for row in rows]
         parts.append("")
-    made = ", ".join(
-        f"{key} {result[key]}" for key in ("device", "cores", "jax", "date")
-    )
+    if "ran_on" in result:
+        made = printing.made(result)
+    else:  # of an older form
+        keys = ("device", "cores", "jax", "date")
+        made = ", ".join(f"{key} {result[key]}" for key in keys)
     return "\n".join([*parts, made]) + "\n"
 
 

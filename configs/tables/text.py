@@ -6,15 +6,6 @@ python -m experiments.tables text
 from experiments.config import TextConfig
 from experiments.study.tables import Table
 
-# Further controls.
-FULL = (
-    "spectral_muon:damping=0.01",
-    "spectral_muon:rank=16",
-    "exact_muon",
-    "scaled_muon",
-    "low_rank_muon",
-)
-
 
 def table(scale: str) -> Table:
     """The table."""
@@ -34,7 +25,6 @@ def table(scale: str) -> Table:
             "spectral_muon",
             "spectral_muon:refresh_every=4",
             "frozen_muon",
-            *(() if scale == "cpu" else FULL),
         ),
         tune=("rate",) if scale == "cpu" else ("rate", "decay"),
         caption=(

@@ -1,6 +1,9 @@
 """Tables by name, and the pages that are written from their files."""
 
+import gc
 import json
+import sys
+import time
 
 import pytest
 
@@ -61,6 +64,31 @@ def test_a_table_is_a_file_and_a_page(made, capsys):
     tables.main([*args, "--cells-only"])
     assert (folder / "out" / "mine.json").stat().st_mtime_ns == before
     assert "after" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_jobs_compute_cells(made, tmp_path):
+    """Without SLURM submitit runs its jobs on this machine."""
+    pytest.importorskip("submitit")
+    _, (file, *_) = made
+    options = tables.Options((file,), "smoke", tmp_path, slurm=1)
+    with tables.workers([file, "--scale", "smoke", "--out", str(tmp_path)], options):
+        cells = tmp_path / "cells"
+        until = time.monotonic() + 60
+        while not any(cells.glob("*[0-9a-f].json")) and time.monotonic() < until:
+            time.sleep(0.2)
+    assert any(path.stem != "version" for path in cells.glob("*.json"))
+    gc.collect()  # submitit leaves a process that was ended to its destructor
+
+
+def test_jobs_without_submitit_are_refused(made, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    _, args = made
+    line = fails("tables", [*args, "--slurm", "2"], capsys)
+    assert "slurm=2 needs submitit; accepted is 0, or after pip install" in line
+    line = fails("tables", [*args, "--slurm", "2", "--slurm-options", "gpu"], capsys)
+    assert "slurm_options='gpu'; accepted are words NAME=VALUE" in line
 
 
 def test_pages_are_what_their_files_give():

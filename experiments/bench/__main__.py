@@ -1,14 +1,11 @@
 """Runs benchmarks by name: `python -m experiments.bench NAME`."""
 
 import dataclasses
-import datetime
 import pathlib
-import platform
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import jax
 import tyro
 from rich.table import Table
 
@@ -20,6 +17,7 @@ from experiments.bench.step import StepConfig
 from experiments.bench.update import UpdateConfig
 from experiments.bench.whitening import WhiteningConfig
 from experiments.study import runs
+from experiments.study.provenance import provenance
 
 PROG = "experiments.bench"
 
@@ -79,16 +77,7 @@ def main(args: Sequence[str] | None = None) -> None:
             table.add_row(*cells)
         console.print(table)
     if options.out is not None:
-        device = jax.devices()[0]
-        record = {
-            "date": datetime.date.today().isoformat(),
-            "device": f"{device.device_kind} ({device.platform})",
-            "cores": runs.usable_cores(),
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "tables": tables,
-        }
-        runs.write_json(options.out, record)
+        runs.write_json(options.out, {**provenance(), "tables": tables})
         console.print(f"Written to {options.out}")
 
 

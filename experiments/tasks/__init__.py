@@ -1,15 +1,16 @@
 """What is trained: one module a task, on the engine of `experiments.study`.
 
-`images` classifies images, `text` predicts bytes, `fewshot` learns to learn; `shifted`
-sees what a classifier makes of shifted images. `images` and `text` share `optimized`,
-which is what any optimizer of `experiments.optimizers` needs. A config makes its task;
-`read` finds the config of a file.
+`images` classifies images, `text` predicts bytes, `fewshot` learns to learn; the first
+two share `optimized`, which is what any optimizer of `experiments.optimizers` needs.
+`compression` tunes a trained model after it was cut; `shifted` sees what one makes of
+shifted images. A config makes its task; `read` finds the config of a file.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from experiments import checks
+from experiments.compression_config import CompressionConfig
 from experiments.config import ImageConfig, TextConfig
 from experiments.fewshot_config import FewshotConfig
 from experiments.shifted_config import ShiftedConfig
@@ -18,7 +19,10 @@ from experiments.study.task import Task as Task
 
 CONFIGS = {
     kind.__name__: kind
-    for kind in (ImageConfig, TextConfig, FewshotConfig, ShiftedConfig)
+    for kind in (
+        *(ImageConfig, TextConfig, FewshotConfig),
+        *(CompressionConfig, ShiftedConfig),
+    )
 }
 
 

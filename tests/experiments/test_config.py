@@ -30,7 +30,8 @@ from experiments.study.config import (
 
 IMAGES = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
 SHIFTED = ("shifted", "shifted_batch_norm", "shifted_layer_norm")
-PRESETS = sorted((*IMAGES, *SHIFTED, "cifar_fs", "omniglot", "sine", "text"))
+OTHERS = ("cifar_fs", "compression", "omniglot", "sine", "text")
+PRESETS = sorted((*IMAGES, *SHIFTED, *OTHERS))
 
 
 def test_a_config_survives_json():
@@ -89,7 +90,8 @@ def test_every_preset_is_there_and_says_how_to_run_it():
         text = (cli.PRESETS / f"{name}.py").read_text(encoding="utf-8")
         docstring = ast.get_docstring(ast.parse(text))
         program = "inference" if name in SHIFTED else "train"
-        command = f"python -m experiments.{program}" + f" {name}" * (name != "digits")
+        verb = "compare" if name == "compression" else program
+        command = f"python -m experiments.{verb}" + f" {name}" * (name != "digits")
         assert command in docstring
 
 

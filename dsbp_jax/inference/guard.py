@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from dsbp_jax.inference.settings import Settings
 
 _LEAST = 16.0  # images of the probe before anything is said
-_DEVIATIONS = 2.0  # of chance, in favour of what is trusted
 
 
 class Guard(NamedTuple):
@@ -21,9 +20,9 @@ class Guard(NamedTuple):
       entropy: Mean entropy of the plain and of the moved answers, as a share of the
         logarithm of the number of classes.  # shape=(2,), dtype=float32
       agreement: Share of answers that agree.  # shape=(), dtype=float32
-      repeats: Share of plain answers whose class is that of the one before.
-        # shape=(), dtype=float32
-      last: The class of the last plain answer.  # shape=(), dtype=int32
+      repeats: Share of the plain and of the moved answers whose class is that of the
+        one before.  # shape=(2,), dtype=float32
+      last: The classes of the last answers.  # shape=(2,), dtype=int32
       plain: Shares of the classes among the plain answers; empty without logits.
         # shape=(classes,), dtype=float32
       moved: Likewise of the moved ones.  # shape=(classes,), dtype=float32
@@ -44,8 +43,8 @@ def start(classes: jax.Array) -> Guard:
     """A guard that has seen nothing; `classes` are the source's probabilities."""
     zero = jnp.float32(0)
     none = jnp.zeros(2, jnp.float32)
-    one, last = jnp.float32(1), jnp.int32(0)
-    return Guard(jnp.array(True), zero, zero, none, one, zero, last, classes, classes)
+    one, last = jnp.float32(1), jnp.zeros(2, jnp.int32)
+    return Guard(jnp.array(True), zero, zero, none, one, none, last, classes, classes)
 
 
 def entropy(probabilities: jax.Array) -> jax.Array:
@@ -105,27 +104,30 @@ def compared(
     repeats = guard.repeats
     if classes:
         pair = [probabilities(plain), probabilities(moved)]
-        left, right = (one.argmax(-1) for one in pair)
-        share = lambda hits: jnp.mean(hits, dtype=jnp.float32)
-        common = mix(guard.agreement, share(left == right))
+        found = jnp.stack([one.argmax(-1).astype(jnp.int32) for one in pair])
+        share = lambda hits: jnp.mean(hits, axis=-1, dtype=jnp.float32)
+        common = mix(guard.agreement, share(found[0] == found[1]))
         entropies = mix(entropies, jnp.stack([jnp.mean(entropy(p)) for p in pair]))
         means = [
             mix(old, jnp.mean(jax.nn.one_hot(new, classes), axis=0))
-            for old, new in zip(means, (left, right), strict=True)
+            for old, new in zip(means, found, strict=True)
         ]
-        before = jnp.concatenate([guard.last[None], left[:-1]])
-        repeats = mix(repeats, share(left == before))
-        last = left[-1]
+        before = jnp.concatenate([guard.last[:, None], found[:, :-1]], axis=1)
+        repeats, last = mix(repeats, share(found == before)), found[:, -1]
         doubt = entropies[1] - jnp.maximum(entropies[0], usual)
         plain_balance, balance = (entropy(mean) for mean in means)
-        chance = jnp.sum(jnp.square(means[0]))
+        chance = jnp.stack([jnp.sum(jnp.square(mean)) for mean in means])
         of = images + jnp.minimum(guard.seen, settings.window)
-        noise = _DEVIATIONS * jnp.sqrt(chance * (1 - chance) / of)
-        turns = (repeats - chance - noise) / jnp.maximum(1 - chance, 0.1)
+        rest = jnp.maximum(1 - chance, 0.1)
+        excess = (repeats - chance) / rest
+        noise = jnp.sqrt(chance * (1 - chance) / of) / rest
+        # Plain answers also come in turns where shifts do; moved ones do not.
+        turns = jnp.where(excess[1] > noise[1], excess[0] - 2 * noise[0], 0)
         bad = (doubt > settings.doubt) | (turns > settings.turns)
         bad |= plain_balance - balance > settings.balance
         balanced = plain_balance > 1 - settings.balance
-        bad |= (common < settings.agreement) & balanced & (doubt > 0)
+        unlike = (common < settings.agreement) & (doubt > settings.doubt / 2)
+        bad |= unlike & balanced
         good = (doubt < settings.doubt / 2) & (turns < settings.turns / 2) & ~bad
     else:
         last = guard.last

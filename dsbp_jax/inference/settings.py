@@ -27,8 +27,8 @@ class Settings:
       doubt: Entropy, as a share of log classes, by which the moved model may be less
         sure than the plain one.
       agreement: Share of answers, at least, that both have in common where the plain
-        ones are of all classes and the moved model is the less sure; without logits,
-        always.
+        ones are of all classes and the moved model is in half of such doubt; without
+        logits, always.
       balance: How much more one-sided the moved answers' classes may be than those of
         the plain ones, in the same unit.
       turns: Excess, over chance and its noise, of plain answers of the class of the

@@ -240,10 +240,23 @@ ALL = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), 6))
         (lambda at, n: sure(ALL, n), lambda at, n: sure(ALL, n, 0.5), False),
         (lambda at, n: sure(ALL, n), lambda at, n: sure([1], n), False),
         (lambda at, n: sure([1], n), lambda at, n: sure(ALL, n), True),
-        (lambda at, n: sure([at % 4], n), lambda at, n: sure(ALL, n), False),
+        (lambda at, n: sure([at % 4], n), lambda at, n: sure(ALL, n), True),
+        (
+            lambda at, n: sure([at % 4], n),
+            lambda at, n: sure([*ALL[:12], *[at % 4] * 12], n),
+            False,
+        ),
         (lambda at, n: sure(ALL, n), lambda at, n: sure(ALL, n) * jnp.nan, False),
     ],
-    ids=["alike", "unsure", "one-sided", "collapsed", "turns", "nan"],
+    ids=[
+        "alike",
+        "unsure",
+        "one-sided",
+        "collapsed",
+        "shifts in turns",
+        "turns",
+        "nan",
+    ],
 )
 def test_what_the_guard_trusts(plain, moved, trusted):
     assert bool(guards.ready(guard(plain, moved))) == trusted

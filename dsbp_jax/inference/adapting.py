@@ -203,8 +203,9 @@ def adapt(
             ours,
             float(images),
             settings,
-            source.classes.size,
+            source.classes,
             source.entropy,
+            outputs,
         )
         kept = jax.tree.map(lambda a, b: jnp.where(due, a, b), after, state.guard)
         return outputs, models, kept

@@ -26,6 +26,8 @@ class Guard(NamedTuple):
       plain: Shares of the classes among the plain answers; empty without logits.
         # shape=(classes,), dtype=float32
       moved: Likewise of the moved ones.  # shape=(classes,), dtype=float32
+      shares: Likewise of the moved ones of all rows, the probe's and others.
+        # shape=(classes,), dtype=float32
     """
 
     trusted: jax.Array
@@ -37,6 +39,7 @@ class Guard(NamedTuple):
     last: jax.Array
     plain: jax.Array
     moved: jax.Array
+    shares: jax.Array
 
 
 def start(classes: jax.Array) -> Guard:
@@ -44,7 +47,9 @@ def start(classes: jax.Array) -> Guard:
     zero = jnp.float32(0)
     none = jnp.zeros(2, jnp.float32)
     one, last = jnp.float32(1), jnp.zeros(2, jnp.int32)
-    return Guard(jnp.array(True), zero, zero, none, one, none, last, classes, classes)
+    return Guard(
+        jnp.array(True), zero, zero, none, one, none, last, classes, classes, classes
+    )
 
 
 def entropy(probabilities: jax.Array) -> jax.Array:
@@ -81,8 +86,9 @@ def compared(
     moved: Any,
     images: float,
     settings: Settings,
-    classes: int,
+    classes: jax.Array,
     usual: jax.Array,
+    answers: Any = None,
 ) -> Guard:
     """The guard after both models answered the same images.
 
@@ -92,8 +98,11 @@ def compared(
       moved: Likewise.
       images: n.
       settings: Its window and its limits.
-      classes: Their number, 0 where outputs are no logits.
+      classes: Mean class probabilities on source data; empty where outputs are no
+        logits.
       usual: Mean entropy on source data: moved answers may be as unsure as that.
+      answers: Moved outputs of the whole batch that the images are of; by default
+        `moved`.
 
     Returns:
       The guard after; the same where an answer is not finite, but not trusted.
@@ -101,15 +110,15 @@ def compared(
     weight = images / (images + jnp.minimum(guard.seen, settings.window))
     mix = lambda old, new: (1 - weight) * old + weight * new
     entropies, means = guard.entropy, [guard.plain, guard.moved]
-    repeats = guard.repeats
-    if classes:
+    repeats, shares = guard.repeats, guard.shares
+    if classes.size:
         pair = [probabilities(plain), probabilities(moved)]
         found = jnp.stack([one.argmax(-1).astype(jnp.int32) for one in pair])
         share = lambda hits: jnp.mean(hits, axis=-1, dtype=jnp.float32)
         common = mix(guard.agreement, share(found[0] == found[1]))
         entropies = mix(entropies, jnp.stack([jnp.mean(entropy(p)) for p in pair]))
         means = [
-            mix(old, jnp.mean(jax.nn.one_hot(new, classes), axis=0))
+            mix(old, jnp.mean(jax.nn.one_hot(new, classes.size), axis=0))
             for old, new in zip(means, found, strict=True)
         ]
         before = jnp.concatenate([guard.last[:, None], found[:, :-1]], axis=1)
@@ -126,6 +135,13 @@ def compared(
         bad = (doubt > settings.doubt) | (turns > settings.turns)
         bad |= plain_balance - balance > settings.balance
         balanced = plain_balance > 1 - settings.balance
+        every = moved if answers is None else answers
+        counted = jnp.mean(jax.nn.one_hot(every.argmax(-1), classes.size), axis=0)
+        shares = mix(shares, counted)
+        # By chance so many counts are as far apart as that, in the mean.
+        spread = jnp.sum(jnp.sqrt(classes * (1 - classes) / (of * len(every) / images)))
+        away = jnp.sum(jnp.abs(shares - classes)) / 2 - 0.4 * spread
+        bad |= away > settings.shares
         unlike = (common < settings.agreement) & (doubt > settings.doubt / 2)
         bad |= unlike & balanced
         good = (doubt < settings.doubt / 2) & (turns < settings.turns / 2) & ~bad
@@ -140,7 +156,7 @@ def compared(
     late = since >= settings.patience
     trusted = jnp.where(guard.trusted, ~bad | ~ready, good & late & ready)
     since = jnp.where(trusted == guard.trusted, since, 0)
-    new = Guard(trusted, since, seen, entropies, common, repeats, last, *means)
+    new = Guard(trusted, since, seen, entropies, common, repeats, last, *means, shares)
     sound = jnp.isfinite(jnp.sum(entropies) + common)
     kept = guard._replace(trusted=jnp.array(False))
     return jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, kept)

@@ -33,6 +33,8 @@ class Settings:
         the plain ones, in the same unit.
       turns: Excess, over chance and its noise, of plain answers of the class of the
         one before, over which classes are taken to come in turns.
+      shares: How far the moved answers' classes may be from those on source data, in
+        total variation over what is chance.
       patience: Images of the probe for which a switch stays as it is.
       reset_every: Images after which all models begin anew.
 
@@ -59,6 +61,7 @@ class Settings:
     agreement: float = 0.5
     balance: float = 0.15
     turns: float = 0.2
+    shares: float = 0.08
     patience: float = 25.0
     reset_every: int = 20_000
 
@@ -67,6 +70,7 @@ class Settings:
             checks.positive_int(name, getattr(self, name))
         for name in ("prior", "horizon", "limit", "window", "patience"):
             checks.positive(name, getattr(self, name))
-        checks.in_unit_interval("turns", self.turns)
+        for name in ("turns", "shares"):
+            checks.in_unit_interval(name, getattr(self, name))
         for name in ("gain", "false_alarms", "quiet", "doubt", "agreement", "balance"):
             checks.in_unit_interval(name, getattr(self, name))

@@ -209,9 +209,12 @@ def test_a_state_is_of_fixed_shape(case):
     assert case.step._cache_size() >= 1
 
 
+SHARES = jnp.full(CLASSES, 1 / CLASSES)
+
+
 def guard(plain, moved, steps=6, usual=0.2, size=24):
     """A guard that saw such logits."""
-    state = guards.start(jnp.full(CLASSES, 1 / CLASSES))
+    state = guards.start(SHARES)
     for at in range(steps):
         one, two = plain(at, size), moved(at, size)
         state = compared(state, one, two, usual)
@@ -222,7 +225,7 @@ def guard(plain, moved, steps=6, usual=0.2, size=24):
 def compared(state, plain, moved, usual):
     settings = inference.Settings()
     return guards.compared(
-        state, plain, moved, float(len(plain)), settings, CLASSES, usual
+        state, plain, moved, float(len(plain)), settings, SHARES, usual
     )
 
 

@@ -55,7 +55,9 @@ class Duel:
         )
         text = printing.number(difference._asdict(), mine["digits"], "+")
         unit = f" {column['unit']}" if column["unit"] else ""
-        shown = lambda entry: printing.number(entry, entry["digits"])
+        shown = lambda entry: (
+            f"{printing.number(entry, entry['digits'])}, {printing.seconds(entry)} s"
+        )
         return [
             f"{self.what}: {column['metric']}{printing.VIEWS[self.view]}",
             f"`{self.ours}` {shown(mine)}",
@@ -130,6 +132,15 @@ def markdown(headlines: tuple[Duel | Ratio, ...], results: Results) -> str:
 _ADAM_STEP = "mlp, width 2048, 2048 tokens, rank 64, adam"
 
 HEADLINES: tuple[Duel | Ratio, ...] = (
+    Duel("Fashion-MNIST, 2 epochs", "table-whitening", "spectral_muon", "adamw"),
+    Duel(
+        "Fashion-MNIST, 2 epochs",
+        "table-whitening",
+        "spectral_muon",
+        "muon:momentum=0.95",
+    ),
+    Duel("Digits, the paper's rule", "table-digits", "dsbp_paper", "momentum"),
+    Duel("Digits, SAM in eigenspaces", "table-digits", "dsbp_sam", "sam"),
     Ratio(
         "Update of a 2048² kernel",
         "bench-whitening-2core-cpu",

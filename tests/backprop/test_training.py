@@ -56,6 +56,7 @@ def test_with_as_many_columns_as_rows_of_a_kernel_it_is_plain_training(name):
     close(training.params(state), params, 2e-4)
 
 
+@pytest.mark.promotes  # optax.cosine_decay_schedule
 def test_weights_decay_by_the_schedule_between_folds_too():
     """Steps that do nothing else, and any number of them."""
     case = mlp()

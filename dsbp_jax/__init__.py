@@ -10,6 +10,7 @@ gradient transformations, and `backprop`, which makes the gradient itself cheape
 
 from dsbp_jax import (
     architecture as architecture,
+    backprop as backprop,
     linalg as linalg,
     meta as meta,
     theory as theory,

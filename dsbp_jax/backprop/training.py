@@ -30,7 +30,7 @@ class TrainingState(NamedTuple):
     coords: Any
     frame: Frame
     opt_state: optax.OptState
-    step: np.int32
+    step: np.ndarray
 
 
 class SpectralTraining(NamedTuple):
@@ -176,7 +176,7 @@ def spectral_training(
         coords, frame, opt_state = starts[donate](params, args, key)
         check = functools.partial(_follows, betas=betas, rules=transport)
         jax.eval_shape(check, coords, frame, opt_state)
-        return TrainingState(coords, frame, opt_state, np.int32(0))
+        return TrainingState(coords, frame, opt_state, np.array(0, np.int32))
 
     def last_fold(turn: int, done: int, frame: Frame) -> int:
         """After how many steps, `done` at most, a group was folded last."""
@@ -201,7 +201,9 @@ def spectral_training(
             coords, frame, opt_state = coordinates.fold(
                 coords, frame, opt_state, *seen, turn=turn, shrink=shrink, donate=True
             )
-        return TrainingState(coords, frame, opt_state, np.int32(done + 1)), value
+        return TrainingState(
+            coords, frame, opt_state, np.array(done + 1, np.int32)
+        ), value
 
     def settled(coords: Any, frame: Frame, step: jax.Array, firsts: Any) -> Any:
         whole = coordinates.merge(coords, frame)

@@ -16,9 +16,7 @@ FEW = "rank=8,refresh_every=4"
 TEXTS = [
     f"adam+coordinates:{FEW}",
     f"sam+coordinates:{FEW},tracking=0",
-    f"adamw+coordinates:{FEW},weight_decay=0.1",
-    f"spectral_muon+coordinates:{FEW},weight_decay=0.1",
-    "whitened_momentum+coordinates:rank=4,refresh_every=4,random=True",
+    f"spectral_muon+coordinates:{FEW},weight_decay=0.1,random=True",
     f"momentum+spectral:{FEW},random=2,catch_up_every=3",
     f"sam+spectral:{FEW},tracking=3",
     f"dsbp+spectral:{FEW},source=activation",

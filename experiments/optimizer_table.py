@@ -527,11 +527,17 @@ class SpectralMuon(Momentum, Follows):
     refresh_every: Period = 1
     momentum: Share = 0.95
 
+    power: float = 0.5
+    """Of the spectrum that is divided by; half is Muon's."""
+
     residual: Share = 1.0
     """Share that is kept of what lies outside of the basis."""
 
     damping: Strength = 0.0
     """Relative to the mean eigenvalue."""
+
+    scale: Literal["rms", "spectral", "update"] = "rms"
+    """Size of a step: Adam's, Muon's, or that of the momentum."""
 
     def _transform(self, rate, uses):
         return dsbp_jax.spectral_muon(
@@ -539,8 +545,10 @@ class SpectralMuon(Momentum, Follows):
             self.rank,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
+            power=self.power,
             residual=self.residual,
             damping=self.damping,
+            scale=self.scale,
             refresh_every=self.refresh_every,
             hidden=uses.roles,
             layout=uses.layout,

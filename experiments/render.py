@@ -1,8 +1,9 @@
 """Writes pages from files of results: `python -m experiments.render [--check]`.
 
 `experiments/results/README.md` gets every table that lies in its folder. In README.md,
-what stands between `<!-- table NAME -->` and `<!-- end -->` becomes the table of that
-file. No number is typed by hand; a test fails where pages and files differ.
+what stands between `<!-- headlines -->` and `<!-- end -->` becomes the table of
+`experiments.headlines`. No number is typed by hand; a test fails where pages and files
+differ.
 """
 
 import dataclasses
@@ -13,19 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+from experiments import cli, headlines
 from experiments.study import printing, runs
 
 PROG = "experiments.render"
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 
-_MARK = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+_BEGIN, _END = "<!-- headlines -->\n", "<!-- end -->"
+_MARK = re.compile(f"{_BEGIN}.*?{_END}", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Writes experiments/results/README.md and the marked tables of README.md."""
+    """Writes experiments/results/README.md and the marked table of README.md."""
 
     check: bool = False
     """Write nothing; exit with 1 where a page is not what its files give."""
@@ -50,9 +52,11 @@ def benchmark(result: dict[str, Any]) -> str:
         parts += [f"{title}\n", line(rows[0]), line(["---"] * len(rows[0]))]
         parts += [line(map(shown, row.values())) for row in rows]
         parts.append("")
-    made = ", ".join(
-        f"{key} {result[key]}" for key in ("device", "cores", "jax", "date")
-    )
+    if "ran_on" in result:
+        made = printing.made(result)
+    else:  # of an older form
+        keys = ("device", "cores", "jax", "date")
+        made = ", ".join(f"{key} {result[key]}" for key in keys)
     return "\n".join([*parts, made]) + "\n"
 
 
@@ -79,22 +83,9 @@ def results_page(results: dict[str, Any]) -> str:
 
 
 def marked(text: str, results: dict[str, Any]) -> str:
-    """A page with its marked tables written anew.
-
-    Raises:
-      ValueError: If there is no file for a mark.
-    """
-
-    def table(mark: re.Match[str]) -> str:
-        name = mark[1]
-        if "trials" not in results.get(name, {}):
-            raise ValueError(
-                f"table {name}: there is no experiments/results/{name}.json"
-            )
-        body = printing.markdown(results[name])
-        return f"<!-- table {name} -->\n{body}<!-- end -->"
-
-    return _MARK.sub(table, text)
+    """A page with its marked table written anew."""
+    table = lambda: headlines.markdown(headlines.HEADLINES, results)
+    return _MARK.sub(lambda _: _BEGIN + table() + _END, text)
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:

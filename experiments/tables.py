@@ -10,11 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from experiments import checks, cli, process
+from experiments.optimizers import literal
 from experiments.study import report, runs, tables
 from experiments.study.cells import Store
 
@@ -47,12 +48,24 @@ class Options:
     jobs: int = 1
     """Processes of this machine."""
 
+    slurm: int = 0
+    """Further processes as jobs of SLURM, which must see the same folders."""
+
+    slurm_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Their parameters as submitit names them: slurm_partition=gpu timeout_min=600."""
+
     cells_only: bool = False
     """Compute cells and write no table: for further processes."""
 
     def __post_init__(self):
         """Checks every value."""
         checks.count("jobs", self.jobs)
+        checks.count("slurm", self.slurm, 0)
+        for word in self.slurm_options:
+            if not all(word.partition("=")):
+                raise ValueError(
+                    f"slurm_options={word!r}; accepted are words NAME=VALUE"
+                )
 
 
 def load(name: str, scale: str = "cpu", data_dir: Path | None = None) -> tables.Table:
@@ -85,19 +98,46 @@ def load(name: str, scale: str = "cpu", data_dir: Path | None = None) -> tables.
 
 
 @contextlib.contextmanager
-def workers(args: Sequence[str], count: int) -> Iterator[None]:
-    """Further processes that compute cells of the same tables."""
-    command = [sys.executable, "-m", PROG, *args, "--jobs", "1", "--cells-only"]
+def workers(args: Sequence[str], options: Options) -> Iterator[None]:
+    """Further processes that compute cells of the same tables.
+
+    Raises:
+      ValueError: If jobs are asked for without submitit.
+    """
+    command = [sys.executable, "-m", PROG, *args]
+    command += ["--jobs", "1", "--slurm", "0", "--cells-only"]
+    submitted = submit(command, options)
     started = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)
+        subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        for _ in range(options.jobs - 1)
     ]
     try:
         yield
     finally:
+        for job in submitted:
+            job.cancel()
         for worker in started:
             worker.terminate()
         for worker in started:
             worker.wait()
+
+
+def submit(command: Sequence[str], options: Options) -> list[Any]:
+    """Runs a command in jobs of SLURM; where there is none, on this machine."""
+    if not options.slurm:
+        return []
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError(
+            f"slurm={options.slurm} needs submitit; accepted is 0, or after "
+            "pip install 'dsbp-jax[slurm]'"
+        ) from None
+    executor = submitit.AutoExecutor(folder=options.out / "jobs")
+    words = (word.partition("=") for word in options.slurm_options)
+    executor.update_parameters(**{name: literal(value) for name, _, value in words})
+    run = submitit.helpers.CommandFunction(list(command), verbose=False)
+    return [executor.submit(run) for _ in range(options.slurm)]
 
 
 @process.runs_experiments
@@ -115,7 +155,7 @@ def main(args: Sequence[str] | None = None) -> None:
         checks.some("NAME", names)
         store = Store(options.out, tell=console.print)
     failed = False
-    with workers(args, options.jobs - 1), cli.user_errors(PROG):
+    with cli.user_errors(PROG), workers(args, options):
         for name, table in wanted.items():
             result = tables.compute(name, table, store, options.scale)
             if options.cells_only:

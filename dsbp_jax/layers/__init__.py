@@ -5,6 +5,45 @@ meets which activations (`trace`), the matrix view of a leaf that follows from i
 canonical parameter paths, the capture of activations, and the evaluation of a model
 with its layers in other hands (`evaluate`). Nothing here knows optimizers or
 eigenvalues.
+
+A guide. Which leaf is what follows from how the function uses it, whatever library it
+was written with; `layout` gives transformations the matrix views of attention kernels,
+convolutions and scanned stacks, and `roles` says what each leaf is for:
+
+  >>> import jax, jax.numpy as jnp, dsbp_jax
+  >>> def forward(params, x):
+  ...     heads = jnp.einsum("nd,dhk->nhk", x, params["query"])
+  ...     hidden = jax.nn.relu(jnp.einsum("nhk,hkd->nd", heads, params["out"]))
+  ...     return hidden @ params["head"]
+  >>> params = {"query": jnp.ones((16, 2, 8)), "out": jnp.ones((2, 8, 16)),
+  ...           "head": jnp.ones((16, 10))}
+  >>> x = jnp.ones((32, 16))
+  >>> dsbp_jax.roles(forward, params, x)
+  {'head': 'head', 'out': 'hidden', 'query': 'first'}
+  >>> dsbp_jax.layout(forward, params, x)["out"].input_axes
+  (0, 1)
+  >>> print(dsbp_jax.explain(forward, params, x, rank=4))  # doctest: +ELLIPSIS
+  leaf ...
+  head ...
+
+`capture_activations` makes a model function return what its layers see, from the same
+forward pass; a transformation with `source="activation"` takes it with the gradients:
+
+  >>> def loss_fn(params, x, y):
+  ...     outputs, seen = dsbp_jax.capture_activations(forward)(params, x)
+  ...     return jnp.mean((outputs - y) ** 2), seen
+  >>> grads, seen = jax.grad(loss_fn, has_aux=True)(params, x, jnp.zeros((32, 10)))
+  >>> seen["out"].inputs.shape, seen["out"].outputs.shape
+  ((32, 16), (32, 16))
+  >>> tx = dsbp_jax.dsbp(0.1, rank=4, source="activation",
+  ...                    layout=dsbp_jax.layout(forward, params, x))
+  >>> updates, state = tx.update(grads, tx.init(params), params, activations=seen)
+
+Leaves that the activations do not name keep their plain gradient. `nnx.Optimizer`
+forwards `activations=`; linen's `TrainState.apply_gradients` does not, and needs a
+subclass that passes `**extra` on to `tx.update`. Of linen capture
+`lambda params, x: model.apply({"params": params}, x)`, so that paths are those of the
+params.
 """
 
 from dsbp_jax.layers.activations import LayerActivations as LayerActivations

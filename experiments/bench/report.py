@@ -1,15 +1,13 @@
 """Tables of a benchmark, on the terminal and in a file."""
 
-import datetime
 import pathlib
-import platform
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
 from experiments.study import runs
+from experiments.study.provenance import provenance
 
 Tables = dict[str, list[dict[str, Any]]]
 
@@ -32,16 +30,7 @@ def show(tables: Tables, console: Console, out: pathlib.Path | None) -> None:
             table.add_row(*cells)
         console.print(table)
     if out is not None:
-        device = jax.devices()[0]
-        record = {
-            "date": datetime.date.today().isoformat(),
-            "device": f"{device.device_kind} ({device.platform})",
-            "cores": runs.usable_cores(),
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "tables": tables,
-        }
-        runs.write_json(out, record)
+        runs.write_json(out, {**provenance(), "tables": tables})
         console.print(f"Written to {out}")
 
 

@@ -2,6 +2,7 @@
 
 `images` classifies images, `text` predicts bytes, `fewshot` learns to learn; the first
 two share `optimized`, which is what any optimizer of `experiments.optimizers` needs.
+`compression` tunes a trained model after it was cut.
 A config makes its task; `read` finds the config of a file.
 """
 
@@ -9,12 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import checks
+from experiments.compression_config import CompressionConfig
 from experiments.config import ImageConfig, TextConfig
 from experiments.fewshot_config import FewshotConfig
 from experiments.study.config import Config as Config, from_json
 from experiments.study.task import Task as Task
 
-CONFIGS = {kind.__name__: kind for kind in (ImageConfig, TextConfig, FewshotConfig)}
+CONFIGS = {
+    kind.__name__: kind
+    for kind in (ImageConfig, TextConfig, FewshotConfig, CompressionConfig)
+}
 
 
 def read(values: Mapping[str, Any]) -> Config:

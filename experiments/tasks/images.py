@@ -79,8 +79,16 @@ class Classifier:
         Returns:
           Logits `(n, num_classes)` and the new rest.
         """
+        return self.logits(
+            params, rest, data.normalize(images, self.dataset), mode=mode
+        )
+
+    def logits(
+        self, params: Any, rest: Any, x: jax.Array, *, mode: str
+    ) -> tuple[jax.Array, Any]:
+        """The same of images that are normalised already."""
         model = nnx.merge(self._graphs[mode], params, rest, copy=True)
-        logits = model(data.normalize(images, self.dataset))
+        logits = model(x)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
     def loss(

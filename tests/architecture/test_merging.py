@@ -74,7 +74,12 @@ def copied(model, groups, sources):
 
 @pytest.mark.parametrize(
     "build",
-    [linen_normed, equinox_normed, models.linen_vit, models.linen_scanned],
+    [
+        linen_normed,
+        equinox_normed,
+        pytest.param(models.linen_vit, marks=pytest.mark.slow),
+        models.linen_scanned,
+    ],
     ids=lambda build: build.__name__,
 )
 def test_copies_under_layer_norm_are_merged(build):

@@ -71,7 +71,9 @@ def test_updates_of_every_transform_are_timed(monkeypatch):
     assert isinstance(found["optax.contrib.galore"]["refresh ms"], float)
 
 
-@pytest.mark.parametrize("model", ["mlp", "transformer"])
+@pytest.mark.parametrize(
+    "model", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)]
+)
 def test_steps_of_every_method_are_timed(model, monkeypatch):
     one_block = functools.partial(step.transformer, depth=1)
     monkeypatch.setitem(step.PROBLEMS, "transformer", one_block)
@@ -90,6 +92,7 @@ def test_steps_of_every_method_are_timed(model, monkeypatch):
     assert coordinates["state / plain"] == pytest.approx(share, rel=0.05)
 
 
+@pytest.mark.slow
 def test_meta_gradients_are_timed_and_weighed():
     config = meta.MetaConfig(
         models=("mlp",), steps=(1,), tasks=(2,), rounds=1, memory_steps=(1, 4)
@@ -106,6 +109,7 @@ def test_meta_gradients_are_timed_and_weighed():
     assert plain[0] > first_order[0] > 0
 
 
+@pytest.mark.slow
 def test_programs_are_compiled_from_empty_caches(monkeypatch):
     """Every stage is timed for a step and its fold, and set against Adam's."""
     monkeypatch.setattr(compilation, "DEPTH", 1)

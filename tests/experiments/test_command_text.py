@@ -112,6 +112,7 @@ main([*args, "--name", second])
 """
 
 
+@pytest.mark.slow
 def test_a_run_in_a_locale_of_ascii(tmp_path):
     args = [*SMALL, "--epochs", "1", "--probe.batch-size", "32"]
     done = subprocess.run(

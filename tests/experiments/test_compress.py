@@ -1,66 +1,75 @@
-import json
+"""Trained models, cut in every way, and tuned again."""
+
+import dataclasses
+import math
 
 import numpy as np
 import pytest
 
-from experiments import compress
+from experiments.compression_config import METHODS, CompressionConfig
 from experiments.compression_rivals import RIVALS
-from experiments.data.loading import load
+from experiments.config import ModelConfig
+from experiments.study.cells import Spec, Store
+from experiments.tasks import compression
+from tests.experiments.commands import fails
+
+CONFIG = CompressionConfig(
+    model=ModelConfig("mlp", {"hidden": (32, 24)}),
+    optimizer="adam:learning_rate=0.003",
+    epochs=12,
+    batch_size=64,
+    images=500,
+    tune_rate=1e-3,
+    timed_batch=8,
+)
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return load("digits")
+def cells(tmp_path_factory):
+    """A run of every way to cut, with the model of one training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compression, "_PASSES", 2)
+        store = Store(tmp_path_factory.mktemp("cells"))
+        configs = [CONFIG.with_contender(f"{method}:flops=0.5") for method in METHODS]
+        found = store.run([Spec(config) for config in configs])
+    return dict(zip(METHODS, found, strict=True))
 
 
-def config(tmp_path, **options):
-    return compress.Compress(
-        widths=(32, 24),
-        epochs=12,
-        tune_epochs=1,
-        rate=3e-3,
-        batch=64,
-        images=500,
-        batch_sizes=(8,),
-        out=tmp_path,
-        **options,
+def test_every_method_keeps_to_the_flops_and_ours_is_ahead(cells):
+    assert {*RIVALS, "spectral", "whole"} == set(METHODS)
+    whole = cells.pop("whole").test
+    assert whole["flops"] == 1
+    assert whole["before"] > 0.8
+    for method, cell in cells.items():
+        assert cell.test["flops"] <= 0.5 + 1e-9, method
+        assert 0 < cell.test["latency"] < math.inf
+        assert 0 <= cell.test["before"] <= 1
+        assert cell.steps == 19
+    before = {method: cell.test["before"] for method, cell in cells.items()}
+    assert before["spectral"] >= max(before["random"], before["unrepaired"])
+    tuned = cells["random"].test
+    assert tuned["accuracy"] > tuned["before"]
+
+
+def test_all_begin_with_the_same_model():
+    arrays = [
+        compression._WHOLE.arrays(CONFIG.with_contender(method).trained())
+        for method in ("spectral", "l1")
+    ]
+    assert arrays[0] is arrays[1]
+    other = dataclasses.replace(CONFIG, seed=1).trained()
+    kernel = lambda found: found["params"]["head"]["kernel"]
+    assert not np.array_equal(
+        kernel(arrays[0]), kernel(compression._WHOLE.arrays(other))
     )
 
 
-def test_every_method_keeps_to_the_flops_and_ours_is_ahead(tmp_path, digits):
-    own = config(tmp_path)
-    net = compress.trained(own, digits, 0)
-    whole = compress.accuracy(net, digits, digits.validation)
-    assert whole > 0.8
-    found = {}
-    for method in ("spectral", *RIVALS):
-        small, said = compress.cut(own, method, net, digits, 0.5, 0)
-        assert said["flops"] <= 0.5 + 1e-9, method
-        found[method] = compress.accuracy(small, digits, digits.validation)
-    assert found["spectral"] >= max(found["random"], found["unrepaired"])
-    assert set(RIVALS) == set(own.methods) - {"spectral"}
-
-
-def test_a_cell_is_measured_before_and_after_tuning(tmp_path, digits, monkeypatch):
-    monkeypatch.setattr(compress, "_TIMED", 2)
-    own = config(tmp_path)
-    net = compress.trained(own, digits, 0)
-    again = compress.trained(own, digits, 0)  # from its file
-    np.testing.assert_array_equal(
-        net.params["head"]["kernel"][...], again.params["head"]["kernel"][...]
-    )
-    cells = [
-        compress.cell(own, digits, net, "spectral", share, 0) for share in (0.6, 0.5)
-    ]
-    json.dumps(cells)
-    for one in cells:
-        assert set(one["accuracy"]) == {"validation"}
-        assert set(one["accuracy"]["validation"]) == {"original", "cut", "tuned"}
-        assert 0 < one["parameters"] < 1
-        assert all(seconds > 0 for seconds in one["latency"]["8"])
-    lines = compress.table(cells).splitlines()
-    assert lines[0].split()[:3] == ["method", "share", "flops"]
-    assert [line.split()[:2] for line in lines[1:]] == [
-        ["spectral", "0.6"],
-        ["spectral", "0.5"],
-    ]
+def test_bad_options_are_named(capsys):
+    with pytest.raises(ValueError, match="method='taylor'; accepted are spectral"):
+        CONFIG.with_contender("taylor")
+    with pytest.raises(ValueError, match="option of l1='flop'; accepted are flops"):
+        CONFIG.with_contender("l1:flop=0.5")
+    with pytest.raises(ValueError, match="flops=2"):
+        CONFIG.with_contender("l1:flops=2")
+    line = fails("train", ["compression", "--epochs", "0"], capsys)
+    assert "epochs=0; accepted are" in line

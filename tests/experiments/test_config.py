@@ -28,7 +28,7 @@ from experiments.study.config import (
 )
 
 IMAGES = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
-PRESETS = sorted((*IMAGES, "cifar_fs", "omniglot", "sine", "text"))
+PRESETS = sorted((*IMAGES, "cifar_fs", "compression", "omniglot", "sine", "text"))
 
 
 def test_a_config_survives_json():
@@ -83,7 +83,8 @@ def test_every_preset_is_there_and_says_how_to_run_it():
         assert isinstance(cli.load_preset(name), Config)
         text = (cli.PRESETS / f"{name}.py").read_text(encoding="utf-8")
         docstring = ast.get_docstring(ast.parse(text))
-        command = "python -m experiments.train" + f" {name}" * (name != "digits")
+        verb = "compare" if name == "compression" else "train"
+        command = f"python -m experiments.{verb}" + f" {name}" * (name != "digits")
         assert command in docstring
 
 

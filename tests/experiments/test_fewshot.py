@@ -20,6 +20,7 @@ from experiments.tasks.fewshot import FewshotTask
 from experiments.tasks.learner import Learner
 from tests.experiments import fewshot_sets
 from tests.experiments.small_runs import SMALL_FEWSHOT as SMALL, records
+from tests.marks import quick
 
 
 def parsed(*args):
@@ -43,7 +44,7 @@ def shared_tasks():
         yield
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick(METHODS, ("maml", "spectral_maml")))
 def test_every_method_learns_and_reports(method, tmp_path, capsys):
     train.main([*SMALL, "--method", method, "--out", str(tmp_path)])
     folder = tmp_path / f"sine-10shot-{method}-seed0"
@@ -72,6 +73,7 @@ def test_a_basis_is_refreshed_in_its_period(tmp_path):
     assert counts == [{0}, {1}, {2}]
 
 
+@pytest.mark.slow
 def test_bases_of_each_task(tmp_path):
     args = ["--method", "spectral_fomaml", "--spectral.basis", "task"]
     train.main([*SMALL, *args, "--out", str(tmp_path)])
@@ -225,6 +227,7 @@ def test_test_tasks_go_with_the_seed(tmp_path, monkeypatch):
     assert seen == {("test", 3), ("validation", 0)}
 
 
+@pytest.mark.slow
 def test_images_end_to_end(tmp_path, capsys):
     """Classification by the network with batch statistics, on bases of its layers."""
     fewshot_sets.Drawings(data_dir=tmp_path).download_and_prepare()

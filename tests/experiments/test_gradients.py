@@ -11,6 +11,7 @@ from experiments.study import runs
 from tests.experiments.small_runs import SMALL, records
 from tests.experiments.test_optimizers import make, train as train_two_epochs
 from tests.experiments.test_resume import final_state
+from tests.marks import quick
 
 FEW = "rank=8,refresh_every=4"
 TEXTS = [
@@ -23,7 +24,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", quick(TEXTS, (TEXTS[0], TEXTS[3])))
 def test_the_loss_falls_and_nothing_is_compiled_twice(text):
     task, config = make(text)
     state, losses = train_two_epochs(task, config)
@@ -56,6 +57,7 @@ def test_folds_decay_kernels_with_the_learning_rate():
     np.testing.assert_allclose(kernel, wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_interrupted_coordinates_go_on_as_they_were(tmp_path, monkeypatch):
     options = [*SMALL, "--optimizer", "adam+coordinates:rank=8,refresh_every=3"]
     train.main([*options, "--out", str(tmp_path / "whole")])

@@ -101,6 +101,7 @@ class TestEveryModel:
         assert sorted(layout) == sorted(kernels)
         assert len(kernels) == KERNELS[name]
 
+    @pytest.mark.slow
     def test_learns_a_batch_by_heart(self, name):
         model = built(name)
         optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)

@@ -15,6 +15,7 @@ from experiments.optimizers import Contender
 from experiments.study import loop
 from experiments.study.config import from_json, to_json
 from experiments.tasks.images import ImageTask
+from tests.marks import quick
 
 
 def make(text):
@@ -55,7 +56,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", quick(TEXTS, ("momentum", "spectral_muon", "dsbp")))
 def test_the_loss_falls_and_nothing_is_compiled_twice(text):
     task, config = make(text)
     state, losses = train(task, config)

@@ -114,10 +114,12 @@ def kill_after(monkeypatch, method: str, calls: int, when: str):
 @pytest.mark.parametrize(
     ("method", "calls", "when"),
     [
-        ("save", 1, "before"),  # before the first checkpoint
+        # before the first checkpoint
+        pytest.param("save", 1, "before", marks=pytest.mark.slow),
         ("save", 2, "after"),  # after a checkpoint
         ("save", 3, "before"),  # logged, but not saved
-        ("save", 4, "after"),  # trained to the end, but not tested
+        # trained to the end, but not tested
+        pytest.param("save", 4, "after", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_ends_the_same(
@@ -132,6 +134,7 @@ def test_a_resumed_run_ends_the_same(
     assert_same_run(tmp_path / "digits-dsbp-seed0", reference)
 
 
+@pytest.mark.slow
 def test_everything_in_the_model_is_resumed(restless_reference, tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "restless", Restless)
     args = [*RESTLESS, "--out", str(tmp_path)]
@@ -143,6 +146,7 @@ def test_everything_in_the_model_is_resumed(restless_reference, tmp_path, monkey
     assert_same_run(tmp_path / "digits-momentum-seed0", restless_reference)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_truth_ends_the_same(reference, tmp_path):
     command = [sys.executable, "-m", "experiments.train", *ARGS]
     process = subprocess.Popen(

@@ -106,6 +106,7 @@ def ended(process):
     assert process.returncode == 0, error
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_a_cell_ends_the_same(tmp_path):
     """It goes on from its checkpoint: no step is made much more than once."""
     reference = ToyConfig(seed=3, steps=120, pause=0.01)

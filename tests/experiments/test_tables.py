@@ -1,10 +1,13 @@
 """Tables by name, and the pages that are written from their files."""
 
+import gc
 import json
+import sys
+import time
 
 import pytest
 
-from experiments import cli, render, tables
+from experiments import cli, headlines, render, tables
 from experiments.study import printing
 from tests.experiments.commands import fails
 
@@ -63,24 +66,58 @@ def test_a_table_is_a_file_and_a_page(made, capsys):
     assert "after" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_jobs_compute_cells(made, tmp_path):
+    """Without SLURM submitit runs its jobs on this machine."""
+    pytest.importorskip("submitit")
+    _, (file, *_) = made
+    options = tables.Options((file,), "smoke", tmp_path, slurm=1)
+    with tables.workers([file, "--scale", "smoke", "--out", str(tmp_path)], options):
+        cells = tmp_path / "cells"
+        until = time.monotonic() + 60
+        while not any(cells.glob("*[0-9a-f].json")) and time.monotonic() < until:
+            time.sleep(0.2)
+    assert any(path.stem != "version" for path in cells.glob("*.json"))
+    gc.collect()  # submitit leaves a process that was ended to its destructor
+
+
+def test_jobs_without_submitit_are_refused(made, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    _, args = made
+    line = fails("tables", [*args, "--slurm", "2"], capsys)
+    assert "slurm=2 needs submitit; accepted is 0, or after pip install" in line
+    line = fails("tables", [*args, "--slurm", "2", "--slurm-options", "gpu"], capsys)
+    assert "slurm_options='gpu'; accepted are words NAME=VALUE" in line
+
+
 def test_pages_are_what_their_files_give():
     """`python -m experiments.render` mends it."""
     for path, text in render.pages().items():
         assert path.read_text(encoding="utf-8") == text, path
 
 
-def test_marked_tables_are_written_anew(made):
-    folder, _ = made
-    results = render.load(folder / "out")
-    text = "Before.\n<!-- table mine -->\nstale\n<!-- end -->\nAfter.\n"
-    written = render.marked(text, results)
-    assert "stale" not in written
-    assert printing.markdown(results["mine"]) in written
-    assert written.startswith("Before.\n<!-- table mine -->\n")
-    assert written.endswith("<!-- end -->\nAfter.\n")
-    assert render.marked(written, results) == written
-    with pytest.raises(ValueError, match="table other: there is no"):
-        render.marked("<!-- table other -->\n<!-- end -->", results)
+def test_headlines_are_read_from_files(made):
+    results = render.load(made[0] / "out") | {
+        "speed": {"tables": {"A": [{"w": "us", "ms": 1.0}, {"w": "adam", "ms": 4.0}]}}
+    }
+    (column, *_), (first, second, *_) = (
+        results["mine"]["columns"],
+        [row["contender"] for row in results["mine"]["rows"]],
+    )
+    duel = headlines.Duel("Which", "mine", second, first, column["metric"])
+    ratio = headlines.Ratio("Fast", "speed", "A", "us", "adam", "ms")
+    text = headlines.markdown((duel, ratio), results)
+    entry = results["mine"]["rows"][1]["columns"][0]
+    assert printing.number(entry["difference"], entry["digits"], "+") in text
+    assert "| us 1 | adam 4 | × 0.25 | ours | [speed]" in text
+
+
+def test_headlines_of_the_readme_are_of_what_is_there():
+    results = render.load()
+    for headline in headlines.HEADLINES:
+        what, *_ = headline.row(results)
+        assert headline.what in what
 
 
 def test_the_results_page_has_every_file(made):

@@ -8,6 +8,7 @@ import pytest
 from experiments.theory import __main__ as command, stochastic, training
 
 
+@pytest.mark.slow
 def test_a_certificate_of_digits_and_its_files(tmp_path, capsys):
     out, cells = tmp_path / "bound.json", tmp_path / "cells"
     words = [

@@ -63,6 +63,7 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
     assert output.err == ""
 
 
+@pytest.mark.slow
 def test_a_second_run_of_a_name_asks_or_is_numbered(tmp_path, capsys):
     args = [*SMALL, "--epochs", "1", "--probe.batch-size", "0"]
     args += ["--optimizer", "sgd", "--out", str(tmp_path)]

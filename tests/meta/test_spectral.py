@@ -310,6 +310,7 @@ def test_bases_of_an_outer_optimizer():
     assert last < 0.8 * second
 
 
+@pytest.mark.slow
 def test_checkpoint_and_anil_with_bases_of_the_tasks():
     params, tasks = problem()
     inner = optax.chain(projection(refresh_every=2), optax.sgd(0.1, momentum=0.9))

@@ -129,16 +129,27 @@ OPTIMIZERS = [
 ]
 
 # optax's adamw promotes.
-PROMOTES = {"spectral_muon": pytest.mark.promotes}
+PROMOTES = ("spectral_muon",)
 
-transforms = pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(make, id=name, marks=PROMOTES.get(name, ()))
-        for name, make in TRANSFORMS.items()
-    ],
-)
-dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+# Rotations compile longest, and the second is made of spectral_whitening: what wraps
+# them, or places them, is looked at less often.
+SLOW = ("lie_rotation", "spectral_muon")
+
+
+def every(values, *, slow=()):
+    """Parameters of a test, by the name of their transform, with its marks."""
+    marks = lambda name: [
+        *([pytest.mark.promotes] if name in PROMOTES else []),
+        *([pytest.mark.slow] if name in slow else []),
+    ]
+    return [
+        pytest.param(value, id=name, marks=marks(name))
+        for name, value in values.items()
+    ]
+
+
+transforms = pytest.mark.parametrize("make", every(TRANSFORMS))
+wrapped = pytest.mark.parametrize("make", every(TRANSFORMS, slow=SLOW))
 
 
 def assert_same_types(a, b):
@@ -206,6 +217,18 @@ def whole_run(make, dtype=jnp.float32):
     return trained(make(), models.params(dtype))
 
 
+# What is asked of a tree, not of its leaves, is asked of a smaller one.
+def some_params(dtype=jnp.float32):
+    params = models.params(dtype)
+    return {name: params[name] for name in ("dense", "conv", "stacked", "bias", "hole")}
+
+
+@functools.cache
+def some_run(make):
+    """The run on a few kinds of leaf, which several tests look at."""
+    return trained(make(), some_params())
+
+
 @functools.cache
 def dense_run(make):
     """The run on one kernel alone."""
@@ -219,7 +242,9 @@ def few_params():
 
 
 @transforms
-@dtypes
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
+)
 def test_shapes_dtypes_and_holes_are_kept(make, dtype):
     updates, state, start, *_ = whole_run(make, dtype)
     assert_same_types(updates, models.params(dtype))
@@ -252,8 +277,8 @@ def test_odd_leaves_pass_and_the_others_are_updated_as_without_them(make):
 
 @transforms
 def test_foreign_arguments_are_tolerated(make):
-    updates, _ = run(make(), models.params(), value=1.0, grad_fn=lambda: None)
-    expected = whole_run(make).updates
+    updates, _ = run(make(), some_params(), value=1.0, grad_fn=lambda: None)
+    expected = some_run(make).updates
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
 
 
@@ -302,7 +327,12 @@ INJECTED = {
 }
 
 
-@pytest.mark.parametrize("name", INJECTED)
+injected = pytest.mark.parametrize(
+    "name", every({name: name for name in INJECTED}, slow=SLOW)
+)
+
+
+@injected
 def test_injected_hyperparams_in_bfloat16(name):
     """optax hands them over as arrays in the params' dtype."""
     factory = getattr(dsbp_jax, name)
@@ -313,16 +343,14 @@ def test_injected_hyperparams_in_bfloat16(name):
         **arguments, **{number: 0.2}, **shared
     )
     tx = with_gradients(tx) if name == "spectral_sam" else tx
-    params = models.params(jnp.bfloat16)
+    params = some_params(jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):  # optax's own parts promote
         updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     assert state.hyperparams[number].dtype == jnp.bfloat16
     assert_same_types(updates, params)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=PROMOTES.get(name, ())) for name in INJECTED]
-)
+@injected
 def test_injected_hyperparams_follow_the_plain_trajectory(name):
     factory = getattr(dsbp_jax, name)
     arguments, number = INJECTED[name]
@@ -335,15 +363,15 @@ def test_injected_hyperparams_follow_the_plain_trajectory(name):
         )
     )
     plain = complete(factory(**arguments, **{number: 0.2}, **shared))
-    actual, state = run(make(0.2), models.params())
-    expected, _ = run(plain, models.params())
+    actual, state = run(make(0.2), some_params())
+    expected, _ = run(plain, some_params())
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected
     )
     assert state.hyperparams[number] == pytest.approx(0.2)
     if name not in UNTRACKED:
         assert "dense" in dsbp_jax.bases(state)
-    _, state = run(make(optax.linear_schedule(1.0, 0.2, 3)), models.params(), steps=4)
+    _, state = run(make(optax.linear_schedule(1.0, 0.2, 3)), some_params(), steps=4)
     assert state.hyperparams[number] == pytest.approx(0.2)
 
 
@@ -353,10 +381,10 @@ def test_injected_without_static_args_says_what_to_do():
         jax.jit(injected.init)(models.params())
 
 
-@transforms
+@wrapped
 @pytest.mark.promotes  # optax's MultiSteps
 def test_inside_multi_steps_and_apply_if_finite(make):
-    params = models.params()
+    params = some_params()
     accumulating = optax.MultiSteps(make(), every_k_schedule=2)
     state = accumulating.init(params)
     update = jax.jit(accumulating.update)
@@ -371,9 +399,9 @@ def test_inside_multi_steps_and_apply_if_finite(make):
     assert state.total_notfinite == 1
 
 
-@transforms
+@wrapped
 def test_under_scan_vmap_and_cond(make):
-    tx, params = make(), models.params()
+    tx, params = make(), some_params()
 
     def step(state, number):
         updates, state = tx.update(turned(params, number), state, params)
@@ -386,7 +414,7 @@ def test_under_scan_vmap_and_cond(make):
         body = lambda state, x: jax.lax.cond(x[0], step, skip, state, x[1])
         return jax.lax.scan(body, state, (flags, jnp.arange(4)))
 
-    expected = whole_run(make)
+    expected = some_run(make)
     state, updates = scanned(expected.start, jnp.ones(4, bool))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[-1], b, atol=1e-4),
@@ -416,7 +444,7 @@ def test_map_params_finds_its_structure(make):
 
 @transforms
 def test_deterministic(make):
-    first, second = whole_run(make)[:2], run(make(), models.params())
+    first, second = some_run(make)[:2], run(make(), some_params())
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
@@ -426,8 +454,10 @@ def unsharded_run(make):
     return trained(make(), few_params() | {"bias": jnp.ones(8)})
 
 
-@transforms
-@pytest.mark.parametrize("mode", ["auto", "explicit"])
+@wrapped
+@pytest.mark.parametrize(
+    "mode", ["auto", pytest.param("explicit", marks=pytest.mark.slow)]
+)
 def test_sharded_params_agree_with_unsharded(make, mode):
     params = few_params() | {"bias": jnp.ones(8)}
     expected = unsharded_run(make).updates

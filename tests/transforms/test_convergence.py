@@ -71,6 +71,7 @@ def minimise(tx, loss_fn, params, steps):
     return jax.lax.scan(step, (params, tx.init(params)), length=steps)[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_known_minimum_is_reached(optimizer, problem):

@@ -1,0 +1,165 @@
+"""The few results that README.md shows: what is compared, and in which file.
+
+Two kinds: a `Duel` of two contenders of a table, paired by seed, and a `Ratio` of two
+rows of a benchmark. Each becomes a row with its interval and a link; who is ahead is
+said by one rule, for wins and losses alike: where the 95 % interval of the paired
+difference holds zero, nobody is.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from experiments.study import printing, statistics
+
+FOLDER = "experiments/results"
+HEAD = ("what", "ours", "theirs", "less or over theirs", "ahead", "file")
+
+Results = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Duel:
+    """Two contenders in a column of a table.
+
+    Attributes:
+      what: The question, in a few words.
+      table: Its file.
+      ours: A contender.
+      theirs: Another.
+      metric: Of the column; None for the table's first.
+      view: Likewise, one of `tables.VIEWS`.
+    """
+
+    what: str
+    table: str
+    ours: str
+    theirs: str
+    metric: str | None = None
+    view: str = "evaluations"
+
+    def row(self, results: Results) -> list[str]:
+        """The row, as text."""
+        result = results[self.table]
+        (at, column), *_ = [
+            (at, column)
+            for at, column in enumerate(result["columns"])
+            if column["view"] == self.view and self.metric in (None, column["metric"])
+        ]
+        entries = {row["contender"]: row["columns"] for row in result["rows"]}
+        mine, other = entries[self.ours][at], entries[self.theirs][at]
+        few = min(len(mine["values"]), len(other["values"]))
+        difference = statistics.interval(
+            np.subtract(mine["values"][:few], other["values"][:few])
+        )
+        text = printing.number(difference._asdict(), mine["digits"], "+")
+        unit = f" {column['unit']}" if column["unit"] else ""
+        shown = lambda entry: printing.number(entry, entry["digits"])
+        return [
+            f"{self.what}: {column['metric']}{printing.VIEWS[self.view]}",
+            f"`{self.ours}` {shown(mine)}",
+            f"`{self.theirs}` {shown(other)}",
+            f"{text}{unit}, {few} seeds",
+            ahead(difference, column["higher"]),
+            link(self.table),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """A number of two rows of a benchmark, the one over the other.
+
+    Attributes:
+      what: The question, in a few words.
+      file: Its file.
+      table: Its title there.
+      ours: A row, by its first cell.
+      theirs: Another.
+      column: The number; less is better.
+    """
+
+    what: str
+    file: str
+    table: str
+    ours: str
+    theirs: str
+    column: str
+
+    def row(self, results: Results) -> list[str]:
+        """The row, as text."""
+        rows = results[self.file]["tables"][self.table]
+        found = {next(iter(row.values())): row[self.column] for row in rows}
+        mine, other = found[self.ours], found[self.theirs]
+        return [
+            f"{self.what}: {self.column}",
+            f"{self.ours} {mine:.3g}",
+            f"{self.theirs} {other:.3g}",
+            f"× {mine / other:.3g}",
+            "ours" if mine < other else "theirs",
+            link(self.file),
+        ]
+
+
+def ahead(difference: statistics.Interval, higher: bool) -> str:
+    """Who is ahead, by the interval of ours less theirs.
+
+    Example:
+      >>> ahead(statistics.Interval(-0.2, -0.3, -0.1), higher=False)
+      'ours'
+      >>> ahead(statistics.Interval(0.1, -0.1, 0.3), higher=True)
+      'nobody'
+    """
+    if difference.low is None or difference.low <= 0 <= difference.high:
+        return "nobody"
+    return "ours" if (difference.mean > 0) == higher else "theirs"
+
+
+def link(name: str) -> str:
+    """A link to a file of results, from README.md."""
+    return f"[{name}]({FOLDER}/{name}.json)"
+
+
+def markdown(headlines: tuple[Duel | Ratio, ...], results: Results) -> str:
+    """The table of README.md."""
+    line = lambda words: "| " + " | ".join(words) + " |"
+    rows = [headline.row(results) for headline in headlines]
+    return "\n".join([line(HEAD), line(["---"] * len(HEAD)), *map(line, rows)]) + "\n"
+
+
+_ADAM_STEP = "mlp, width 2048, 2048 tokens, rank 64, adam"
+
+HEADLINES: tuple[Duel | Ratio, ...] = (
+    Ratio(
+        "Update of a 2048² kernel",
+        "bench-whitening-2core-cpu",
+        "Momentum, whitening and new parameters of one kernel, 2048²",
+        "spectral_muon, rank 64, every 4",
+        "optax.contrib.muon",
+        "mean ms",
+    ),
+    Ratio(
+        "Step of 2 layers 2048², 2,048 rows",
+        "bench-whitening-2core-cpu",
+        "Training step, MLP of 2 layers 2048², 2048 rows",
+        "spectral_muon, rank 64, every 4",
+        "adam",
+        "mean ms",
+    ),
+    Ratio(
+        "Step of 4 layers 2048², 2,048 rows, Adam",
+        "bench-step-2core-cpu",
+        _ADAM_STEP,
+        "spectral_coordinates",
+        "plain",
+        "mean ms",
+    ),
+    Ratio(
+        "Its optimizer state, columns apart",
+        "bench-step-2core-cpu",
+        _ADAM_STEP,
+        "spectral_coordinates",
+        "plain",
+        "state / plain",
+    ),
+)

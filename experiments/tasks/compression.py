@@ -1,0 +1,265 @@
+"""A trained classifier, cut to a share of its FLOPs, and tuned after the cut."""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dsbp_jax import architecture
+from experiments import data
+from experiments.bench.timing import interleave
+from experiments.compression_config import CompressionConfig
+from experiments.compression_rivals import RIVALS
+from experiments.config import ImageConfig
+from experiments.study import loop
+from experiments.study.config import digest, what
+from experiments.study.task import Length, Metric
+from experiments.tasks.images import ImageTask
+
+_AT_ONCE = 500  # images of an evaluation, or of a batch whose activations are seen
+_PASSES = 30  # timed of each model, interleaved
+_WARMUP = 0.05  # share of the steps
+
+
+class Small(NamedTuple):
+    """A model on smaller leaves.
+
+    Attributes:
+      apply: From arrays and normalised images to logits.
+      arrays: Its parameters, and the rest that it needs.
+      flops: The share of the whole model's.
+      seconds: That it took to cut it.
+    """
+
+    apply: Callable[[Any, jax.Array], jax.Array]
+    arrays: Any
+    flops: float
+    seconds: float
+
+
+class TuneState(NamedTuple):
+    """What tuning carries.
+
+    Attributes:
+      arrays: As `Small` has them; of them the parameters are trained.
+      opt_state: Adam's.
+      step: Steps done.  # shape=(), dtype=int32
+      peak: Peak learning rate.  # shape=(), dtype=float32
+    """
+
+    arrays: Any
+    opt_state: Any
+    step: jax.Array
+    peak: jax.Array
+
+
+class Whole:
+    """The models that are cut, each trained once, whatever cuts it."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, ImageTask] = {}
+        self._trained: dict[str, Any] = {}
+
+    def task(self, config: ImageConfig) -> ImageTask:
+        """What trains it."""
+        key = digest(what(config.shared()))
+        if key not in self._tasks:
+            self._tasks[key] = ImageTask(config.shared())
+        return self._tasks[key]
+
+    def arrays(self, config: ImageConfig) -> dict[str, Any]:
+        """Its parameters and the rest that it needs, after training.
+
+        Raises:
+          Diverged: If its training does.
+        """
+        key = digest(what(config))
+        if key not in self._trained:
+            task = self.task(config)
+            steps, state = task.length(config).steps, task.init(config)
+            state = loop.train(task, config, state, first=0, until=steps).state
+            found = {"params": task.params(state), "rest": state.rest}
+            self._trained[key] = jax.device_get(found)
+        return self._trained[key]
+
+
+_WHOLE = Whole()
+
+
+class CompressionTask:
+    """The `Task` of a `CompressionConfig`.
+
+    Args:
+      config: The experiment.
+
+    Raises:
+      ValueError: If model, optimizer or batch size do not fit.
+    """
+
+    digest = ""
+
+    def __init__(self, config: CompressionConfig):
+        self.config = config
+        self.images = _WHOLE.task(config.trained())
+        self.dataset = self.images.dataset
+        self._small: dict[int, Small] = {}
+        self._steps: dict[tuple[int, int], Callable[..., Any]] = {}
+        classes, examples = self.dataset.num_classes, len(self.dataset.test)
+        right = Metric("%", 1 / classes, 100.0, True, 2, True, examples)
+        measured = functools.partial(Metric, "of the whole", math.inf, chooses=False)
+        self.metrics = {
+            "accuracy": right,
+            "loss": Metric("nats", math.log(classes), digits=4),
+            "before": right._replace(chooses=False),
+            "flops": measured(digits=3),
+            "latency": measured(digits=2),
+        }
+
+    def length(self, config: CompressionConfig) -> Length:
+        """See `study.task.Task`."""
+        steps = config.steps or round(self.images.per_epoch * config.tune_epochs)
+        return Length(max(1, steps), max(1, steps))
+
+    def apply(self, arrays: Any, images: jax.Array) -> jax.Array:
+        """Logits of the whole model, of normalised images."""
+        params, rest = arrays["params"], arrays["rest"]
+        return self.images.classifier.logits(params, rest, images, mode="eval")[0]
+
+    def seen(self) -> list[jax.Array]:
+        """Training images whose activations are looked at."""
+        count = min(self.config.images, len(self.dataset.train))
+        parts = [
+            self.dataset.train.images[start : min(start + _AT_ONCE, count)]
+            for start in range(0, count, _AT_ONCE)
+        ]
+        return [data.normalize(part, self.dataset) for part in parts]
+
+    def small(self, config: CompressionConfig) -> Small:
+        """The model after the cut, before it is tuned."""
+        if config.seed not in self._small:
+            arrays = jax.tree.map(jnp.asarray, _WHOLE.arrays(config.trained()))
+            start = time.perf_counter()
+            self._small = {config.seed: self._cut(config, arrays, start)}
+        return self._small[config.seed]
+
+    def _cut(self, config: CompressionConfig, arrays: Any, start: float) -> Small:
+        apply, kept, batches = self.apply, 1.0, self.seen()
+        options = {"flops": config.flops, "multiple_of": config.multiple_of}
+        if config.method == "spectral":
+            plan = architecture.plan(self.apply, arrays, batches, **options)
+            found = architecture.compress(self.apply, arrays, plan)
+            apply, arrays, kept = found.apply, found.params, plan.flops
+        elif config.method in RIVALS:
+            apply, arrays, kept = RIVALS[config.method](
+                self.apply, arrays, batches, *options.values(), config.seed
+            )
+        return Small(apply, arrays, kept, time.perf_counter() - start)
+
+    def init(self, config: CompressionConfig) -> TuneState:
+        """See `study.task.Task`."""
+        arrays = jax.tree.map(jnp.array, self.small(config).arrays)
+        opt_state = optax.scale_by_adam().init(arrays["params"])
+        peak = jnp.float32(config.tune_rate)
+        return TuneState(arrays, opt_state, jnp.int32(0), peak)
+
+    def _stepper(self, config: CompressionConfig) -> Callable[..., Any]:
+        """The compiled step of a seed and a length."""
+        small, steps = self.small(config), self.length(config).steps
+        key = config.seed, steps
+        if key in self._steps:
+            return self._steps[key]
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, 1.0, max(1, round(_WARMUP * steps)), max(2, steps)
+        )
+
+        def step(state: TuneState, images: jax.Array, labels: jax.Array) -> Any:
+            def loss_fn(params):
+                arrays = {**state.arrays, "params": params}
+                logits = small.apply(arrays, data.normalize(images, self.dataset))
+                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+                return losses.mean()
+
+            value, grads = jax.value_and_grad(loss_fn)(state.arrays["params"])
+            updates, opt_state = optax.scale_by_adam().update(grads, state.opt_state)
+            rate = -state.peak * schedule(state.step)
+            params = jax.tree.map(
+                lambda leaf, update: leaf + rate * update,
+                state.arrays["params"],
+                updates,
+            )
+            arrays = {**state.arrays, "params": params}
+            new = TuneState(arrays, opt_state, state.step + 1, state.peak)
+            return new, {"loss": value}
+
+        self._steps = {key: jax.jit(step, donate_argnums=0)}
+        return self._steps[key]
+
+    def compile(self, config: CompressionConfig) -> None:
+        """See `study.task.Task`."""
+        jax.block_until_ready(self.step(self.init(config), config, 0))
+
+    def step(
+        self, state: TuneState, config: CompressionConfig, number: int
+    ) -> tuple[TuneState, dict[str, jax.Array]]:
+        """See `study.task.Task`."""
+        batch = self.images.batch(config.trained(), number)
+        return self._stepper(config)(state, *batch)
+
+    def _measured(self, small: Small, arrays: Any, part: str) -> np.ndarray:
+        """Means of loss and right answers over a split."""
+        split = getattr(self.dataset, part)
+
+        @jax.jit
+        def sums(arrays, images, labels):
+            logits = small.apply(arrays, data.normalize(images, self.dataset))
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.stack([losses.sum(), jnp.sum(logits.argmax(-1) == labels)])
+
+        found = [
+            sums(arrays, split.images[start:stop], split.labels[start:stop])
+            for start in range(0, len(split), _AT_ONCE)
+            for stop in [min(start + _AT_ONCE, len(split))]
+        ]
+        return np.sum(jax.device_get(found), axis=0, dtype=np.float64) / len(split)
+
+    def latency(self, config: CompressionConfig, small: Small, arrays: Any) -> float:
+        """Median seconds of a pass over those of the whole model's."""
+        index = np.arange(config.timed_batch) % len(self.dataset.train)
+        x = data.normalize(self.dataset.train.images[index], self.dataset)
+        whole = jax.tree.map(jnp.asarray, _WHOLE.arrays(config.trained()))
+        passes = {
+            "whole": functools.partial(jax.jit(self.apply), whole, x),
+            "small": functools.partial(jax.jit(small.apply), arrays, x),
+        }
+        times = interleave(passes, _PASSES)
+        return float(np.median(times["small"]) / np.median(times["whole"]))
+
+    def evaluate(
+        self, state: TuneState, part: str, config: CompressionConfig
+    ) -> dict[str, float]:
+        """See `study.task.Task`; `before` is the accuracy before tuning."""
+        small = self.small(config)
+        loss, accuracy = map(float, self._measured(small, state.arrays, part))
+        _, before = map(float, self._measured(small, small.arrays, part))
+        timed = part == "test"
+        return {
+            "accuracy": accuracy,
+            "loss": loss,
+            "before": before,
+            "flops": small.flops,
+            "latency": self.latency(config, small, state.arrays) if timed else math.inf,
+        }
+
+    def observe(self, state: TuneState) -> tuple[dict[str, Any], TuneState]:
+        """See `study.task.Task`."""
+        return {"bases": {}, "probe": None}, state
+
+    def advice(self, config: CompressionConfig) -> str:
+        """See `study.task.Task`."""
+        return f"try a lower tune_rate than {config.tune_rate:g}"

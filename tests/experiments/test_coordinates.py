@@ -8,6 +8,7 @@ from experiments import large
 from experiments.bench import coordinates
 
 
+@pytest.mark.slow
 def test_whole_periods_are_timed():
     config = coordinates.CoordinatesConfig(rank=8, periods=1)
     row = coordinates.measure("mlp", 64, 48, config)
@@ -17,6 +18,7 @@ def test_whole_periods_are_timed():
     assert row["mean / Adam"] == pytest.approx(row["mean ms"] / row["Adam ms"])
 
 
+@pytest.mark.slow
 def test_a_large_model_is_planned_and_trained(tmp_path):
     out = tmp_path / "large.json"
     sizes = "--width 64 --depth 2 --rows 16 --rank 4 --steps 6 --fold-every 2"

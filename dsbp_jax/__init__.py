@@ -10,6 +10,7 @@ gradient transformations, and `backprop`, which makes the gradient itself cheape
 
 from dsbp_jax import (
     architecture as architecture,
+    backprop as backprop,
     linalg as linalg,
     meta as meta,
     theory as theory,
@@ -19,8 +20,11 @@ from dsbp_jax.backprop import (
     Frame as Frame,
     SpectralBackprop as SpectralBackprop,
     SpectralCoordinates as SpectralCoordinates,
+    SpectralTraining as SpectralTraining,
+    decay_since as decay_since,
     spectral_backprop as spectral_backprop,
     spectral_coordinates as spectral_coordinates,
+    spectral_training as spectral_training,
 )
 from dsbp_jax.explain import explain as explain
 from dsbp_jax.layers import (

@@ -3,14 +3,16 @@
 `linalg` keeps eigenbases of operators, `layers` finds what a model's kernels meet,
 `tracking` joins the two in one spectral state. On it stand `transforms`, the Optax
 gradient transformations, and `backprop`, which makes the gradient itself cheaper;
-`meta` learns from where few steps suffice, `architecture` makes models smaller, and
-`theory` is what can be said of it all. Public names are re-exported here; those of
-`linalg`, `tracking`, `meta`, `architecture` and `theory` stay behind their prefix.
+`meta` learns from where few steps suffice, `architecture` makes models smaller,
+`inference` meets data that drift, and `theory` is what can be said of it all. Public
+names are re-exported here; those of `linalg`, `tracking`, `meta`, `architecture`,
+`inference` and `theory` stay behind their prefix.
 """
 
 from dsbp_jax import (
     architecture as architecture,
     backprop as backprop,
+    inference as inference,
     linalg as linalg,
     meta as meta,
     theory as theory,

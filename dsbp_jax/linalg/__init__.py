@@ -6,7 +6,8 @@
 `refresh_basis` and `top_eigenpairs` make one. `expm_lowrank_skew` and
 `cayley_lowrank_skew` rotate.
 `follow_leading` follows the leading part of a matrix that moves, by power steps.
-`lanczos` is for diagnostics. The formulas stand in `METHODS.md`, sections 0 and 5; what
+`transport` moves one spike-plus-flat model onto another. `lanczos` is for
+diagnostics. The formulas stand in `METHODS.md`, sections 0 and 5; what
 is [P] printed in a source, [O] our own design, or [T] follows by algebra is tagged so.
 """
 
@@ -41,5 +42,12 @@ from dsbp_jax.linalg.rotation import (
     RETRACTIONS as RETRACTIONS,
     cayley_lowrank_skew as cayley_lowrank_skew,
     expm_lowrank_skew as expm_lowrank_skew,
+)
+from dsbp_jax.linalg.spiked import (
+    Spiked as Spiked,
+    Transport as Transport,
+    absorb as absorb,
+    tail as tail,
+    transport as transport,
 )
 from dsbp_jax.linalg.turn import Turn as Turn

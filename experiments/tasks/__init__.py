@@ -2,8 +2,8 @@
 
 `images` classifies images, `text` predicts bytes, `fewshot` learns to learn; the first
 two share `optimized`, which is what any optimizer of `experiments.optimizers` needs.
-`compression` tunes a trained model after it was cut.
-A config makes its task; `read` finds the config of a file.
+`compression` tunes a trained model after it was cut; `shifted` sees what one makes of
+shifted images. A config makes its task; `read` finds the config of a file.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,16 @@ from experiments import checks
 from experiments.compression_config import CompressionConfig
 from experiments.config import ImageConfig, TextConfig
 from experiments.fewshot_config import FewshotConfig
+from experiments.shifted_config import ShiftedConfig
 from experiments.study.config import Config as Config, from_json
 from experiments.study.task import Task as Task
 
 CONFIGS = {
     kind.__name__: kind
-    for kind in (ImageConfig, TextConfig, FewshotConfig, CompressionConfig)
+    for kind in (
+        *(ImageConfig, TextConfig, FewshotConfig),
+        *(CompressionConfig, ShiftedConfig),
+    )
 }
 
 

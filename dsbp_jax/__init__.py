@@ -11,6 +11,7 @@ names are re-exported here; those of `linalg`, `tracking`, `meta`, `architecture
 
 from dsbp_jax import (
     architecture as architecture,
+    backprop as backprop,
     inference as inference,
     linalg as linalg,
     meta as meta,
@@ -21,8 +22,11 @@ from dsbp_jax.backprop import (
     Frame as Frame,
     SpectralBackprop as SpectralBackprop,
     SpectralCoordinates as SpectralCoordinates,
+    SpectralTraining as SpectralTraining,
+    decay_since as decay_since,
     spectral_backprop as spectral_backprop,
     spectral_coordinates as spectral_coordinates,
+    spectral_training as spectral_training,
 )
 from dsbp_jax.explain import explain as explain
 from dsbp_jax.layers import (

@@ -18,7 +18,7 @@ FLOORS = [
     {"linalg", "layers"},
     {"tracking"},
     {"transforms", "backprop"},
-    {"meta", "architecture", "theory"},
+    {"meta", "architecture", "transfer", "theory"},
     {"explain"},
 ]
 

@@ -67,7 +67,9 @@ from dsbp_jax.backprop.coordinates import (
     spectral_coordinates as spectral_coordinates,
 )
 from dsbp_jax.backprop.cost import (
+    other_uses as other_uses,
     sketch_flops as sketch_flops,
+    thin_uses as thin_uses,
     why_plain as why_plain,
 )
 from dsbp_jax.backprop.sketch import (
@@ -75,3 +77,4 @@ from dsbp_jax.backprop.sketch import (
     SpectralBackprop as SpectralBackprop,
     spectral_backprop as spectral_backprop,
 )
+from dsbp_jax.backprop.thin import added as added, taps as taps

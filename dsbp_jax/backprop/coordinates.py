@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks
+from dsbp_jax.backprop import thin
 from dsbp_jax.backprop.columns import (
     Columns,
     ColumnsState,
@@ -178,17 +179,17 @@ def spectral_coordinates(
             product: Product, x: jax.Array, w: jax.Array, extra: Any
         ) -> tuple[jax.Array, None]:
             basis, coordinate = extra
-            thin = product.operand(coordinate).astype(w.dtype)
+            small = product.operand(coordinate).astype(w.dtype)
             if product.site.path in apart:
                 return product(x, w) + product.expand(
-                    product.compress(x, jax.lax.stop_gradient(basis)), thin
+                    product.compress(x, jax.lax.stop_gradient(basis)), small
                 ), None
-            return product.sketched(x, w, basis, thin), None
+            return product.sketched(x, w, basis, small), None
 
         def loss(coords: Any) -> tuple[jax.Array, Any]:
             held = leaves_by_path(coords)
             extras = {
-                name: (bases[site.path], _taps(held[site.path], bases[site.path]))
+                name: (bases[site.path], thin.taps(held[site.path], bases[site.path]))
                 for name, site in sites.items()
             }
             params = map_paths(
@@ -290,11 +291,7 @@ def _merged(coords: Any, frame: Frame) -> Any:
         kernel = frame.kernels.get(path)
         if kernel is None:
             return leaf
-        with jax.default_matmul_precision("highest"):
-            matrix = bases[path][..., None, :, :] @ _taps(leaf, bases[path])
-        change = frame.layout[path].from_matrix(matrix, kernel.shape)
-        dtype = wide(kernel.dtype, change.dtype)
-        return (kernel.astype(dtype) + change.astype(dtype)).astype(kernel.dtype)
+        return thin.added(kernel, frame.layout[path], bases[path], leaf)
 
     return map_paths(whole, coords)
 
@@ -314,10 +311,3 @@ def _split(params: Any, columns: ColumnsState, layout: Layout) -> tuple[Any, Fra
         return jnp.zeros(shape, wide(leaf.dtype))
 
     return map_paths(coordinate, params), Frame(kernels, columns, layout)
-
-
-def _taps(coordinate: jax.Array, basis: jax.Array) -> jax.Array:
-    """S with an axis for window taps, `(*batch, window, k, d_out)`."""
-    if coordinate.ndim > basis.ndim:
-        return coordinate
-    return jnp.expand_dims(coordinate, -3)

@@ -2,7 +2,7 @@
 
 `images` classifies images, `text` predicts bytes, `fewshot` learns to learn; the first
 two share `optimized`, which is what any optimizer of `experiments.optimizers` needs.
-`compression` tunes a trained model after it was cut.
+`compression` tunes a trained model after it was cut, `transfer` for another task.
 A config makes its task; `read` finds the config of a file.
 """
 
@@ -15,10 +15,17 @@ from experiments.config import ImageConfig, TextConfig
 from experiments.fewshot_config import FewshotConfig
 from experiments.study.config import Config as Config, from_json
 from experiments.study.task import Task as Task
+from experiments.transfer_config import TransferConfig
 
 CONFIGS = {
     kind.__name__: kind
-    for kind in (ImageConfig, TextConfig, FewshotConfig, CompressionConfig)
+    for kind in (
+        ImageConfig,
+        TextConfig,
+        FewshotConfig,
+        CompressionConfig,
+        TransferConfig,
+    )
 }
 
 

@@ -28,7 +28,8 @@ from experiments.study.config import (
 )
 
 IMAGES = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
-PRESETS = sorted((*IMAGES, "cifar_fs", "compression", "omniglot", "sine", "text"))
+TUNED = ("compression", "transfer")
+PRESETS = sorted((*IMAGES, *TUNED, "cifar_fs", "omniglot", "sine", "text"))
 
 
 def test_a_config_survives_json():
@@ -83,7 +84,7 @@ def test_every_preset_is_there_and_says_how_to_run_it():
         assert isinstance(cli.load_preset(name), Config)
         text = (cli.PRESETS / f"{name}.py").read_text(encoding="utf-8")
         docstring = ast.get_docstring(ast.parse(text))
-        verb = "compare" if name == "compression" else "train"
+        verb = "compare" if name in TUNED else "train"
         command = f"python -m experiments.{verb}" + f" {name}" * (name != "digits")
         assert command in docstring
 

@@ -42,8 +42,8 @@ def test_penalties_of_merged_sources_add_up():
     first, second = bases(3, X), bases(4, OTHER)
     merged = transfer.merge_bases(first, second)
     params = jax.tree.map(lambda w: w + 0.1 * jnp.cos(3 * w), PARAMS)
-    penalty = lambda spaces: dsbp_jax.spectral_transfer_penalty(1.0, PARAMS, spaces)(
-        params
+    penalty = lambda spaces: float(
+        dsbp_jax.spectral_transfer_penalty(1.0, PARAMS, spaces)(params)
     )
     assert merged["a"].rank == 7
     assert penalty(merged) == pytest.approx(penalty(first) + penalty(second), rel=1e-4)

@@ -5,7 +5,7 @@ are trees of arrays; penalties are added to the loss, before Adam, for all alike
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,16 +16,19 @@ import dsbp_jax
 from experiments.transfer_config import TransferConfig
 
 HEAD = "head"  # of every model of `experiments.models`
-_CHUNK = 32  # examples whose gradients are there at once
+_FISHER = 512  # source images that ewc takes gradients of, at the most
+_CHUNK = 8  # of them whose gradients are there at once
 
 
+Apply = Callable[..., jax.Array]
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What tuning begins with.
+    """What tuning begins with: arrays.
 
     Attributes:
-      apply: `apply(params, rest, x)`, logits of the target's head.
-      source: `source(params, rest, x)`, those of the source's.
       params: The source's body, with a new head.
       trained: All parameters of the source, with its head.
       rest: The rest of its state.
@@ -34,8 +37,6 @@ class Origin:
       key: Of what is random.
     """
 
-    apply: Callable[..., jax.Array]
-    source: Callable[..., jax.Array]
     params: Any
     trained: Any
     rest: Any
@@ -49,20 +50,23 @@ class Method:
 
     Args:
       config: The run, but for its seed and rate.
+      apply: `apply(params, rest, x)`, logits of the target's head.
+      source: `source(params, rest, x)`, those of the source's.
     """
 
-    def __init__(self, config: TransferConfig):
+    def __init__(self, config: TransferConfig, apply: Apply, source: Apply):
         self.config = config
+        self.apply = apply
+        self.source = source
+        self.start = jax.jit(self.begin)
 
-    def start(self, origin: Origin) -> tuple[Any, Any]:
+    def begin(self, origin: Origin) -> tuple[Any, Any]:
         """What is trained, and what is held fixed."""
         return origin.params, {}
 
-    def logits(
-        self, apply: Callable[..., jax.Array], trained: Any, held: Any, *args: Any
-    ) -> jax.Array:
+    def logits(self, trained: Any, held: Any, *args: Any) -> jax.Array:
         """What the target's model answers."""
-        return apply(self.params(trained, held), *args)
+        return self.apply(self.params(trained, held), *args)
 
     def params(self, trained: Any, held: Any) -> Any:
         """Ordinary parameters."""
@@ -84,7 +88,7 @@ class Method:
 class Probe(Method):
     """Only the head."""
 
-    def start(self, origin: Origin) -> tuple[Any, Any]:
+    def begin(self, origin: Origin) -> tuple[Any, Any]:
         """See `Method`."""
         return {HEAD: origin.params[HEAD]}, {"params": origin.params}
 
@@ -96,7 +100,7 @@ class Probe(Method):
 class L2SP(Method):
     """`½α‖W − W₀‖²` over all of the body [P: Li, Grandvalet and Davoine 2018]."""
 
-    def start(self, origin: Origin) -> tuple[Any, Any]:
+    def begin(self, origin: Origin) -> tuple[Any, Any]:
         """See `Method`."""
         weights = jax.tree.map(jnp.ones_like, _body(origin.params))
         return origin.params, {"source": _body(origin.params), "weights": weights}
@@ -118,33 +122,29 @@ class EWC(L2SP):
     F is the mean of squared gradients on source images, labels drawn from the model.
     """
 
-    def start(self, origin: Origin) -> tuple[Any, Any]:
+    def begin(self, origin: Origin) -> tuple[Any, Any]:
         """See `Method`."""
-        params, held = super().start(origin)
+        params, held = super().begin(origin)
 
-        @jax.jit
-        def fisher(params, rest, images, key):
-            def squared(image, key):
-                def loss(params):
-                    logits = origin.source(params, rest, image[None])[0]
-                    drawn = jax.random.categorical(key, jax.lax.stop_gradient(logits))
-                    return -jax.nn.log_softmax(logits)[drawn]
+        def squared(image, key):
+            def loss(params):
+                logits = self.source(params, origin.rest, image[None])[0]
+                drawn = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+                return -jax.nn.log_softmax(logits)[drawn]
 
-                return jax.tree.map(jnp.square, _body(jax.grad(loss)(params)))
+            return jax.tree.map(jnp.square, _body(jax.grad(loss)(origin.trained)))
 
-            def chunk(total, part):
-                found = jax.vmap(squared)(*part)
-                add = lambda a, b: a + b.sum(axis=0)
-                return jax.tree.map(add, total, found), None
+        def chunk(total, part):
+            found = jax.vmap(squared)(*part)
+            return jax.tree.map(lambda a, b: a + b.sum(axis=0), total, found), None
 
-            whole = len(images) // _CHUNK * _CHUNK
-            keys = jax.random.split(key, whole).reshape(-1, _CHUNK)
-            parts = images[:whole].reshape(-1, _CHUNK, *images.shape[1:])
-            zero = jax.tree.map(jnp.zeros_like, _body(params))
-            total, _ = jax.lax.scan(chunk, zero, (parts, keys))
-            return jax.tree.map(lambda leaf: leaf / whole, total)
-
-        weights = fisher(origin.trained, origin.rest, origin.seen, origin.key)
+        images = origin.seen[:_FISHER]
+        whole = len(images) // _CHUNK * _CHUNK
+        keys = jax.random.split(origin.key, whole).reshape(-1, _CHUNK)
+        parts = images[:whole].reshape(-1, _CHUNK, *images.shape[1:])
+        zero = jax.tree.map(jnp.zeros_like, _body(params))
+        total, _ = jax.lax.scan(chunk, zero, (parts, keys))
+        weights = jax.tree.map(lambda leaf: leaf / whole, total)
         return params, {**held, "weights": weights}
 
 
@@ -159,23 +159,17 @@ class Replay(Method):
 class Spectral(Method):
     """What needs the source's eigenspaces."""
 
-    def start(self, origin: Origin) -> tuple[Any, Any]:
+    def begin(self, origin: Origin) -> tuple[Any, Any]:
         """See `Method`."""
         source = _body(origin.params)
         return origin.params, {"source": source, "bases": self.bases(origin)}
 
     def bases(self, origin: Origin) -> Any:
         """Those of the body's inputs."""
-        rank = self.config.source_rank
-
-        @jax.jit
-        def solve(params, rest, images):
-            capture = dsbp_jax.capture_activations(origin.source, which=("inputs",))
-            _, seen = capture(params, rest, images)
-            seen = {path: own for path, own in seen.items() if not _in_head(path)}
-            return dsbp_jax.activation_bases(seen, rank)
-
-        return solve(origin.trained, origin.rest, origin.seen)
+        capture = dsbp_jax.capture_activations(self.source, which=("inputs",))
+        _, seen = capture(origin.trained, origin.rest, origin.seen)
+        seen = {path: own for path, own in seen.items() if not _in_head(path)}
+        return dsbp_jax.activation_bases(seen, self.config.source_rank)
 
 
 class SpectralTransfer(Spectral):
@@ -200,46 +194,38 @@ class ProjectAway(Spectral):
 class Lora(Spectral):
     """Low-rank adapters on the body, and a new head."""
 
-    start_at, train = "random", "both"
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Of `dsbp_jax.spectral_lora`."""
+        return {"start": "random"}
 
-    def lora(
-        self, apply: Callable[..., jax.Array], source_bases: Any = None
-    ) -> dsbp_jax.SpectralLora:
-        """The adapters."""
-        heads = (f"{HEAD}/bias", f"{HEAD}/kernel")
+    def begin(self, origin: Origin) -> tuple[Any, Any]:
+        """See `Method`."""
+        null = self.options["start"] == "null"
         return dsbp_jax.spectral_lora(
-            apply,
+            self.apply,
             self.config.rank,
-            start=self.start_at,
-            train=self.train,
-            source_bases=source_bases,
-            whole=heads,
-        )
+            **self.options,
+            source_bases=self.bases(origin) if null else None,
+            whole=(f"{HEAD}/bias", f"{HEAD}/kernel"),
+        ).init(origin.params, origin.rest, origin.target, key=origin.key)
 
-    def start(self, origin: Origin) -> tuple[Any, Any]:
+    def logits(self, trained: Any, held: Any, *args: Any) -> jax.Array:
         """See `Method`."""
-        spaces = self.bases(origin) if self.start_at == "null" else None
-        return self.lora(origin.apply, spaces).init(
-            origin.params, origin.rest, origin.target, key=origin.key
-        )
-
-    def logits(
-        self, apply: Callable[..., jax.Array], trained: Any, held: Any, *args: Any
-    ) -> jax.Array:
-        """See `Method`."""
-        return _adapted(apply).apply(trained, held, *args)
+        return dsbp_jax.spectral_lora(self.apply).apply(trained, held, *args)
 
     def params(self, trained: Any, held: Any) -> Any:
         """See `Method`."""
-        return _adapted(jax.tree.leaves).merge(trained, held)
+        return dsbp_jax.spectral_lora(self.apply).merge(trained, held)
 
 
 class SpectralLora(Lora):
     """The same, from an eigenspace."""
 
-    def __init__(self, config: TransferConfig):
-        super().__init__(config)
-        self.start_at, self.train = config.start, config.train
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Of `dsbp_jax.spectral_lora`."""
+        return {"start": self.config.start, "train": self.config.train}
 
 
 KINDS: dict[str, type[Method]] = {
@@ -253,11 +239,6 @@ KINDS: dict[str, type[Method]] = {
     "spectral_transfer": SpectralTransfer,
     "project_away": ProjectAway,
 }
-
-
-def _adapted(fn: Callable[..., Any]) -> dsbp_jax.SpectralLora:
-    """What uses adapters that have started."""
-    return dsbp_jax.spectral_lora(fn)
 
 
 def _body(params: Any) -> Any:

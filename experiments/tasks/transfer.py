@@ -82,7 +82,7 @@ class TransferTask:
             "target": Classifier(self.target, config.model),
             "source": self.images.classifier,
         }
-        self.method = KINDS[config.method](config)
+        self.method = KINDS[config.method](config, self.apply, self.answer)
         self._steps: dict[int, Callable[..., Any]] = {}
         self.labelled = functools.cache(self._labelled)
         self.kept = functools.cache(self._kept)
@@ -147,8 +147,6 @@ class TransferTask:
         fresh, _ = self.classifiers["target"].init(config.seed + 1)
         seen = self.source.train.images[: config.images]
         origin = Origin(
-            apply=self.apply,
-            source=self.answer,
             params={**arrays["params"], HEAD: fresh[HEAD]},
             trained=arrays["params"],
             rest=arrays["rest"],
@@ -192,7 +190,7 @@ class TransferTask:
             def loss_fn(trained):
                 images, labels = batch
                 x = self.normalized(images)
-                logits = method.logits(self.apply, trained, state.held, rest, x)
+                logits = method.logits(trained, state.held, rest, x)
                 value = entropy(logits, labels)
                 total = value + method.penalty(trained, state.held)
                 if replayed is not None:

@@ -36,11 +36,11 @@ Adapters outside of these eigenspaces change nothing of the answers to inputs in
   ...     updates, state = tx.update(grads, state, adapters)
   ...     adapters = optax.apply_updates(adapters, updates)
   ...     losses.append(float(value))
-  >>> losses[-1] < 0.8 * losses[0]
+  >>> losses[-1] < 0.9 * losses[0]
   True
   >>> tuned = lora.merge(adapters, frame)
   >>> change = lambda x: jnp.mean((model(tuned, x) - model(params, x)) ** 2)
-  >>> bool(change(source_x) < 0.1 * change(target_x))
+  >>> bool(change(source_x) < 0.01 * change(target_x))
   True
 """
 

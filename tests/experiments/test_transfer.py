@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from experiments import data
+import dsbp_jax
+from experiments import data, models
 from experiments.config import ModelConfig
+from experiments.flax_lora import with_lora
 from experiments.study.cells import Spec, Store
 from experiments.tasks.transfer import TransferTask
 from experiments.transfer_config import METHODS, TransferConfig
@@ -138,3 +141,20 @@ def test_bad_options_are_named(capsys):
         TransferTask(dataclasses.replace(CONFIG, labels=4))
     line = fails("train", ["transfer", "--labels", "0"], capsys)
     assert "labels=0; accepted are" in line
+
+
+def test_lora_modules_of_flax_start_alike_and_answer_alike():
+    model = models.build("mlp", image_shape=(8, 8, 1), num_classes=5, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+    fn = lambda params, x: nnx.merge(graph, params, copy=True)(x)
+    x = jnp.asarray(data.load("digits").train.images[:64], jnp.float32) / 255
+    lora = dsbp_jax.spectral_lora(fn, 3, start="random", train="output")
+    adapters, frame = lora.init(params, x, key=jax.random.key(0))
+    adapters = jax.tree.map(lambda leaf: leaf + 0.1, adapters)
+    wrapped = with_lora(nnx.merge(graph, params), adapters, frame)
+    wanted = fn(lora.merge(adapters, frame), x)
+    np.testing.assert_allclose(wrapped(x), wanted, rtol=1e-4, atol=1e-5)
+    trained = jax.tree.leaves(nnx.state(wrapped, nnx.LoRAParam))
+    assert len(trained) == 6
+    with pytest.raises(ValueError, match="is of a LoRA; accepted are"):
+        with_lora(wrapped, adapters, frame)

@@ -50,18 +50,25 @@ class Duel:
         entries = {row["contender"]: row["columns"] for row in result["rows"]}
         mine, other = entries[self.ours][at], entries[self.theirs][at]
         few = min(len(mine["values"]), len(other["values"]))
-        difference = statistics.interval(
-            np.subtract(mine["values"][:few], other["values"][:few])
+        pairs = lambda name: (np.array(one[name][:few]) for one in (mine, other))
+        if self.view == "loss":  # what counts is the time that it took
+            ratio = statistics.interval(np.divide(*pairs("seconds")))
+            text = f"× {printing.number(ratio._asdict(), 2)} in time"
+            who = ahead(statistics.Interval(*(end - 1 for end in ratio)), False)
+        else:
+            difference = statistics.interval(np.subtract(*pairs("values")))
+            unit = f" {column['unit']}" if column["unit"] else ""
+            text = printing.number(difference._asdict(), mine["digits"], "+") + unit
+            who = ahead(difference, column["higher"])
+        shown = lambda entry: (
+            f"{printing.number(entry, entry['digits'])}, {printing.seconds(entry)} s"
         )
-        text = printing.number(difference._asdict(), mine["digits"], "+")
-        unit = f" {column['unit']}" if column["unit"] else ""
-        shown = lambda entry: printing.number(entry, entry["digits"])
         return [
             f"{self.what}: {column['metric']}{printing.VIEWS[self.view]}",
             f"`{self.ours}` {shown(mine)}",
             f"`{self.theirs}` {shown(other)}",
-            f"{text}{unit}, {few} seeds",
-            ahead(difference, column["higher"]),
+            f"{text}, {few} seeds",
+            who,
             link(self.table),
         ]
 
@@ -130,6 +137,21 @@ def markdown(headlines: tuple[Duel | Ratio, ...], results: Results) -> str:
 _ADAM_STEP = "mlp, width 2048, 2048 tokens, rank 64, adam"
 
 HEADLINES: tuple[Duel | Ratio, ...] = (
+    Duel("Fashion-MNIST, MLP 512×2", "table-whitening", "spectral_muon", "adamw"),
+    Duel(
+        "The same",
+        "table-whitening",
+        "spectral_muon",
+        "muon:momentum=0.95",
+    ),
+    Duel(
+        "The same, MLP 1024×2",
+        "table-whitening-wide",
+        "spectral_muon",
+        "adamw",
+        view="loss",
+    ),
+    Duel("Digits, the paper's rule", "table-digits", "dsbp_paper", "momentum"),
     Ratio(
         "Update of a 2048² kernel",
         "bench-whitening-2core-cpu",

@@ -147,6 +147,8 @@ def main(args: Sequence[str] | None = None) -> None:
     console = cli.console(wide=True)
     with cli.user_errors(PROG):
         options = cli.parse_options(Options, args, PROG)
+        if options.scale == "smoke":
+            process.compiles_fast()
         names = options.names or tuple(cli.preset_names(FOLDER))
         wanted = {
             Path(name).stem: load(name, options.scale, options.data_dir)

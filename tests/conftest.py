@@ -9,18 +9,12 @@ programs, however small, are kept between tests and runs.
 """
 
 import gc
-import importlib.metadata
 import os
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        # From 0.11 on XLA does not know it, and ends the process.
-        "--xla_cpu_use_fusion_emitters=false"
-        if importlib.metadata.version("jaxlib").startswith("0.10.")
-        else "",
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
@@ -30,6 +24,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest
+
+from experiments import process
+
+process.compiles_fast()
 
 
 def pytest_configure(config):

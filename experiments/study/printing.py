@@ -59,15 +59,25 @@ def entry(column: dict[str, Any]) -> list[str]:
     note = "; ".join(filter(None, notes))
     difference = column.get("difference")
     holm = difference and difference["holm"]
-    seconds = float(np.mean(column["seconds"]))
     return [
         setting + " *" * (not column["interior"]),
         str(column["steps"]),
-        f"{seconds:.0f}" if seconds >= 100 else f"{seconds:#.3g}",
+        seconds(column),
         number(column, column["digits"]) + (f" ({note})" if note else ""),
         number(difference, column["digits"], "+") if difference else "",
         "" if holm is None else f"{holm:.2g}",
     ]
+
+
+def seconds(column: dict[str, Any]) -> str:
+    """The mean time of training.
+
+    Example:
+      >>> seconds({"seconds": [1.0, 2.0]}), seconds({"seconds": [123.4]})
+      ('1.50', '123')
+    """
+    mean = float(np.mean(column["seconds"]))
+    return f"{mean:.0f}" if mean >= 100 else f"{mean:#.3g}"
 
 
 def number(value: dict[str, Any], digits: int, sign: str = "") -> str:

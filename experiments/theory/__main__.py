@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
         head = record.provenance(args, record.as_json(config))
         with cli.progress_bar(console) as progress:
             result = head | run(config, progress)
-    tables = part.tables(result)
+    result["tables"] = tables = part.tables(result)
     for title, rows in tables.items():
         table = Table(*rows[0], title=title)
         for row in rows:

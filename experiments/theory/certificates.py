@@ -29,6 +29,7 @@ from experiments.theory import record, training
 
 PRIORS = ("initial", "learned")
 FAMILIES = ("isotropic", "diagonal", "eigenbasis")
+_SIZES = ("hidden", "epochs", "posterior_epochs", "passes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class PacBayesConfig:
     """Of the network."""
     posterior_epochs: int = 4
     """Of its posterior."""
+    scale_rate: float = 0.02
+    """Adam's rate for the scales of the posterior."""
     passes: int = 1
     """Over the examples, for the certificate."""
     priors: tuple[str, ...] = PRIORS
@@ -60,8 +63,9 @@ class PacBayesConfig:
 
     def __post_init__(self) -> None:
         """Checks every value."""
-        for name in ("seeds", "hidden", "epochs", "posterior_epochs", "passes"):
+        for name in ("seeds", *_SIZES):
             checks.count(f"pac_bayes.{name}", getattr(self, name))
+        checks.positive("pac_bayes.scale_rate", self.scale_rate)
         known = {
             "priors": PRIORS,
             "families": FAMILIES,
@@ -101,8 +105,7 @@ def run(config: PacBayesConfig, progress: Progress) -> dict[str, Any]:
     networks: dict[Any, Any] = {}
     cells = []
     settings = {
-        name: getattr(config, name)
-        for name in ("dataset", "hidden", "epochs", "posterior_epochs", "passes")
+        name: getattr(config, name) for name in (*_SIZES, "dataset", "scale_rate")
     }
     for row in rows:
         seed, prior, family, optimizer = row
@@ -187,6 +190,7 @@ def certify(
         num_examples=len(held_out),
         epochs=config.posterior_epochs * len(x) // len(held_out),
         seed=seed,
+        scale_rate=config.scale_rate,
         moves_mean=prior_name != "fixed",
     )
     keys = jax.random.split(jax.random.key(1000 + seed))

@@ -163,6 +163,7 @@ def train_posterior(
     num_examples: int,
     epochs: int,
     seed: int,
+    scale_rate: float = 0.02,
     moves_mean: bool = True,
 ) -> tuple[pac_bayes.Gaussian, pac_bayes.Prior]:
     """A posterior, and its prior's scales, trained by the bound.
@@ -176,13 +177,14 @@ def train_posterior(
       num_examples: Those of the bound.
       epochs: Passes.
       seed: Of order and draws.
+      scale_rate: Adam's peak rate for the scales; that of the mean is 0.001.
       moves_mean: Whether its mean is trained, or its scales alone.
 
     Returns:
       Both.
     """
     steps = epochs * (len(x) // _BATCH)
-    tx, step = _posterior_step(num_examples, steps, moves_mean)
+    tx, step = _posterior_step(num_examples, steps, scale_rate, moves_mean)
     moved = {
         "mean": posterior.mean,
         "scales": posterior.log_scales,
@@ -200,14 +202,14 @@ def train_posterior(
 
 @functools.lru_cache
 def _posterior_step(
-    num_examples: int, steps: int, moves_mean: bool
+    num_examples: int, steps: int, scale_rate: float, moves_mean: bool
 ) -> tuple[Any, Callable[..., Any]]:
     """The optimizer of a posterior and its step, compiled once for each form."""
     adam = lambda rate: optax.adam(optax.cosine_decay_schedule(rate, steps))
     tx = optax.partition(
         {
             "mean": adam(1e-3) if moves_mean else optax.set_to_zero(),
-            "scale": adam(0.02),
+            "scale": adam(scale_rate),
         },
         lambda moved: {
             name: jax.tree.map(lambda _, name=name: _LABELS[name], value)

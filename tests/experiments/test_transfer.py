@@ -40,7 +40,10 @@ def cells(tmp_path_factory):
     # The others are held to these below, by fewer steps.
     contenders = [m for m in METHODS if m not in ("l2sp", "spectral_transfer")]
     contenders.append(STRICT)
-    configs = [CONFIG.with_contender(method) for method in contenders]
+    configs = [
+        dataclasses.replace(CONFIG.with_contender(method), strength=3000)
+        for method in contenders
+    ]
     found = store.run([Spec(config) for config in configs])
     return dict(zip(contenders, found, strict=True))
 
@@ -91,7 +94,7 @@ def test_a_great_strength_holds_the_body_and_nothing_is_lost_to_nan():
 
 def test_the_fisher_is_the_mean_square_of_gradients():
     """Against a gradient of each example by itself, at labels that are drawn alike."""
-    task, state = steps("ewc", 0, images=40)
+    task, state = steps("ewc", 0, images=35)
     assert all(
         bool((leaf >= 0).all()) for leaf in jax.tree.leaves(state.held["weights"])
     )

@@ -4,13 +4,16 @@
 `tracking` joins the two in one spectral state. On it stand `transforms`, the Optax
 gradient transformations, and `backprop`, which makes the gradient itself cheaper;
 `meta` learns from where few steps suffice, `architecture` makes models smaller,
-`transfer` tunes them without forgetting, and `theory` is what can be said of it all.
-Public names are re-exported here; those of `linalg`, `tracking`, `meta`,
-`architecture`, `transfer` and `theory` stay behind their prefix.
+`transfer` tunes them without forgetting, `inference` meets data that drift, and
+`theory` is what can be said of it all. Public names are re-exported here; those of
+`linalg`, `tracking`, `meta`, `architecture`, `transfer`, `inference` and `theory` stay
+behind their prefix.
 """
 
 from dsbp_jax import (
     architecture as architecture,
+    backprop as backprop,
+    inference as inference,
     linalg as linalg,
     meta as meta,
     theory as theory,
@@ -21,8 +24,11 @@ from dsbp_jax.backprop import (
     Frame as Frame,
     SpectralBackprop as SpectralBackprop,
     SpectralCoordinates as SpectralCoordinates,
+    SpectralTraining as SpectralTraining,
+    decay_since as decay_since,
     spectral_backprop as spectral_backprop,
     spectral_coordinates as spectral_coordinates,
+    spectral_training as spectral_training,
 )
 from dsbp_jax.explain import explain as explain
 from dsbp_jax.layers import (

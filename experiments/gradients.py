@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import dsbp_jax
 from experiments import checks
@@ -30,15 +31,20 @@ class Source(NamedTuple):
         carried)`.
       params: `params(moved, carried)`, the parameters.
       catch_up: As `value_and_grad`, for one step in so many; or None.
-      refresh: `refresh(moved, carried, opt_state, steps, *args) -> (moved, carried,
-        opt_state)`, for every so many steps; None where a step does it all.
+      refresh: `refresh(moved, carried, *args) -> carried`, for every so many steps, on
+        a part of a batch; None where a step does it all.
+      observe: As `value_and_grad`, with a fourth result that `fold` wants; or None.
+      fold: `fold(moved, carried, opt_state, seen, shrink, key) -> (moved, carried,
+        opt_state)`, for every so many steps; kernels are multiplied by `shrink`.
     """
 
     init: Callable[..., tuple[Any, Any]]
     value_and_grad: Callable[..., tuple[Any, Any, Any]]
     params: Callable[[Any, Any], Any]
     catch_up: Callable[..., tuple[Any, Any, Any]] | None = None
-    refresh: Callable[..., tuple[Any, Any, Any]] | None = None
+    refresh: Callable[..., Any] | None = None
+    observe: Callable[..., tuple[Any, Any, Any, Any]] | None = None
+    fold: Callable[..., tuple[Any, Any, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,15 +56,8 @@ class Plain:
         del optimizer
         return False
 
-    def build(self, loss: Loss, decay: Any) -> Source:
-        """The source.
-
-        Args:
-          loss: The loss.
-          decay: Peak learning rate times weight decay, of kernels that are decayed
-            here; may be traced.
-        """
-        del decay
+    def build(self, loss: Loss) -> Source:
+        """The source."""
         gradient = jax.value_and_grad(loss, has_aux=True)
 
         def value_and_grad(params: Any, carried: Any, *args: Any) -> Any:
@@ -94,10 +93,6 @@ class _Columns(Plain):
             checks.count("tracking", self.tracking, 0)
             checks.between("tracking", self.tracking, 0, self.rank)
 
-    def rows(self, batch_size: int) -> int:
-        """How many examples of a batch a refresh sees."""
-        return min(batch_size, max(batch_size // PART, 2 * self.rank))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sketch(_Columns):
@@ -114,13 +109,16 @@ class Sketch(_Columns):
     """Steps after which one is exact and makes up for what the others left out; by
     default none is."""
 
+    def rows(self, batch_size: int) -> int:
+        """How many examples of a batch a refresh sees."""
+        return min(batch_size, max(batch_size // PART, 2 * self.rank))
+
     def refuses(self, optimizer: Any) -> bool:
         """Sketched gradients have no Hessian: their derivative is not symmetric."""
         return optimizer.sam == "eigen"
 
-    def build(self, loss: Loss, decay: Any) -> Source:
+    def build(self, loss: Loss) -> Source:
         """The source."""
-        del decay
         tracking = self.tracking or 0
         backprop = dsbp_jax.spectral_backprop(
             loss,
@@ -134,10 +132,6 @@ class Sketch(_Columns):
         def init(params: Any, *args: Any, key: jax.Array) -> Any:
             return params, backprop.init(params, *args, key=key)
 
-        def refresh(params: Any, state: Any, opt_state: Any, steps: Any, *args: Any):
-            del steps
-            return params, backprop.refresh(params, state, *args), opt_state
-
         return Source(
             init=init,
             value_and_grad=backprop.value_and_grad,
@@ -145,7 +139,7 @@ class Sketch(_Columns):
             catch_up=functools.partial(backprop.catch_up, every=self.catch_up_every)
             if self.catch_up_every
             else None,
-            refresh=refresh if tracking else None,
+            refresh=backprop.refresh if tracking else None,
         )
 
 
@@ -160,27 +154,52 @@ class Coordinates(_Columns):
     """How many of the columns follow the gradient, the others the layers' inputs; by
     default half."""
 
+    random: Annotated[bool, checks.flag] = False
+    """Whether the columns follow noise instead, with all else alike: a control."""
+
     def refuses(self, optimizer: Any) -> bool:
         """Whether it follows directions of its own."""
         return optimizer.chooses
 
-    def build(self, loss: Loss, decay: Any) -> Source:
+    def build(self, loss: Loss) -> Source:
         """The source."""
         training = dsbp_jax.spectral_coordinates(
-            loss,
-            self.rank,
-            tracking=self.tracking,
-            weight_decay=decay,
-            has_aux=True,
+            loss, self.rank, tracking=self.tracking, has_aux=True
         )
 
         def value_and_grad(coords: Any, frame: Any, *args: Any) -> Any:
             return *training.value_and_grad(coords, frame, *args), frame
 
-        def refresh(coords: Any, frame: Any, opt_state: Any, steps: Any, *args: Any):
-            return training.fold(coords, frame, opt_state, *args, steps=steps)
+        def observe(coords: Any, frame: Any, *args: Any) -> Any:
+            found = training.value_and_grad(coords, frame, *args, observe=True)
+            return *found[:2], frame, found[2]
 
-        return Source(training.init, value_and_grad, training.merge, refresh=refresh)
+        def fold(
+            coords: Any, frame: Any, opt_state: Any, seen: Any, shrink: Any, key: Any
+        ) -> Any:
+            if self.random:
+                seen = noise(seen, key)
+            return training.fold(coords, frame, opt_state, seen, shrink=shrink)
+
+        return Source(
+            training.init,
+            value_and_grad,
+            training.merge,
+            observe=observe,
+            fold=fold,
+        )
+
+
+def noise(tree: Any, key: jax.Array) -> Any:
+    """Normal numbers in the place of all that are real."""
+    leaves, structure = jax.tree.flatten(tree)
+    drawn = [
+        jax.random.normal(jax.random.fold_in(key, place), leaf.shape, leaf.dtype)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+        else leaf
+        for place, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, drawn)
 
 
 GRADIENTS: dict[str, type[Plain]] = {

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import optax
 
@@ -24,10 +24,19 @@ class Uses(NamedTuple):
     Attributes:
       layout: The matrix views of its kernels; None where they go by their shapes.
       roles: What each leaf is for; None where every kernel counts as hidden.
+      sizes: The kernels behind those that are held in coordinates.
     """
 
     layout: dsbp_jax.Layout | None = None
     roles: Mapping[str, str] | None = None
+    sizes: Mapping[str, tuple[int, int]] = {}
+
+    def in_coordinates(self, frame: dsbp_jax.Frame) -> Self:
+        """The same of coordinates in place of the kernels that a frame holds."""
+        views = {**(self.layout or {}), **dsbp_jax.backprop.views(frame)}
+        return self._replace(
+            layout=dsbp_jax.Layout(views), sizes=dsbp_jax.backprop.sizes(frame)
+        )
 
 
 #: Of a model that nothing is known of.
@@ -511,6 +520,7 @@ class SpectralMuon(Momentum, Follows):
     """`dsbp_jax.spectral_muon`."""
 
     decoupled = True
+    chooses = False  # its directions are those of its own momentum
 
     learning_rate: Positive = 3e-3
     rank: CountOrZero = 64
@@ -542,6 +552,7 @@ class SpectralMuon(Momentum, Follows):
             refresh_every=self.refresh_every,
             hidden=uses.roles,
             layout=uses.layout,
+            sizes=uses.sizes,
         )
 
 
@@ -550,6 +561,7 @@ class WhitenedMomentum(Momentum, Follows):
     """Momentum, whitened by its own spectrum."""
 
     decoupled = True
+    chooses = False
 
     def _transform(self, rate, uses):
         trace, whitening = optax.trace(self.momentum), self._whitening(uses, "gradient")
@@ -568,6 +580,8 @@ class WhitenedMomentum(Momentum, Follows):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActivationWhitening(WhitenedMomentum):
     """Momentum of gradients whitened by the spectrum of what their layer sees."""
+
+    chooses = True
 
     @property
     def activations(self):

@@ -9,7 +9,6 @@ import ast
 import dataclasses
 import functools
 import warnings
-from collections.abc import Collection
 from typing import Any, Self
 
 import jax
@@ -220,7 +219,6 @@ def build(
     *,
     peak: Any = None,
     uses: Uses = UNKNOWN,
-    held: Collection[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optimizer of a contender.
 
@@ -228,9 +226,8 @@ def build(
       contender: The contender.
       num_steps: Steps of the whole run, for the schedule; may be traced.
       peak: Peak learning rate in place of the contender's; may be traced.
-      uses: How the model uses its parameters, for those that are spectral.
-      held: Paths of the kernels that are held in coordinates, and decay when they are
-        folded.
+      uses: How the model uses its parameters, for those that are spectral. Kernels
+        that are held in coordinates decay when they are folded.
 
     Returns:
       The transformation; its `update` accepts any extra argument. Its state does not
@@ -240,20 +237,13 @@ def build(
     peak = optimizer.learning_rate if peak is None else peak
     schedule = learning_rate_schedule(optimizer, num_steps, peak)
     decay = optax.identity()
-    if decay_of_fold(contender, 1.0):
+    in_coordinates = type(contender.gradients) is GRADIENTS["coordinates"]
+    if in_coordinates and optimizer.weight_decay:
         strength = optimizer.weight_decay
         decay = optax.add_decayed_weights(
             lambda step: -strength * schedule(step),
-            mask=functools.partial(kernels, held=held),
+            mask=functools.partial(kernels, held=uses.sizes),
         )
         optimizer = dataclasses.replace(optimizer, weight_decay=0.0)
     whole = optax.chain(optimizer.build(schedule, uses), decay)
     return optax.with_extra_args_support(optimizer.perturbed(whole, uses))
-
-
-def decay_of_fold(contender: Contender, peak: Any) -> Any:
-    """Peak rate times decay where a fold of coordinates decays kernels, else 0."""
-    decay = contender.optimizer.weight_decay
-    if type(contender.gradients) is not GRADIENTS["coordinates"] or not decay:
-        return 0.0
-    return peak * decay

@@ -2,7 +2,8 @@
 
 Here lives whatever replaces `jax.value_and_grad`: `sketch` returns ordinary gradients
 through a sketch of each layer's inputs, `coordinates` trains kernels in the span of
-such a sketch only, `columns` keeps the columns of both. How a layer is found and its
+such a sketch only (on a `frame`; `training` owns the loop), `columns` keeps the
+columns of both, from what was `seen` of a layer. How a layer is found and its
 equation rewritten is `layers`' work, what follows the gradient is any Optax optimizer.
 
 A guide. A layer `Y = XW` pays for three large products in a step: `XW`, `ΔWᵀ` and the
@@ -20,7 +21,29 @@ orthonormal columns V, for any model function:
   ...           "down": normal(keys[2], 64, 8)}
   >>> x, y = normal(keys[3], 128, 32), normal(keys[4], 128, 8)
 
-`spectral_coordinates` is the form for Adam. Kernels are held as `W₀ + VS` and S is
+`spectral_training` is the form for Adam, or for whitened momentum, with all around it:
+steps, folds, weight decay, parameters for evaluation. Its state is a pytree to save
+and resume; in Flax, `loss_fn` calls `model.apply(params, x)` of linen, or
+`nnx.merge(graphdef, params)(x)` of what `nnx.split(model, nnx.Param)` gave:
+
+  >>> rate = optax.cosine_decay_schedule(3e-3, 40)
+  >>> training = dsbp_jax.spectral_training(
+  ...     loss_fn, optax.adam(rate), rank=8, learning_rate=rate, weight_decay=0.1)
+  >>> state = training.init(params, x, y, key=jax.random.key(0))
+  >>> for _ in range(40):
+  ...     state, value = training.step(state, x, y)
+  >>> bool(loss_fn(training.params(state), x, y) < loss_fn(params, x, y))
+  True
+
+An optimizer that works on matrices is told how coordinates are some, by a function
+from the frame:
+
+  >>> muon = lambda frame: dsbp_jax.spectral_muon(
+  ...     rate, rank=4, hidden=list(frame.kernels),
+  ...     layout=dsbp_jax.backprop.views(frame), sizes=dsbp_jax.backprop.sizes(frame))
+  >>> whitened = dsbp_jax.spectral_training(loss_fn, muon, rank=8)
+
+Beneath it, `spectral_coordinates` is pure functions for loops of one's own. Kernels are held as `W₀ + VS` and S is
 trained: gradient, optimizer state and update are of size `rank × d_out`. Every so many
 steps `fold` puts S into W₀, refreshes V on a part of a batch, and moves the moments
 along:
@@ -62,7 +85,7 @@ twice, penalties); passes behind a `stop_gradient` are not taken for the layer.
 """
 
 from dsbp_jax.backprop.coordinates import (
-    Frame as Frame,
+    Observed as Observed,
     SpectralCoordinates as SpectralCoordinates,
     spectral_coordinates as spectral_coordinates,
 )
@@ -72,9 +95,21 @@ from dsbp_jax.backprop.cost import (
     thin_uses as thin_uses,
     why_plain as why_plain,
 )
+from dsbp_jax.backprop.frame import (
+    Frame as Frame,
+    added as added,
+    sizes as sizes,
+    taps as taps,
+    views as views,
+)
+from dsbp_jax.backprop.shrink import decay_since as decay_since
 from dsbp_jax.backprop.sketch import (
     SketchState as SketchState,
     SpectralBackprop as SpectralBackprop,
     spectral_backprop as spectral_backprop,
 )
-from dsbp_jax.backprop.thin import added as added, taps as taps
+from dsbp_jax.backprop.training import (
+    SpectralTraining as SpectralTraining,
+    TrainingState as TrainingState,
+    spectral_training as spectral_training,
+)

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks
-from dsbp_jax.backprop.cost import sketched_sites
+from dsbp_jax.backprop.cost import Cost, sketch_flops, sketched_sites
+from dsbp_jax.backprop.seen import Seen, input_signal, outside_signal, refreshed
 from dsbp_jax.layers import (
     LayerActivations,
     Layout,
@@ -170,6 +171,29 @@ class Columns:
             )
         return ColumnsState(activation, gradient)
 
+    def follow(self, state: ColumnsState, seen: Mapping[str, Seen]) -> ColumnsState:
+        """Refreshes the columns of some leaves from what was seen of them.
+
+        Columns of which there are more than rows would follow these alone, and the
+        next rows next time. So a covariance then keeps a part of what it was,
+        `1 − n/k`, and always rests on about as many rows as it has columns.
+
+        Args:
+          state: The columns.
+          seen: By path; other leaves keep their columns.
+
+        Returns:
+          The new columns.
+        """
+        run = lambda state, seen: self._follow(state, jax.lax.stop_gradient(seen))
+        return with_auto_axes(run, state, dict(seen), out_specs=lambda: specs_of(state))
+
+    def _follow(self, state: ColumnsState, seen: Mapping[str, Seen]) -> ColumnsState:
+        activation = refreshed(state.activation, seen, input_signal, {})
+        beside = vectors(activation)
+        gradient = refreshed(state.gradient, seen, outside_signal, beside)
+        return ColumnsState(activation, gradient)
+
     def measure(
         self,
         traced: Trace,
@@ -239,13 +263,16 @@ def vectors(*states: SpectralState) -> dict[str, jax.Array]:
     }
 
 
-def find_layers(traced: Trace, columns: int, has_aux: bool) -> Layout:
+def find_layers(
+    traced: Trace, columns: int, has_aux: bool, cost: Cost = sketch_flops
+) -> Layout:
     """Which leaves of a traced loss get columns.
 
     Args:
       traced: The loss.
       columns: How many.
       has_aux: Whether the loss returns a pair.
+      cost: What of a step is to be cheaper.
 
     Returns:
       The view of each leaf whose weight gradient is cheaper so.
@@ -260,7 +287,7 @@ def find_layers(traced: Trace, columns: int, has_aux: bool) -> Layout:
             f"{len(traced.leaves)} array leaves that are none; "
             "dsbp_jax.explain(loss_fn, params, *args) says why, leaf by leaf"
         )
-    sites = sketched_sites(traced, columns)
+    sites = sketched_sites(traced, columns, cost)
     return Layout((path, site.view) for path, site in sites.items())
 
 

@@ -1,79 +1,86 @@
 """Spectral coordinates: kernels held as `W₀ + VS`, trained through S alone."""
 
 import collections
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks
-from dsbp_jax.backprop import thin
-from dsbp_jax.backprop.columns import (
-    Columns,
-    ColumnsState,
-    find_layers,
-    vectors,
-)
-from dsbp_jax.backprop.cost import other_uses, thin_uses
+from dsbp_jax.backprop import frame as frames
+from dsbp_jax.backprop.columns import Columns, find_layers, vectors
+from dsbp_jax.backprop.cost import other_uses, step_cost, sum_cost, thin_uses
+from dsbp_jax.backprop.frame import Frame
+from dsbp_jax.backprop.seen import MAX_ROWS, Seen
+from dsbp_jax.backprop.shrink import shrink_by
 from dsbp_jax.layers import (
     Layout,
     Product,
     Site,
     Trace,
     array_leaves,
+    collect_rows,
     evaluate,
+    gather_rows,
     leaves_by_path,
     map_paths,
+    require_paths,
+    subsample,
     trace,
 )
 from dsbp_jax.ownership import own
-from dsbp_jax.tracking import Coordinate, Rule, rotation, transport_moments, wide
-
-# Forming W₀ + VS also writes and reads whole kernels: measured on a CPU, at widths of
-# 2048 and 4096, it pays from twice its own multiply-adds.
-_SUM_COST = 2
+from dsbp_jax.tracking import Coordinate, Rule, transport_moments
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """What the coordinates stand on; changes at a fold only.
+class Observed(NamedTuple):
+    """What one pass of the model showed of some layers, for a fold.
 
     Attributes:
-      kernels: Canonical path to `W₀`, in the shape and dtype of the parameter.
-      columns: The columns V of every such leaf.
-      layout: The matrix view of every such leaf; static.
+      layers: What the columns of each leaf follow, by path.
     """
 
-    kernels: dict[str, jax.Array]
-    columns: ColumnsState
-    layout: Layout = dataclasses.field(metadata={"static": True})
+    layers: dict[str, Seen]
 
 
 class SpectralCoordinates(NamedTuple):
-    """Training in spectral coordinates: four pure functions.
+    """Training in spectral coordinates: pure functions.
 
     What `init`, `fold` and `merge` return shares no buffer with what they were given,
-    which may be donated.
+    which may be donated. Under `jax.jit` with `donate_argnums` they hold one kernel
+    more than what they return, at the most.
 
     Attributes:
       init: `init(params, *args, key=key) -> (coords, frame)`; `args` as the loss gets
         them, a batch of the size to come.
       value_and_grad: `value_and_grad(coords, frame, *args) -> (value, grads)`, grads
-        for the coordinates; with `has_aux` the first is `(value, aux)`.
-      fold: `fold(coords, frame, opt_state, *args, steps=None) -> (coords, frame,
-        opt_state)`: folds S into W₀, refreshes V on a batch (a part of the step's will
-        do), and moves the optimizer's moments. With `weight_decay`, `steps` is the
-        number of steps since the last fold.
+        for the coordinates; with `has_aux` the first is `(value, aux)`. With
+        `observe=True` a third result is what a fold of `turn` needs to know.
+      fold: `fold(coords, frame, opt_state, *args, turn=None, refresh=True, shrink=None,
+        steps=None, donate=False) -> (coords, frame, opt_state)`: folds S into W₀,
+        refreshes V, and moves the optimizer's moments. `args` are a batch (a part of
+        the step's will do), or the one thing that `value_and_grad` observed. `turn`
+        is the number of a group of leaves, None all of them. With `refresh=False` V
+        and the moments stay, and no batch is needed. `shrink` multiplies the folded
+        kernels (see `decay_since`); with `weight_decay`, `steps` is the number of
+        steps since the last fold. With `donate=True`, outside of `jax.jit`, what was
+        given is gone, and what did not change is handed on as it is.
       merge: `merge(coords, frame) -> params`.
+      turns: `turns(frame)`, the number of groups that take turns.
+      group: `group(frame, turn)`, the paths of one of them.
+      layout: `layout(frame)`, how the coordinates are matrices, for transformations
+        that want a layout.
+      sizes: `sizes(frame)`, the shapes of the kernels behind them, by path.
     """
 
     init: Callable[..., tuple[Any, Frame]]
-    value_and_grad: Callable[..., tuple[Any, Any]]
+    value_and_grad: Callable[..., tuple[Any, ...]]
     fold: Callable[..., tuple[Any, Frame, Any]]
     merge: Callable[[Any, Frame], Any]
+    turns: Callable[[Frame], int]
+    group: Callable[[Frame, int | None], Collection[str]]
+    layout: Callable[[Frame], Layout]
+    sizes: Callable[[Frame], dict[str, tuple[int, int]]]
 
 
 def spectral_coordinates(
@@ -82,6 +89,7 @@ def spectral_coordinates(
     *,
     tracking: int | None = None,
     weight_decay: float = 0.0,
+    turns: int = 8,
     has_aux: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
     transport: Mapping[str, Rule] | None = None,
@@ -93,12 +101,19 @@ def spectral_coordinates(
     optimizer keeps and writes. The loss is that of `W = W₀ + VS`, and so are all its
     derivatives by S, whatever else it does with the kernel; where a layer has many rows
     the sum is formed in each step, in the kernel's dtype, as that is cheaper than the
-    products apart. Which leaves are held so
-    is decided as in `spectral_backprop`; all others are trained whole.
+    products apart. Leaves are held so where that makes the whole step cheaper, the
+    optimizer's reading and writing of kernels and moments included: with few rows that
+    is most of it. All others are trained whole.
 
-    `fold` every so many steps (10 to 100 do equally well): it takes one exact gradient
-    of the batch it is given, so a part of a batch makes it cheap. The more columns the
-    better; what they follow matters less (the README has a table).
+    `fold` every so many steps (10 to 100 do equally well), all leaves at once or group
+    by group, so that no step waits for all. What it needs it has from a step that
+    observes, or from a pass of its own over a batch (a part will do). Of a gradient
+    `XᵀΔ` only thin products are taken. With fewer rows than columns these keep a part
+    of what they followed before. The more columns the better; what they follow
+    matters less (the README has a table).
+
+    Kernels narrower than float32 keep what rounding leaves over at a fold: in S, and
+    what the columns cannot hold by rounding up or down at random.
 
     An optimizer that keeps averages of parameters or factors of moments is refused at
     the fold. One that reads the parameters' norms (LARS, LAMB) would see those of S,
@@ -116,6 +131,7 @@ def spectral_coordinates(
         `(1 − weight_decay)^steps`. On S an optimizer's own decay would only pull the
         kernel back to the last fold; mask it to the leaves that are not in
         `frame.kernels`.
+      turns: Groups of leaves that `fold(…, turn=t)` folds one by one, at most.
       has_aux: As in `jax.value_and_grad`.
       betas: Decay rates of the optimizer's first and second moments, for their bias
         correction when they move.
@@ -125,13 +141,14 @@ def spectral_coordinates(
         coordinate) -> moment`. `optax.adabelief` wants `{"nu": "variance"}`.
 
     Returns:
-      The four functions. Coordinates have the structure of the params; S has shape
+      The functions. Coordinates have the structure of the params; S has shape
       `(*batch, [window,] rank, d_out)` and at least float32.
 
     Raises:
       ValueError: An argument does not fit. When called: `loss_fn` returns no scalar,
-        no leaf of params is the weight of a layer, the batch of a fold has fewer rows
-        than columns, or the optimizer cannot work on coordinates.
+        no leaf of params is the weight of a layer, coordinates lack a leaf of their
+        frame, `turn` is no group, what was observed is of other leaves, or the
+        optimizer cannot work on coordinates.
 
     References:
       [P] Muthuraman, Dynamic Spectral Backpropagation, 2025 (arXiv 2505.23369), for the
@@ -159,155 +176,211 @@ def spectral_coordinates(
     rank = checks.positive_int("rank", rank)
     columns = Columns(rank=rank, tracking=rank // 2 if tracking is None else tracking)
     checks.in_unit_interval("weight_decay", weight_decay)
+    most = checks.positive_int("turns", turns)
 
     def init(params: Any, *args: Any, key: jax.Array) -> tuple[Any, Frame]:
         traced = trace(loss_fn, params, args, {})
-        layout = find_layers(traced, rank, has_aux)
+        layout = find_layers(traced, rank, has_aux, step_cost)
         state = columns.init(params, layout, key)
-        state = columns.measure(traced, state, params, layout, args, has_aux=has_aux)
+        coords, frame = frames.split(params, state, layout)
+        if layout:
+            observed = run(traced, coords, frame, args, layout, apart=True)[-1]
+            state = columns.follow(state, observed.layers)
         # Kernels and whole leaves are the caller's own.
-        return own(_split(params, state, layout))
+        return own(frames.split(params, state, layout))
 
-    def value_and_grad(coords: Any, frame: Frame, *args: Any) -> tuple[Any, Any]:
+    def value_and_grad(
+        coords: Any,
+        frame: Frame,
+        *args: Any,
+        observe: bool = False,
+        turn: int | None = None,
+    ) -> tuple[Any, ...]:
+        watched = group(frame, turn) if observe else ()
+        found = run(traced_at(coords, frame, args), coords, frame, args, watched)
+        return found if observe else found[:-1]
+
+    def fold(
+        coords: Any,
+        frame: Frame,
+        opt_state: Any,
+        *args: Any,
+        turn: int | None = None,
+        refresh: bool = True,
+        shrink: Any = None,
+        steps: Any = None,
+        donate: bool = False,
+    ) -> tuple[Any, Frame, Any]:
+        shrink = shrink_by(weight_decay, steps, shrink)
+        paths, seen = group(frame, turn), {}
+        if refresh and len(args) == 1 and isinstance(args[0], Observed):
+            seen = args[0].layers
+            require_paths(paths, seen, "what was observed in this turn")
+        elif refresh:
+            traced = traced_at(coords, frame, args)
+            seen = run(traced, coords, frame, args, paths, apart=True)[-1].layers
+        change = frames.fold_in_place if donate else frames.fold_leaf
+        held = leaves_by_path(coords)
+        old = {path: frames.leaf_of(held[path], frame, path) for path in paths}
+        new = {
+            path: frames.follow(leaf.entries, seen[path], columns=columns)
+            if path in seen
+            else leaf.entries
+            for path, leaf in old.items()
+        }
+        offset = frames.offset_of(new.values()) if new else 0
+        leaves, turned = {}, {}
+        for path in paths:
+            leaves[path], turned[path] = change(
+                *old.pop(path),
+                new[path],
+                shrink,
+                (frames.number_of(path), frame.folds),
+                offset,
+                view=frame.layout[path],
+            )
+        coords, frame = frames.with_leaves(coords, frame, leaves)
+        if seen:
+            move = lambda path, leaf: (
+                Coordinate(leaf.shape, turned[path]) if path in turned else None
+            )
+            opt_state = transport_moments(
+                opt_state, map_paths(move, coords), betas=betas, rules=transport
+            )
+        result = coords, frame, opt_state
+        return result if donate else own(result)
+
+    def group(frame: Frame, turn: int | None) -> Collection[str]:
+        if turn is None:
+            return tuple(frame.layout)
+        parts = frames.groups(frame, most)
+        return parts[checks.positive_int("turn", turn, 0, len(parts) - 1)]
+
+    def traced_at(coords: Any, frame: Frame, args: tuple) -> Trace:
+        return trace(loss_fn, jax.eval_shape(frames.merged, coords, frame), args, {})
+
+    def run(
+        traced: Trace,
+        coords: Any,
+        frame: Frame,
+        args: tuple,
+        watched: Collection[str],
+        *,
+        apart: bool = False,
+    ) -> tuple[Any, Any, Observed]:
+        """Value, gradients, and what a fold of the watched leaves needs.
+
+        With `apart` no sum is formed where the products can be, whatever they cost.
+        """
         bases = vectors(*frame.columns)
-        whole = jax.eval_shape(_merged, coords, frame)
-        traced = trace(loss_fn, whole, args, {})
         sites = thin_uses(traced, frame.layout)
-        apart = _kept_apart(traced, sites, bases)
+        single = _single_uses(traced, sites)
+        gradients = set(watched) if columns.tracking else set()
+        tapped = {
+            site.path: site for site in single if site.path in gradients and _taps(site)
+        }
+        formed = gradients - set(tapped)
+        kept = {
+            site.path
+            for site in single
+            if site.path not in formed and (apart or _pays(site, bases[site.path]))
+        }
 
         def visit(
             product: Product, x: jax.Array, w: jax.Array, extra: Any
-        ) -> tuple[jax.Array, None]:
-            basis, coordinate = extra
-            small = product.operand(coordinate).astype(w.dtype)
-            if product.site.path in apart:
-                return product(x, w) + product.expand(
-                    product.compress(x, jax.lax.stop_gradient(basis)), small
-                ), None
-            return product.sketched(x, w, basis, small), None
+        ) -> tuple[jax.Array, Any]:
+            basis, coordinate, tap = extra
+            site = product.site
+            thin = product.operand(coordinate).astype(w.dtype)
+            if site.path in formed:
+                y = product(x, w)
+            elif site.path in kept:
+                y = product(x, w) + product.expand(
+                    product.compress(x, jax.lax.stop_gradient(basis)), thin
+                )
+            else:
+                y = product.sketched(x, w, basis, thin)
+            if tap is not None:
+                y = y + site.outputs.from_rows(tap.astype(y.dtype))
+            if site.path not in watched:
+                return y, None
+            rows, limit = jax.lax.stop_gradient(x), -(-MAX_ROWS // site.repeats)
+            return y, collect_rows(site, rows, None, ("inputs",), limit)
 
-        def loss(coords: Any) -> tuple[jax.Array, Any]:
+        def loss(variables: Any) -> tuple[jax.Array, Any]:
+            coords, taps, kernels = variables
             held = leaves_by_path(coords)
             extras = {
-                name: (bases[site.path], thin.taps(held[site.path], bases[site.path]))
+                name: (
+                    bases[site.path],
+                    frames.taps(held[site.path], bases[site.path]),
+                    taps.get(site.path),
+                )
                 for name, site in sites.items()
             }
-            params = map_paths(
-                lambda path, leaf: frame.kernels[path] if path in apart else leaf,
-                _merged(coords, frame),
+            sums = frames.merged(coords, frame, {**frame.kernels, **kernels}, kept)
+            values = array_leaves((sums, args, {}))
+            outputs, collected = evaluate(
+                traced, visit, values, extras, sites=sites.values()
             )
-            values = array_leaves((params, args, {}))
-            outputs, _ = evaluate(traced, visit, values, extras, sites=sites.values())
             out = traced.unflatten(outputs)
-            return checks.scalar_loss(out, has_aux), out
+            return checks.scalar_loss(out, has_aux), (out, collected)
 
-        (_, out), grads = jax.value_and_grad(loss, has_aux=True)(coords)
-        return out, grads
-
-    def fold(
-        coords: Any, frame: Frame, opt_state: Any, *args: Any, steps: Any = None
-    ) -> tuple[Any, Frame, Any]:
-        params = _merged(coords, frame)
-        if not checks.is_static(weight_decay, 0):
-            if steps is None:
-                raise ValueError(
-                    "steps must be the number of steps since the last fold, because "
-                    f"weight_decay={weight_decay!r}, got None"
-                )
-            shrink = (1 - weight_decay) ** checks.non_negative("steps", steps)
-            params = map_paths(
-                lambda path, leaf: (
-                    (leaf * shrink).astype(leaf.dtype)
-                    if path in frame.kernels
-                    else leaf
-                ),
-                params,
+        taps = {path: _zeros(site) for path, site in tapped.items()}
+        kernels = {path: frame.kernels[path] for path in formed}
+        (_, (out, collected)), (grads, deltas, whole) = jax.value_and_grad(
+            loss, has_aux=True
+        )((coords, taps, kernels))
+        inputs: dict[str, list] = {path: [] for path in watched}
+        for name, site in sites.items():
+            if site.path in inputs:
+                rows = gather_rows(site, collected[name], ("inputs",), MAX_ROWS)
+                inputs[site.path].append(rows)
+        layers = {
+            path: Seen(
+                tuple(rows),
+                subsample(deltas[path], MAX_ROWS) if path in deltas else None,
+                whole.get(path),
             )
-        old = vectors(*frame.columns)
-        traced = trace(loss_fn, params, args, {})
-        state = columns.measure(
-            traced, frame.columns, params, frame.layout, args, has_aux=has_aux
-        )
-        new = vectors(*state)
-        moved = map_paths(
-            lambda path, leaf: (
-                Coordinate(leaf.shape, rotation(new[path], old[path]))
-                if path in new
-                else None
-            ),
-            coords,
-        )
-        opt_state = transport_moments(opt_state, moved, betas=betas, rules=transport)
-        coords, frame = _split(params, own(state), frame.layout)
-        # Kernels are sums and new; whole leaves, and moments of theirs, are not.
-        return own(coords), frame, own(opt_state)
+            for path, rows in inputs.items()
+        }
+        return out, grads, Observed(layers)
 
-    return SpectralCoordinates(init, value_and_grad, fold, merge)
+    return SpectralCoordinates(
+        init,
+        value_and_grad,
+        fold,
+        frames.merge,
+        turns=lambda frame: len(frames.groups(frame, most)),
+        group=group,
+        layout=frames.views,
+        sizes=frames.sizes,
+    )
 
 
-def _kept_apart(
-    traced: Trace, sites: Mapping[str, Site], bases: Mapping[str, jax.Array]
-) -> set[str]:
-    """The leaves whose layer answers `xW₀ + (xV)S`, instead of `x(W₀ + VS)`.
-
-    The former takes two thin products of the rows more in the forward and one in the
-    reverse pass, the latter one of the kernel's size, and memory for the sum. Only a
-    leaf without any other use can be kept apart.
-    """
+def _single_uses(traced: Trace, sites: Mapping[str, Site]) -> list[Site]:
+    """The sites of leaves that have no other use."""
     elsewhere = other_uses(traced, sites)
     uses = collections.Counter(site.path for site in sites.values())
-    apart = set()
-    for site in sites.values():
-        *_, taps, d_in, d_out = site.view.matrix_shape(site.shape)
-        path, rank = site.path, bases[site.path].shape[-1]
-        rows = site.repeats * site.inputs.num_rows
-        by_rows = rank * rows * (d_in + 2 * taps * d_out)
-        alone = uses[path] == 1 and path not in elsewhere
-        if alone and by_rows < _SUM_COST * rank * taps * d_in * d_out:
-            apart.add(path)
-    return apart
+    return [
+        site
+        for site in sites.values()
+        if uses[site.path] == 1 and site.path not in elsewhere
+    ]
 
 
-def merge(coords: Any, frame: Frame) -> Any:
-    """The parameters that coordinates stand for, `W₀ + VS` where a leaf is held so.
-
-    Args:
-      coords: The coordinates.
-      frame: Their frame.
-
-    Returns:
-      A tree of the same structure, in the shapes and dtypes of the parameters. It
-      shares no buffer with `coords`, which may be donated.
-    """
-    whole = lambda path, leaf: leaf if path in frame.kernels else own(leaf)
-    return map_paths(whole, _merged(coords, frame))
+def _pays(site: Site, basis: jax.Array) -> bool:
+    """Whether a layer answers `xW₀ + (xV)S`, instead of `x(W₀ + VS)`."""
+    apart, together = sum_cost(site, basis.shape[-1])
+    return apart < together
 
 
-def _merged(coords: Any, frame: Frame) -> Any:
-    """`merge`, with the whole leaves as they are."""
-    bases = vectors(*frame.columns)
-
-    def whole(path: str, leaf: jax.Array) -> jax.Array:
-        kernel = frame.kernels.get(path)
-        if kernel is None:
-            return leaf
-        return thin.added(kernel, frame.layout[path], bases[path], leaf)
-
-    return map_paths(whole, coords)
+def _taps(site: Site) -> bool:
+    """Whether all rows of Δ can be had from one visit for each matrix."""
+    return site.kind == "dense" and site.repeats == 1 and not site.conditional
 
 
-def _split(params: Any, columns: ColumnsState, layout: Layout) -> tuple[Any, Frame]:
-    """Coordinates at zero, and the frame that makes them `params`."""
-    bases = vectors(*columns)
-    leaves = leaves_by_path(params)
-    kernels = {path: leaves[path] for path in layout}
-
-    def coordinate(path: str, leaf: Any) -> Any:
-        if path not in kernels:
-            return leaf
-        *batch, taps, _, d_out = layout[path].matrix_shape(leaf.shape)
-        window = (taps,) if taps > 1 else ()
-        shape = (*batch, *window, bases[path].shape[-1], d_out)
-        return jnp.zeros(shape, wide(leaf.dtype))
-
-    return map_paths(coordinate, params), Frame(kernels, columns, layout)
+def _zeros(site: Site) -> jax.Array:
+    """What is added to a response for its derivative, `(*batch, n, d_out)`."""
+    *batch, _, _, d_out = site.view.matrix_shape(site.shape)
+    return jnp.zeros((*batch, site.outputs.num_rows, d_out))

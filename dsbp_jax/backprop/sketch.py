@@ -17,6 +17,7 @@ from dsbp_jax.backprop.columns import (
     vectors,
 )
 from dsbp_jax.backprop.cost import other_uses, sketched_sites, thin_uses
+from dsbp_jax.backprop.seen import MAX_ROWS
 from dsbp_jax.layers import (
     LayerActivations,
     Layout,
@@ -36,7 +37,6 @@ from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import specs_of, with_auto_axes
 from dsbp_jax.ownership import own
 
-_MAX_ROWS = 1024  # of a layer's inputs, kept for the refresh
 _REFRESH_EVERY = 20
 
 
@@ -233,7 +233,7 @@ def spectral_backprop(
             y = product.sketched(x, w, basis, operand)
             if not automatic:
                 return y, None
-            limit = -(-_MAX_ROWS // product.site.repeats)
+            limit = -(-MAX_ROWS // product.site.repeats)
             x = jax.lax.stop_gradient(x)
             return y, collect_rows(product.site, x, None, ("inputs",), limit)
 
@@ -320,7 +320,7 @@ def _rows(
     rows: dict[str, LayerActivations] = {}
     counts = collections.Counter[str]()
     for name, site in sites.items():
-        layer = gather_rows(site, collected[name], ("inputs",), _MAX_ROWS)
+        layer = gather_rows(site, collected[name], ("inputs",), MAX_ROWS)
         rows[use_name(site.path, counts[site.path])] = layer
         counts[site.path] += 1
     return rows

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from dsbp_jax.layers import MatrixView, Site, explicit_sharding
-from dsbp_jax.tracking import wide
+from dsbp_jax.layers import Site, explicit_sharding
 
 
 def zero(site: Site, kernel: Any, basis: jax.Array) -> jax.Array:
@@ -88,29 +87,3 @@ def hold(site: Site, kernel: Any, basis: jax.Array, thin: jax.Array) -> jax.Arra
 
     held.defjvp(rule, symbolic_zeros=True)
     return held(jnp.asarray(kernel), basis, thin)
-
-
-def added(
-    kernel: jax.Array, view: MatrixView, basis: jax.Array, thin: jax.Array
-) -> jax.Array:
-    """`W + VS`, computed in float32 or wider.
-
-    Args:
-      kernel: W.
-      view: How it is a matrix.
-      basis: V, shape `(*batch, d_in, q)`.
-      thin: S, shape `(*batch, [window,] q, d_out)`.
-
-    Returns:
-      An array of the kernel's shape and dtype.
-    """
-    with jax.default_matmul_precision("highest"):
-        matrix = basis[..., None, :, :] @ taps(thin, basis)
-    change = view.from_matrix(matrix, kernel.shape)
-    dtype = wide(kernel.dtype, change.dtype)
-    return (kernel.astype(dtype) + change.astype(dtype)).astype(kernel.dtype)
-
-
-def taps(thin: jax.Array, basis: jax.Array) -> jax.Array:
-    """S with an axis for window taps, `(*batch, window, q, d_out)`."""
-    return thin if thin.ndim > basis.ndim else jnp.expand_dims(thin, -3)

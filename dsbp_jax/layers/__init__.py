@@ -54,6 +54,7 @@ from dsbp_jax.layers.capture import (
     capture_traced as capture_traced,
     collect_rows as collect_rows,
     gather_rows as gather_rows,
+    subsample as subsample,
 )
 from dsbp_jax.layers.convolution import convolve as convolve, is_product as is_product
 from dsbp_jax.layers.derivatives import (

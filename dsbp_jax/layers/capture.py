@@ -176,9 +176,9 @@ def collect_rows(
     """
     found = {}
     if "inputs" in sides:
-        found["inputs"] = _subsample(site.inputs.to_rows(x), limit)
+        found["inputs"] = subsample(site.inputs.to_rows(x), limit)
     if "outputs" in sides and y is not None:
-        found["outputs"] = _subsample(site.outputs.to_rows(y), limit)
+        found["outputs"] = subsample(site.outputs.to_rows(y), limit)
     if site.conditional:
         rows = found[sides[-1]]
         found["valid"] = jnp.ones((*rows.shape[:-1], 1), jnp.int32)
@@ -190,7 +190,7 @@ def gather_rows(
 ) -> LayerActivations:
     """The visits of one site as `LayerActivations`; arguments as `collect_rows`."""
     found = {
-        name: _subsample(site.gather(stacked), limit) for name, stacked in found.items()
+        name: subsample(site.gather(stacked), limit) for name, stacked in found.items()
     }
     if "valid" in found:
         count = jnp.sum(found["valid"], axis=(-2, -1), dtype=jnp.int32)
@@ -200,8 +200,11 @@ def gather_rows(
     return LayerActivations(found.get("inputs"), found.get("outputs"), count, site.view)
 
 
-def _subsample(rows: jax.Array, limit: int | None) -> jax.Array:
-    """At most `limit` of the rows of `rows`, shape `(*batch, n, d)`."""
+def subsample(rows: jax.Array, limit: int | None) -> jax.Array:
+    """At most `limit` of the rows of `rows`, shape `(*batch, n, d)`.
+
+    Which ones depends on their number and the limit alone.
+    """
     number = rows.shape[-2]
     if limit is None or number <= limit:
         return rows

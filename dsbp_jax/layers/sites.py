@@ -74,6 +74,21 @@ class Operand:
         width = math.prod(digit.size for digit in features)
         return array.reshape(*array.shape[: len(batch) + 1], width)
 
+    def from_rows(self, rows: jax.Array) -> jax.Array:
+        """The inverse of `to_rows`, of an operand that the leaf meets all of.
+
+        Args:
+          rows: Shape `(*batch, n, d)`, as from there.
+
+        Returns:
+          An array of shape `shape`.
+        """
+        assert not self.spans
+        # The transpose of a permutation is its inverse.
+        like = jax.ShapeDtypeStruct(self.shape, rows.dtype)
+        (array,) = jax.linear_transpose(self.to_rows, like)(rows)
+        return array
+
 
 def block(array: jax.Array, spans: Iterable[Span]) -> jax.Array:
     """The part of an array that some spans leave."""

@@ -55,7 +55,8 @@ class SymmetricOperator:
                 object.__setattr__(self, name, Partial(function))
 
 
-def _require_floating(name: str, x: jax.Array, ndim: int) -> None:
+def require_floating(name: str, x: jax.Array, ndim: int) -> None:
+    """Raises unless this is a floating-point array of so many axes, with entries."""
     floating = jnp.issubdtype(jnp.result_type(x), jnp.floating)
     if jnp.ndim(x) != ndim or not floating or 0 in jnp.shape(x):
         raise ValueError(
@@ -129,7 +130,7 @@ def gram(
       [[0.5 0. ]
        [0.  2. ]]
     """
-    _require_floating("x", x, 2)
+    require_floating("x", x, 2)
     if count is not None:
         checks.non_negative("count", count)
     if axis not in (0, 1):
@@ -187,8 +188,8 @@ def skew_gram(g: jax.Array, w: jax.Array) -> SymmetricOperator:
       [[1. 0.]
        [0. 1.]]
     """
-    _require_floating("g", g, 2)
-    _require_floating("w", w, 2)
+    require_floating("g", g, 2)
+    require_floating("w", w, 2)
     if g.shape != w.shape:
         raise ValueError(f"g and w must have one shape, got {g.shape} and {w.shape}")
     g, w = jnp.asarray(g, jnp.float32), jnp.asarray(w, jnp.float32)
@@ -229,7 +230,7 @@ def matrix(c: jax.Array) -> SymmetricOperator:
       >>> matrix(jnp.eye(3)).trace
       Array(3., dtype=float32)
     """
-    _require_floating("c", c, 2)
+    require_floating("c", c, 2)
     if c.shape[0] != c.shape[1]:
         raise ValueError(f"c must be square, got shape {c.shape}")
     c = jnp.asarray(c, jnp.float32)

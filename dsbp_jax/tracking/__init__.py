@@ -51,6 +51,17 @@ from dsbp_jax.tracking.reading import (
     map_spectral_states as map_spectral_states,
     spectral_states as spectral_states,
 )
+from dsbp_jax.tracking.refresh import (
+    Refresh as Refresh,
+    refresh_due as refresh_due,
+)
+from dsbp_jax.tracking.schedule import take_turns as take_turns
+from dsbp_jax.tracking.signals import (
+    Signal as Signal,
+    activation_signal as activation_signal,
+    gradient_signal as gradient_signal,
+    product_signal as product_signal,
+)
 from dsbp_jax.tracking.solved import activation_bases as activation_bases
 from dsbp_jax.tracking.spectral_filter import (
     Factors as Factors,

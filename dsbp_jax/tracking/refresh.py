@@ -314,7 +314,7 @@ def _solve(
 ) -> TrackedBasis:
     """A cold solve, a warm refresh if due, or nothing, for one basis."""
     if beside is not None:
-        arrays = tuple(map(functools.partial(_outside, beside), arrays))
+        arrays = _outside(beside, arrays[0]), *arrays[1:]
     # Divided by the count at the end, where only eigenvalues are.
     c = operator(*arrays)
     cold = entry.refreshes == 0

@@ -16,7 +16,8 @@ class Signal(NamedTuple):
     """A stack of operators, without their callables.
 
     Attributes:
-      arrays: Of shape `(*batch, ·, ·)`, float32.
+      arrays: Of shape `(*batch, ·, ·)`, float32. Of what is followed outside of other
+        columns the first has the shape `(*batch, d, ·)`.
       count: What to divide by, shape `(*batch)`, float32; or None.
       operator: Builds the operator of one matrix each, divided by a count if that is
         given; static.
@@ -37,6 +38,13 @@ def _of_columns(
     x: jax.Array, count: jax.Array | None = None
 ) -> linalg.SymmetricOperator:
     return _of_rows(x, count, axis=0)
+
+
+def _of_product(
+    a: jax.Array, b: jax.Array, count: jax.Array | None = None
+) -> linalg.SymmetricOperator:
+    del count
+    return linalg.product_gram(a, b)
 
 
 def _of_skew(
@@ -89,6 +97,25 @@ def gradient_signal(view: MatrixView, gradient: jax.Array, side: str) -> Signal:
     """GᵀG on the output side, GGᵀ on the input side, summed over window taps."""
     rows, count = _gradient(gradient, view=view, side=side)
     return Signal((rows,), count, _of_rows if side == "output" else _of_columns)
+
+
+def product_signal(
+    inputs: jax.Array, outputs: jax.Array, kept: jax.Array | None = None
+) -> Signal:
+    """GGᵀ of a gradient `XᵀΔ` that is not formed, on the input side.
+
+    Args:
+      inputs: X, shape `(*batch, n, d_in)`.
+      outputs: Δ, shape `(*batch, n, d_out)`.
+      kept: M, of which `MᵀM` is added, shape `(*batch, m, d_in)`; or None.
+
+    Returns:
+      The signal.
+    """
+    rows = inputs.astype(jnp.float32)
+    if kept is not None:
+        rows = jnp.concatenate([rows, kept], axis=-2)
+    return Signal((rows.mT, outputs.astype(jnp.float32)), None, _of_product)
 
 
 @_static

@@ -90,6 +90,7 @@ class SpectralFilter:
         trace: jax.Array,
         unit: jax.Array,
         shape: tuple[int, ...],
+        size: tuple[int, int] | None = None,
     ) -> jax.Array:
         """What the factors are to be multiplied by, for the result to have its norm.
 
@@ -100,6 +101,8 @@ class SpectralFilter:
           trace: The squared norm of U, shape `(…)`.
           unit: The trace that eigenvalues were divided by, shape `(…)`.
           shape: That of each matrix, `(a, b)`.
+          size: That of the kernels of which the matrices are coordinates: the norm is
+            that of a kernel's update with so few singular values.
 
         Returns:
           Shape `(…)`; zero where U is.
@@ -111,11 +114,13 @@ class SpectralFilter:
             )
         rest = jnp.maximum(1 - jnp.sum(inside, axis=-1), 0)
         square = jnp.sum(factors.head**2 * inside, axis=-1) + factors.tail**2 * rest
-        a, b = shape
+        a, b = shape if size is None else size
         norm: jax.Array | float = jnp.sqrt(safe(trace))
         if self.scale != "update":
-            unit_values = math.sqrt(min(a, b) * max(1, b / a))
-            norm = unit_values if self.scale == "spectral" else 0.2 * math.sqrt(a * b)
+            each = math.sqrt(max(1, b / a))
+            if self.scale == "rms":
+                each = 0.2 * math.sqrt(max(a, b))
+            norm = each * math.sqrt(min(*shape, a, b))
         some = (trace > 0) & (square > 0)
         by = jnp.sqrt(safe(trace)) * jnp.sqrt(safe(square))
         return jnp.where(some, norm / by, 0)

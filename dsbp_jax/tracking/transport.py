@@ -8,7 +8,8 @@ the square of the rotated mean is put back,
 
     v' = |(R∘R)(v − m²) + (Rm)²|.
 
-What holds a variance already (AdaBelief) moves by the squares of R alone.
+What holds a variance already (AdaBelief) moves by the squares of R alone. A basis that
+an optimizer keeps of coordinates themselves (`spectral_whitening`) turns with them.
 """
 
 import functools
@@ -20,7 +21,12 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import GetAttrKey, KeyPath
 
-from dsbp_jax.tracking.eigenspace import wide
+from dsbp_jax import linalg
+from dsbp_jax.layers import canonical_path
+from dsbp_jax.tracking.eigenspace import SIDES, wide
+from dsbp_jax.tracking.reading import map_spectral_states
+from dsbp_jax.tracking.tracked_basis import TrackedBasis
+from dsbp_jax.tracking.tracker import SpectralState
 
 #: How a field of an optimizer's state moves, by its name.
 MOMENTS = {
@@ -79,7 +85,9 @@ def transport_moments(
     Inside the state are trees like that of the parameters: a leaf belongs to the
     parameter at whose place it is, in the tree that holds the most of them (names do
     not count). The field that holds it decides how it moves:
-    `mu`, `trace`, `ema` and `acc_grads` as first moments, `nu` as second. (That `nu`
+    `mu`, `trace`, `ema` and `acc_grads` as first moments, `nu` as second. A tracked
+    basis of coordinates becomes `RV`, made orthonormal, on the side that turns. (That
+    `nu`
     is the variance in AdaBelief, and a largest value in Adamax, its name does not
     tell: the first wants `rules={"nu": "variance"}`, the second cannot follow.)
 
@@ -117,10 +125,14 @@ def transport_moments(
                 f"transport[{field!r}] must be a function or one of "
                 f"{', '.join(map(repr, _RULES))}, got {wanted!r}"
             )
-    flat, treedef = jax.tree.flatten_with_path(opt_state)
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in flat}
     is_leaf = lambda node: node is None or isinstance(node, Coordinate)
     known_leaves = jax.tree.leaves_with_path(coordinates, is_leaf=is_leaf)
+    turns = {
+        canonical_path(path): leaf for path, leaf in known_leaves if leaf is not None
+    }
+    opt_state = map_spectral_states(functools.partial(_turned, turns), opt_state)
+    flat, treedef = jax.tree.flatten_with_path(opt_state)
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in flat}
     found = {_bare(path): coordinate for path, coordinate in known_leaves}
     starts = _starts([path for path, _ in flat], list(found))
     moved = []
@@ -158,6 +170,37 @@ def transport_moments(
             mean, count = sibling("mu", *parameter), sibling("count")
             moved.append(_second(coordinate, leaf, mean, count, betas))
     return jax.tree.unflatten(treedef, moved)
+
+
+def _turned(turns: Mapping[str, Coordinate], state: SpectralState) -> SpectralState:
+    """Bases of coordinates that turn."""
+
+    def turned(side: str, path: str, entry: TrackedBasis) -> TrackedBasis:
+        if path not in turns:
+            return entry
+        coordinate, label = turns[path], entry.label
+        assert label is not None
+        if label.shape != coordinate.shape or label.source != "gradient":
+            raise ValueError(
+                f"the optimizer's state holds a basis of {path!r} that follows its "
+                f"{label.source} in the shape {label.shape}, for coordinates of shape "
+                f"{coordinate.shape}; what can follow a change of basis are bases of "
+                "their own updates"
+            )
+        matrix = coordinate.left if side == SIDES[0] else coordinate.right
+        if matrix is None:
+            return entry
+        columns = Coordinate(entry.vectors.shape, matrix).rotate(entry.vectors)
+        again = lambda block: linalg.extend_basis(jnp.zeros((len(block), 0)), block)
+        for _ in entry.refreshes.shape:
+            again = jax.vmap(again)
+        return entry._replace(basis=entry.basis._replace(vectors=again(columns)))
+
+    tracked = {
+        side: {path: turned(side, path, entry) for path, entry in entries.items()}
+        for side, entries in state.tracked.items()
+    }
+    return state._replace(tracked=tracked)
 
 
 def _second(

@@ -286,7 +286,7 @@ def _merged(adapters: dict[str, Any], frame: AdapterFrame, apart: Iterable[str])
             if path in apart:
                 return kernel
             view, (down, up) = frame.layout[path], _factors(adapters, frame, path)
-            return added(kernel, view, down, up)
+            return added(kernel, up, down, view)
         return adapters.get(path, kernel)
 
     return map_paths(leaf, frame.params)

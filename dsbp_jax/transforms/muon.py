@@ -17,7 +17,7 @@ from dsbp_jax.tracking import (
     common_dtype,
     matrix_views,
 )
-from dsbp_jax.transforms.whitening import spectral_whitening
+from dsbp_jax.transforms.whitening import Sizes, spectral_whitening
 
 #: Which leaves are whitened: roles by path, paths, or a function of path and leaf.
 Hidden = Mapping[str, str] | Collection[str] | Callable[[str, jax.Array], bool] | None
@@ -42,6 +42,7 @@ def spectral_muon(
     betas: tuple[Number, Number] = (0.9, 0.95),
     hidden: Hidden = None,
     layout: LayoutLike = None,
+    sizes: Sizes | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Muon's step for the price of three thin products; AdamW for what is no matrix.
@@ -71,6 +72,7 @@ def spectral_muon(
         matrix that the layout names, as `optax.contrib.muon` does: embeddings and heads
         too.
       layout: Matrix views from `dsbp_jax.layout`; None goes by the shapes.
+      sizes: As for `spectral_whitening`, where it runs on coordinates.
       seed: Of the bases' random start.
 
     Returns:
@@ -104,6 +106,7 @@ def spectral_muon(
         scale=scale,
         refresh_every=refresh_every,
         layout=layout,
+        sizes=sizes,
         seed=seed,
     )
     decay = []

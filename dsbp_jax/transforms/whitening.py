@@ -34,6 +34,11 @@ from dsbp_jax.tracking import (
     whole_space,
 )
 
+Size = tuple[int, int] | None
+
+#: Path to the shape `(a, b)` of the kernel behind coordinates.
+Sizes = Mapping[str, tuple[int, int]]
+
 
 def spectral_whitening(
     rank: int,
@@ -48,6 +53,7 @@ def spectral_whitening(
     average: float = 0.95,
     num_blocks: int = 2,
     layout: LayoutLike = None,
+    sizes: Sizes | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Divides every kernel's update by a power of its spectrum.
@@ -83,6 +89,10 @@ def spectral_whitening(
       layout: Matrix views from `dsbp_jax.layout`, or a function from params (from
         updates, where `update` gets no params) to them; leaves that it does not name
         keep their update. None goes by the shapes.
+      sizes: The kernels `(a, b)` of which leaves are coordinates, by path, where the
+        transformation runs inside of `spectral_coordinates` or `spectral_training`
+        (their `sizes(frame)`, beside `layout=layout(frame)`). Of a kernel's singular
+        values coordinates have as many as their smaller side, each as large.
       seed: Of the bases' random start.
 
     Returns:
@@ -112,6 +122,11 @@ def spectral_whitening(
     checks.in_unit_interval("average", average)
     if side is not None:
         checks.one_of("side", side, SIDES)
+    if sizes and source != "gradient":
+        raise ValueError(
+            f"source must be 'gradient' to whiten coordinates, got {source!r}: their "
+            "layers' inputs have other dimensions"
+        )
     how = SpectralFilter(power, residual, damping, scale)
     of_updates = source == "gradient"
     default = "singular" if of_updates else "input"
@@ -132,11 +147,11 @@ def spectral_whitening(
             tracker,
             lambda step: (by_layer(step.updates, step.spaces, how), step.spectral),
         )
-    return _of_updates(tracker, how, rank)
+    return _of_updates(tracker, how, rank, sizes or {})
 
 
 def _of_updates(
-    tracker: Tracker, how: SpectralFilter, rank: int
+    tracker: Tracker, how: SpectralFilter, rank: int, sizes: Sizes
 ) -> optax.GradientTransformationExtraArgs:
     """The filter of updates by their own spectrum."""
 
@@ -157,14 +172,14 @@ def _of_updates(
         def whiten(path: str, leaf: jax.Array) -> jax.Array:
             if path not in views or path not in leaves:
                 return leaf
-            view = views[path]
+            view, size = views[path], sizes.get(path)
             matrix = as_matrices(view, leaf)
             if path in parts:
-                result = _whitened(matrix, parts[path], how)
+                result = _whitened(matrix, parts[path], how, size)
             elif rank:
-                result = _whitened_exactly(matrix, how)
+                result = _whitened_exactly(matrix, how, size)
             else:
-                result = _scaled(matrix, how)
+                result = _scaled(matrix, how, size)
             shape = view.matrix_shape(leaf.shape)
             return view.from_matrix(result.reshape(shape), leaf.shape).astype(
                 leaf.dtype
@@ -175,7 +190,9 @@ def _of_updates(
     return optax.GradientTransformationExtraArgs(tracker.init, update_fn)
 
 
-def _whitened(matrix: jax.Array, part: Followed, how: SpectralFilter) -> jax.Array:
+def _whitened(
+    matrix: jax.Array, part: Followed, how: SpectralFilter, size: Size
+) -> jax.Array:
     """The filter with few eigenpairs.
 
     To derivatives the basis is a constant, and all that is computed in it is not.
@@ -192,14 +209,14 @@ def _whitened(matrix: jax.Array, part: Followed, how: SpectralFilter) -> jax.Arr
     ) -> jax.Array:
         trace, vectors, thin, values, rotation = part
         found = Followed(trace, vectors, thin, values, rotation, side)
-        return _in_basis(matrix, found, settings(dials))
+        return _in_basis(matrix, found, settings(dials), size)
 
     @apply.defjvp
     def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
         matrix, dials, part = primals
         _, vectors, _, _, rotation = part
         smooth = lambda matrix, dials: _in_basis_anew(
-            matrix, vectors, rotation, side, settings(dials)
+            matrix, vectors, rotation, side, settings(dials), size
         )
         _, tangent = jax.jvp(smooth, (matrix, dials), tangents[:2])
         return apply(*primals), tangent
@@ -211,12 +228,14 @@ def _whitened(matrix: jax.Array, part: Followed, how: SpectralFilter) -> jax.Arr
     return apply(matrix, dials, tuple(part)[:-1])
 
 
-def _in_basis(matrix: jax.Array, part: Followed, how: SpectralFilter) -> jax.Array:
+def _in_basis(
+    matrix: jax.Array, part: Followed, how: SpectralFilter, size: Size
+) -> jax.Array:
     """The filter by what the refresh has computed already."""
     *_, a, b = matrix.shape
     rest = 1 - jnp.sum(part.values, axis=-1)
     factors = how.factors(part.values, rest, min(a, b))
-    strength = how.strength(factors, part.values, part.trace, part.trace, (a, b))
+    strength = how.strength(factors, part.values, part.trace, part.trace, (a, b), size)
     # Relative to the tail, which the update itself has. Behind the barrier scalars are
     # computed once, and not for each entry of the kernel.
     tail = jax.lax.optimization_barrier(strength * factors.tail)
@@ -234,6 +253,7 @@ def _in_basis_anew(
     rotation: jax.Array,
     side: str,
     how: SpectralFilter,
+    size: Size,
 ) -> jax.Array:
     """The same from the matrix alone, with the derivatives of a matrix function."""
     *_, a, b = matrix.shape
@@ -244,7 +264,7 @@ def _in_basis_anew(
         values = jnp.diagonal(gram, axis1=-2, axis2=-1)
         rest = 1 - jnp.sum(values, axis=-1)
         factors, function = nearly_diagonal(gram, rest, how, min(a, b))
-        strength = how.strength(factors, values, trace, trace, (a, b))
+        strength = how.strength(factors, values, trace, trace, (a, b), size)
         turned = function - factors.tail[..., None, None] * jnp.eye(gram.shape[-1])
         inside = linalg.expand(thin @ turned, vectors @ rotation, side)
         norm = jnp.sqrt(jnp.where(trace > 0, trace, 1))
@@ -259,7 +279,7 @@ def _unit(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     return trace, matrix / norm[..., None, None]
 
 
-def _whitened_exactly(matrix: jax.Array, how: SpectralFilter) -> jax.Array:
+def _whitened_exactly(matrix: jax.Array, how: SpectralFilter, size: Size) -> jax.Array:
     """The filter with all eigenpairs."""
     *_, a, b = matrix.shape
     trace, unit = _unit(matrix)
@@ -267,18 +287,18 @@ def _whitened_exactly(matrix: jax.Array, how: SpectralFilter) -> jax.Array:
         values, factors, function = whole_space(
             unit if a >= b else unit.mT, how, min(a, b)
         )
-        strength = how.strength(factors, values, trace, trace, (a, b))
+        strength = how.strength(factors, values, trace, trace, (a, b), size)
         function = function * strength[..., None, None]
         return matrix @ function if a >= b else function @ matrix
 
 
-def _scaled(matrix: jax.Array, how: SpectralFilter) -> jax.Array:
+def _scaled(matrix: jax.Array, how: SpectralFilter, size: Size) -> jax.Array:
     """The filter without any eigenpair."""
     *_, a, b = matrix.shape
     trace = squared_norm(matrix)
     none = jnp.zeros((*trace.shape, 0), trace.dtype)
     factors = how.factors(none, jnp.ones_like(trace), min(a, b))
-    strength = how.strength(factors, none, trace, trace, (a, b))
+    strength = how.strength(factors, none, trace, trace, (a, b), size)
     return (
         jax.lax.optimization_barrier(strength * factors.tail)[..., None, None] * matrix
     )

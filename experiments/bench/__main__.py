@@ -7,17 +7,24 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import tyro
-from rich.table import Table
 
 from experiments import cli, process
-from experiments.bench import compilation, engine, meta, step, update, whitening
+from experiments.bench import (
+    compilation,
+    coordinates,
+    engine,
+    meta,
+    report,
+    step,
+    update,
+    whitening,
+)
 from experiments.bench.compilation import CompileConfig
+from experiments.bench.coordinates import CoordinatesConfig
 from experiments.bench.meta import MetaConfig
 from experiments.bench.step import StepConfig
 from experiments.bench.update import UpdateConfig
 from experiments.bench.whitening import WhiteningConfig
-from experiments.study import runs
-from experiments.study.provenance import provenance
 
 PROG = "experiments.bench"
 
@@ -31,6 +38,9 @@ BENCHMARKS = {
         lambda options: compilation.run(options.compile)
     ),
     "step": process.single_threaded_lapack(lambda options: step.run(options.step)),
+    "coordinates": process.single_threaded_lapack(
+        lambda options: coordinates.run(options.coordinates)
+    ),
     "meta": process.single_threaded_lapack(lambda options: meta.run(options.meta)),
 }
 
@@ -40,7 +50,16 @@ class Options:
     """Prints the tables of one benchmark, or of all."""
 
     name: Annotated[
-        Literal["engine", "update", "whitening", "compile", "step", "meta", "all"],
+        Literal[
+            "engine",
+            "update",
+            "whitening",
+            "compile",
+            "step",
+            "coordinates",
+            "meta",
+            "all",
+        ],
         tyro.conf.Positional,
     ] = "all"
     """Which benchmark to run."""
@@ -49,6 +68,9 @@ class Options:
     whitening: WhiteningConfig = dataclasses.field(default_factory=WhiteningConfig)
     compile: CompileConfig = dataclasses.field(default_factory=CompileConfig)
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
+    coordinates: CoordinatesConfig = dataclasses.field(
+        default_factory=CoordinatesConfig
+    )
     meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)
 
     out: pathlib.Path | None = None
@@ -63,36 +85,11 @@ def main(args: Sequence[str] | None = None) -> None:
     with cli.user_errors(PROG):
         options = cli.parse_options(Options, args, PROG)
         names = list(BENCHMARKS) if options.name == "all" else [options.name]
-        check_files(options)
+        report.check_file(options.out)
     tables = {}
     for name in names:
         tables |= BENCHMARKS[name](options)
-    for title, rows in tables.items():
-        table = Table(*rows[0], title=title)
-        for row in rows:
-            cells = (
-                value if isinstance(value, str) else f"{value:.4g}"
-                for value in row.values()
-            )
-            table.add_row(*cells)
-        console.print(table)
-    if options.out is not None:
-        runs.write_json(options.out, {**provenance(), "tables": tables})
-        console.print(f"Written to {options.out}")
-
-
-def check_files(options: Options) -> None:
-    """Makes the folder of the file, before hours of timing have passed.
-
-    Raises:
-      ValueError: If no such file can be written.
-    """
-    if options.out is not None:
-        if options.out.is_dir():
-            raise ValueError(
-                f"out={str(options.out)!r} is a folder; accepted is a file"
-            )
-        runs.make_folder(options.out)
+    report.show(tables, console, options.out)
 
 
 if __name__ == "__main__":

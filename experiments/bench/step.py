@@ -285,7 +285,8 @@ class _Runner:
         return self._fold is not None
 
 
-def _bytes(tree: Any) -> int:
+def state_bytes(tree: Any) -> int:
+    """Of the arrays of a state, counters left out."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if leaf.ndim)
 
@@ -297,7 +298,10 @@ def measure(
     problem = PROBLEMS[model](width, tokens)
     runners, states = {}, {}
     for name, method in methods(problem, model, base, rank, config.peers):
-        runners[name], states[name] = _Runner(method, problem.x), _bytes(method.state)
+        runners[name], states[name] = (
+            _Runner(method, problem.x),
+            state_bytes(method.state),
+        )
     functions = {name: runner.step for name, runner in runners.items()}
     functions |= {
         f"{name}/fold": runner.fold for name, runner in runners.items() if runner.folds

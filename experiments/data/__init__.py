@@ -3,8 +3,9 @@
 `load` returns a `Dataset` of uint8 images in three splits, whatever the source:
 scikit-learn's digits (no file needed), any image classification set prepared by
 TensorFlow Datasets in the array_record format, and the publishers' own files of
-MedMNIST and Tiny ImageNet. TensorFlow is never needed to read. What cannot be
-loaded raises a `DataError` that says what would be accepted.
+MedMNIST and Tiny ImageNet. TensorFlow is never needed to read. What cannot be loaded
+raises a `DataError` that says what would be accepted. `corruptions` and `streams` make
+shifted images of any set.
 """
 
 from experiments.data.batches import (

@@ -2,8 +2,9 @@
 
 `images` classifies images, `text` predicts bytes, `fewshot` learns to learn; the first
 two share `optimized`, which is what any optimizer of `experiments.optimizers` needs.
-`compression` tunes a trained model after it was cut, `transfer` for another task.
-A config makes its task; `read` finds the config of a file.
+`compression` tunes a trained model after it was cut, `transfer` one for another task;
+`shifted` sees what one makes of shifted images. A config makes its task; `read` finds
+the config of a file.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from experiments import checks
 from experiments.compression_config import CompressionConfig
 from experiments.config import ImageConfig, TextConfig
 from experiments.fewshot_config import FewshotConfig
+from experiments.shifted_config import ShiftedConfig
 from experiments.study.config import Config as Config, from_json
 from experiments.study.task import Task as Task
 from experiments.transfer_config import TransferConfig
@@ -20,11 +22,8 @@ from experiments.transfer_config import TransferConfig
 CONFIGS = {
     kind.__name__: kind
     for kind in (
-        ImageConfig,
-        TextConfig,
-        FewshotConfig,
-        CompressionConfig,
-        TransferConfig,
+        *(ImageConfig, TextConfig, FewshotConfig),
+        *(CompressionConfig, TransferConfig, ShiftedConfig),
     )
 }
 

@@ -6,7 +6,7 @@ goes on exactly as the one in memory would have.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,14 +63,16 @@ class Optimized:
         self.config = config
         self._uses = self.uses()
         self._step = jax.jit(self._train_step, donate_argnums=0)
-        self._catch_up = jax.jit(
-            partial(self._train_step, catch_up=True), donate_argnums=0
+        self._catch_up, self._fold = (
+            jax.jit(partial(self._train_step, kind=kind), donate_argnums=0)
+            for kind in ("catch_up", "observe")
         )
         self._refresh = jax.jit(self._refresh_step, donate_argnums=0)
         self._init = jax.jit(self._start)
         self._params = jax.jit(self._settled)
         source, given = self._source(), config.optimizer.gradients
-        self.every = source.refresh and given.refresh_every
+        self.every = (source.refresh or source.fold) and given.refresh_every
+        self.folds = bool(source.fold)
         self.catch_up_every = source.catch_up and given.catch_up_every
 
     def init(self, config: OptimizedConfig) -> TrainState:
@@ -92,10 +94,8 @@ class Optimized:
         moved = self.config.optimizer.optimizer.settled(opt_state, moved)
         return self._source().params(moved, carried)
 
-    def _source(self, peak: Any = 0.0) -> gradients.Source:
-        contender = self.config.optimizer
-        decay = optimizers.decay_of_fold(contender, peak)
-        return contender.gradients.build(self._loss, decay)
+    def _source(self) -> gradients.Source:
+        return self.config.optimizer.gradients.build(self._loss)
 
     def _start(self, params: Any, *args: Any) -> tuple[Any, Any]:
         *args, key = args
@@ -109,8 +109,7 @@ class Optimized:
             self.config.optimizer,
             length,
             peak=peak,
-            uses=self._uses,
-            held=frozenset(carried.kernels) if in_columns else (),
+            uses=self._uses.in_coordinates(carried) if in_columns else self._uses,
         )
 
     def _loss(self, *args: Any) -> tuple[jax.Array, tuple[Any, Any, Any]]:
@@ -126,7 +125,8 @@ class Optimized:
     def compile(self, config: OptimizedConfig) -> None:
         """See `study.task.Task`."""
         state = self.init(config)
-        for number in (1, self.every or 1, self.catch_up_every or 1):
+        last = self.every - 1 if self.folds else self.every
+        for number in (1, last or 1, self.catch_up_every or 1):
             state, _ = self._advance(state, self.sample(), number)
         jax.block_until_ready(state)
 
@@ -139,8 +139,10 @@ class Optimized:
     def _advance(
         self, state: TrainState, batch: Any, number: int
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """A step, after a refresh where one is due."""
-        if self.every and number and number % self.every == 0:
+        """A step, after a refresh where one is due, or with a fold at its end."""
+        if self.folds and (number + 1) % self.every == 0:
+            return self._fold(state, *batch)
+        if self.every and not self.folds and number and number % self.every == 0:
             rows = self.config.optimizer.gradients.rows(len(batch[0]))
             state = self._refresh(state, *(part[:rows] for part in batch))
         late = self.catch_up_every and number % self.catch_up_every == 0
@@ -148,25 +150,24 @@ class Optimized:
 
     def _refresh_step(self, state: TrainState, *batch: jax.Array) -> TrainState:
         """Refreshes what the gradients' source carries, on a part of a batch."""
-        schedule = optimizers.learning_rate_schedule(
-            self.config.optimizer.optimizer, state.length, 1.0
+        carried = self._source().refresh(
+            state.params, state.carried, state.rest, *batch
         )
-        # The decay of kernels goes with the rates of the steps since the last one.
-        steps = schedule(state.step - jnp.arange(1, self.every + 1)).sum()
-        moved, carried, opt_state = self._source(state.peak).refresh(
-            state.params, state.carried, state.opt_state, steps, state.rest, *batch
-        )
-        return state._replace(params=moved, carried=carried, opt_state=opt_state)
+        return state._replace(carried=carried)
 
     def _train_step(
-        self, state: TrainState, *batch: jax.Array, catch_up: bool = False
+        self,
+        state: TrainState,
+        *batch: jax.Array,
+        kind: Literal["value_and_grad", "catch_up", "observe"] = "value_and_grad",
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The compiled part of a step."""
-        batch = self.prepared(batch, jax.random.fold_in(state.key, state.step))
-        source = self._source(state.peak)
-        gradient = source.catch_up if catch_up else source.value_and_grad
+        """The compiled part of a step; one that observes ends with a fold."""
+        key = jax.random.fold_in(state.key, state.step)
+        batch = self.prepared(batch, key)
+        source = self._source()
+        gradient = getattr(source, kind)
         batch = state.rest, *batch
-        (value, (report, rest, activations)), grads, carried = gradient(
+        (value, (report, rest, activations)), grads, carried, *seen = gradient(
             state.params, state.carried, *batch
         )
         optimizer = self._optimizer(state.peak, state.length, state.carried)
@@ -178,6 +179,11 @@ class Optimized:
             grad_fn=lambda params, _: gradient(params, state.carried, *batch)[1],
         )
         params = optax.apply_updates(state.params, updates)
+        if seen:
+            shrink = self._shrink(state)
+            params, carried, opt_state = source.fold(
+                params, carried, opt_state, *seen, shrink, key
+            )
         new = state._replace(
             params=params,
             carried=carried,
@@ -186,6 +192,19 @@ class Optimized:
             step=state.step + 1,
         )
         return new, {"loss": value, **report}
+
+    def _shrink(self, state: TrainState) -> jax.Array | None:
+        """What the decay of a period leaves of kernels that are folded at its end."""
+        optimizer = self.config.optimizer.optimizer
+        if not optimizer.weight_decay:
+            return None
+        schedule = optimizers.learning_rate_schedule(
+            optimizer, state.length, state.peak
+        )
+        end = state.step + 1
+        return dsbp_jax.decay_since(
+            schedule, optimizer.weight_decay, end - self.every, end
+        )
 
     def prepared(self, batch: tuple[Any, ...], key: jax.Array) -> tuple[Any, ...]:
         """What is random in a batch."""

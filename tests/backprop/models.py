@@ -8,7 +8,7 @@ from jax import lax
 
 from dsbp_jax import layout
 from dsbp_jax.backprop.columns import Columns, find_layers
-from dsbp_jax.backprop.coordinates import _split
+from dsbp_jax.backprop.frame import split
 from dsbp_jax.backprop.sketch import SketchState
 from dsbp_jax.layers import trace
 from tests.layers.models import normal
@@ -174,7 +174,7 @@ def sketch_state(case, rank):
 
 def random_frame(case, rank):
     """Coordinates at zero in random columns."""
-    return _split(case.params, *random_columns(case, rank))
+    return split(case.params, *random_columns(case, rank))
 
 
 def projected(case, gradient, columns):

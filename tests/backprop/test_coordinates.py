@@ -245,8 +245,20 @@ def test_bad_losses_and_batches():
     case = one_layer()
     training = dsbp_jax.spectral_coordinates(case.loss, 5, tracking=1)
     coords, frame = random_frame(case, 5)
-    with pytest.raises(ValueError, match="args must give every layer at least 4 rows"):
-        training.fold(coords, frame, (), case.x[:3])
+    _, _, seen = training.value_and_grad(coords, frame, case.x, observe=True)
+    for message, call in {
+        "turn must be an int between 0 and 0, got 1": lambda: training.fold(
+            coords, frame, (), seen, turn=1
+        ),
+        "what was observed in this turn has no entry for 'w'": lambda: training.fold(
+            coords, frame, (), seen._replace(layers={})
+        ),
+        "coords has no entry for 'w'": lambda: training.value_and_grad(
+            {"head": coords["head"]}, frame, case.x
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
     vector = dsbp_jax.spectral_coordinates(lambda params, x: x @ params["w"], 4)
     with pytest.raises(ValueError, match="loss_fn must return a floating-point scalar"):
         vector.init(case.params, case.x, key=KEY)

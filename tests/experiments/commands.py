@@ -2,12 +2,13 @@
 
 import pytest
 
-from experiments import compare, render, tables, train
+from experiments import compare, inference, render, tables, train
 from experiments.bench import __main__ as bench
 
 OPTIONS = {
     "train": train.Train,
     "compare": compare.Compare,
+    "inference": inference.Inference,
     "tables": tables.Options,
     "render": render.Options,
     "bench": bench.Options,
@@ -15,6 +16,7 @@ OPTIONS = {
 MAIN = {
     "train": train.main,
     "compare": compare.main,
+    "inference": inference.main,
     "tables": tables.main,
     "render": render.main,
     "bench": bench.main,

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from experiments import cli, data, paths, train
-from experiments.config import ImageConfig
 from tests.experiments.commands import OPTIONS
 
 
@@ -16,7 +15,7 @@ def path_options(options, prefix=""):
     """The options of a command that are paths, and how to get at them."""
     hints = typing.get_type_hints(options)
     if options in (cli.Command, *cli.Command.__subclasses__()):
-        hints["config"] = ImageConfig  # that of the default preset
+        hints["config"] = type(cli.load_preset(options().preset))
     for field in dataclasses.fields(options):
         hint, option = hints[field.name], prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(hint):
@@ -43,10 +42,11 @@ def test_path_options_are_found():
         ("train", "--out"),
         ("train", "--data.data-dir"),
         ("compare", "--data.data-dir"),
+        ("inference", "--models"),
         ("tables", "--data-dir"),
         ("bench", "--out"),
     } <= found
-    assert len(found) == 7
+    assert len(found) == 10
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from experiments.config import (
 )
 from experiments.fewshot_config import FewshotConfig
 from experiments.optimizers import Contender
+from experiments.shifted_config import ShiftedConfig
 from experiments.study.config import (
     Config,
     differences,
@@ -28,8 +29,10 @@ from experiments.study.config import (
 )
 
 IMAGES = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
+SHIFTED = ("shifted", "shifted_batch_norm", "shifted_layer_norm")
 TUNED = ("compression", "transfer")
-PRESETS = sorted((*IMAGES, *TUNED, "cifar_fs", "omniglot", "sine", "text"))
+OTHERS = ("cifar_fs", "omniglot", "sine", "text")
+PRESETS = sorted((*IMAGES, *SHIFTED, *TUNED, *OTHERS))
 
 
 def test_a_config_survives_json():
@@ -39,7 +42,8 @@ def test_a_config_survives_json():
         optimizer=Contender.parse("adam+spectral:learning_rate=0.5,rank=3"),
         epochs=7,
     )
-    for one in (config, TextConfig(seed=3), FewshotConfig(method="anil")):
+    others = TextConfig(seed=3), FewshotConfig(method="anil"), ShiftedConfig(images=9)
+    for one in (config, *others):
         assert tasks.read(json.loads(json.dumps(with_places(one)))) == one
     assert "data_dir" not in what(config)["data"]
 
@@ -68,6 +72,8 @@ def test_differences_are_named_by_their_path():
         (lambda: ImageConfig(seed=-1), "seed=-1"),
         (lambda: ImageConfig(steps=0), "steps=0"),
         (lambda: ImageConfig(minutes=0), "minutes=0"),
+        (lambda: ShiftedConfig(setting="sorted"), "setting='sorted'; accepted are res"),
+        (lambda: ShiftedConfig(severity=6), "severity=6; accepted are 1, 2, 3, 4, 5"),
         (lambda: TextConfig(heads=3), "heads=3; accepted are divisors of width=128"),
         (lambda: ProbeConfig(batch_size=-1), "probe.batch_size=-1"),
         (lambda: parse_options(["hidden"]), "model.options='hidden'.*NAME=VALUE"),
@@ -84,7 +90,8 @@ def test_every_preset_is_there_and_says_how_to_run_it():
         assert isinstance(cli.load_preset(name), Config)
         text = (cli.PRESETS / f"{name}.py").read_text(encoding="utf-8")
         docstring = ast.get_docstring(ast.parse(text))
-        verb = "compare" if name in TUNED else "train"
+        program = "inference" if name in SHIFTED else "train"
+        verb = "compare" if name in TUNED else program
         command = f"python -m experiments.{verb}" + f" {name}" * (name != "digits")
         assert command in docstring
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import optimizers, train
-from experiments.gradients import Coordinates
+from experiments.gradients import Sketch
 from experiments.optimizers import Contender
 from experiments.study import runs
 from tests.experiments.small_runs import SMALL, records
@@ -17,7 +17,7 @@ FEW = "rank=8,refresh_every=4"
 TEXTS = [
     f"adam+coordinates:{FEW}",
     f"sam+coordinates:{FEW},tracking=0",
-    f"adamw+coordinates:{FEW},weight_decay=0.1",
+    f"spectral_muon+coordinates:{FEW},weight_decay=0.1,random=True",
     f"momentum+spectral:{FEW},random=2,catch_up_every=3",
     f"sam+spectral:{FEW},tracking=3",
     f"dsbp+spectral:{FEW},source=activation",
@@ -31,6 +31,7 @@ def test_the_loss_falls_and_nothing_is_compiled_twice(text):
     assert losses[1] < losses[0]
     assert task._step._cache_size() == 1
     assert task._refresh._cache_size() <= 1
+    assert task._fold._cache_size() == task.folds
     assert task._catch_up._cache_size() == bool(task.catch_up_every)
     shapes = lambda tree: jax.tree.map(np.shape, tree)
     plain, _ = task.classifier.init(0)
@@ -49,10 +50,10 @@ def test_folds_decay_kernels_with_the_learning_rate():
     schedule = optimizers.learning_rate_schedule(
         config.optimizer.optimizer, steps, rate
     )
-    folded = (steps - 1) // 4 * 4
-    total = sum(float(schedule(step)) for step in range(folded)) / rate
+    folded = steps // 4 * 4
+    left = np.prod([1 - decay * float(schedule(step)) for step in range(folded)])
     kernel = task.params(state)["layers"][0]["kernel"]
-    wanted = (1 - rate * decay) ** total * first["layers"][0]["kernel"]
+    wanted = left * first["layers"][0]["kernel"]
     np.testing.assert_allclose(kernel, wanted, atol=1e-4)
 
 
@@ -85,9 +86,9 @@ def test_interrupted_coordinates_go_on_as_they_were(tmp_path, monkeypatch):
 
 
 def test_a_refresh_sees_a_part_of_a_batch_but_enough_for_its_columns():
-    assert Coordinates(rank=64).rows(2048) == 512
-    assert Coordinates(rank=64).rows(256) == 128
-    assert Coordinates(rank=64).rows(100) == 100
+    assert Sketch(rank=64).rows(2048) == 512
+    assert Sketch(rank=64).rows(256) == 128
+    assert Sketch(rank=64).rows(100) == 100
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_a_refresh_sees_a_part_of_a_batch_but_enough_for_its_columns():
         ),
         ("adam+spectral:random=-1", "random=-1"),
         ("adam+spectral:catch_up_every=1", "catch_up_every=1"),
-        ("adam+coordinates:random=1", "option of adam\\+coordinates='random'"),
+        ("adam+coordinates:random=1", "random=1; accepted are True and False"),
         ("eigen_sam+spectral", "accepted with \\+spectral are sgd, .* of their own"),
         ("eigen_sam+coordinates", "accepted with \\+coordinates are sgd, .* of their"),
         ("spectral_sam+coordinates", "accepted with \\+coordinates are sgd, momentum"),

@@ -1,0 +1,366 @@
+"""What coordinates stand on: kernels `W₀`, their columns V, and how both change.
+
+`W = W₀ + VS` is written here only, and so is the fold of one leaf: S goes into W₀, V
+follows what was seen of the layer, and what rounding would lose stays in S.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsbp_jax.backprop.columns import Columns, ColumnsState, vectors
+from dsbp_jax.backprop.seen import Seen
+from dsbp_jax.layers import (
+    Layout,
+    MatrixView,
+    leaves_by_path,
+    map_paths,
+    require_paths,
+)
+from dsbp_jax.ownership import own
+from dsbp_jax.tracking import (
+    SpectralState,
+    TrackedBasis,
+    rotation,
+    take_turns,
+    wide,
+)
+
+_BLOCK = 2**20  # numbers that are added to a kernel at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What the coordinates stand on; changes at a fold only.
+
+    Attributes:
+      kernels: Canonical path to `W₀`, in the shape and dtype of the parameter.
+      columns: The columns V of every such leaf.
+      folds: Folds so far, from which the rounding of narrow kernels draws.  # int32
+      layout: The matrix view of every such leaf; static.
+    """
+
+    kernels: dict[str, jax.Array]
+    columns: ColumnsState
+    folds: jax.Array
+    layout: Layout = dataclasses.field(metadata={"static": True})
+
+
+def split(params: Any, columns: ColumnsState, layout: Layout) -> tuple[Any, Frame]:
+    """Coordinates at zero, and the frame that makes them `params`."""
+    bases = vectors(*columns)
+    leaves = leaves_by_path(params)
+    kernels = {path: leaves[path] for path in layout}
+
+    def coordinate(path: str, leaf: Any) -> Any:
+        if path not in kernels:
+            return leaf
+        *batch, taps, _, d_out = layout[path].matrix_shape(leaf.shape)
+        window = (taps,) if taps > 1 else ()
+        shape = (*batch, *window, bases[path].shape[-1], d_out)
+        return jnp.zeros(shape, wide(leaf.dtype))
+
+    frame = Frame(kernels, columns, jnp.int32(0), layout)
+    return map_paths(coordinate, params), frame
+
+
+def merge(coords: Any, frame: Frame) -> Any:
+    """The parameters that coordinates stand for, `W₀ + VS` where a leaf is held so.
+
+    Args:
+      coords: The coordinates.
+      frame: Their frame.
+
+    Returns:
+      A tree of the same structure, in the shapes and dtypes of the parameters. It
+      shares no buffer with `coords`, which may be donated.
+    """
+    whole = lambda path, leaf: leaf if path in frame.kernels else own(leaf)
+    return map_paths(whole, merged(coords, frame))
+
+
+def merged(
+    coords: Any,
+    frame: Frame,
+    kernels: Mapping[str, jax.Array] | None = None,
+    alone: Container[str] = (),
+) -> Any:
+    """`merge`, with the whole leaves as they are.
+
+    Args:
+      coords: The coordinates.
+      frame: Their frame.
+      kernels: `W₀` in place of the frame's.
+      alone: Paths of which `W₀` is wanted, and not the sum.
+
+    Returns:
+      A tree of the same structure.
+
+    Raises:
+      ValueError: The coordinates lack a leaf of the frame.
+    """
+    require_paths(frame.kernels, leaves_by_path(coords), "coords")
+    kernels = frame.kernels if kernels is None else kernels
+    bases = vectors(*frame.columns)
+
+    def whole(path: str, leaf: jax.Array) -> jax.Array:
+        if path not in kernels or path in alone:
+            return kernels.get(path, leaf)
+        return added(kernels[path], leaf, bases[path], frame.layout[path])
+
+    return map_paths(whole, coords)
+
+
+def taps(coordinate: jax.Array, basis: jax.Array) -> jax.Array:
+    """S with an axis for window taps, `(*batch, window, k, d_out)`."""
+    if coordinate.ndim > basis.ndim:
+        return coordinate
+    return jnp.expand_dims(coordinate, -3)
+
+
+def views(frame: Frame) -> Layout:
+    """How the coordinates of each held leaf are matrices.
+
+    Args:
+      frame: The frame.
+
+    Returns:
+      The view of S, `(*batch, [window,] k, d_out)`, by path.
+    """
+    bases, found = vectors(*frame.columns), {}
+    for path, view in frame.layout.items():
+        *batch, window, _, _ = view.matrix_shape(frame.kernels[path].shape)
+        first = len(batch) + (window > 1)
+        assert bases[path].ndim == len(batch) + 2
+        found[path] = MatrixView((first,), (first + 1,), tuple(range(len(batch))))
+    return Layout(found)
+
+
+def sizes(frame: Frame) -> dict[str, tuple[int, int]]:
+    """The kernels behind the coordinates as matrices.
+
+    Args:
+      frame: The frame.
+
+    Returns:
+      `(window·d_in, d_out)` by path.
+    """
+    found = {}
+    for path, view in frame.layout.items():
+        *_, window, d_in, d_out = view.matrix_shape(frame.kernels[path].shape)
+        found[path] = window * d_in, d_out
+    return found
+
+
+def groups(frame: Frame, most: int) -> list[list[str]]:
+    """The leaves that are folded together, at most so many groups, alike in cost."""
+    costs = {path: kernel.size for path, kernel in frame.kernels.items()}
+    turns = take_turns(costs, max(1, min(most, len(costs))))
+    found: list[list[str]] = [[] for _ in range(max(turns.values(), default=0) + 1)]
+    for path, turn in turns.items():
+        found[turn].append(path)
+    return found
+
+
+Entries = tuple[TrackedBasis | None, TrackedBasis | None]
+
+
+class Leaf(NamedTuple):
+    """One leaf that is held in coordinates.
+
+    Attributes:
+      kernel: `W₀`.
+      coordinate: S.
+      entries: Its columns of either source, None where it has none.
+    """
+
+    kernel: jax.Array
+    coordinate: jax.Array
+    entries: Entries
+
+
+def leaf_of(coordinate: jax.Array, frame: Frame, path: str) -> Leaf:
+    """A leaf of coordinates and frame."""
+    found = [state.tracked.get("input", {}).get(path) for state in frame.columns]
+    return Leaf(frame.kernels[path], coordinate, (found[0], found[1]))
+
+
+@functools.partial(jax.jit, static_argnames="columns")  # once for leaves of a shape
+def follow(entries: Entries, seen: Seen, *, columns: Columns) -> Entries:
+    """The columns of a leaf, refreshed from what was seen of it."""
+    new = columns.follow(_alone(entries), {"": seen})
+    found = [state.tracked.get("input", {}).get("") for state in new]
+    return found[0], found[1]
+
+
+def _fold(
+    kernel: jax.Array,
+    coordinate: jax.Array,
+    known: Entries,
+    entries: Entries,
+    shrink: jax.Array | None,
+    draw: tuple[jax.Array, jax.Array],
+    offset: jax.Array,
+    *,
+    view: MatrixView,
+) -> tuple[Leaf, jax.Array]:
+    """S folded into `W₀`.
+
+    Args:
+      kernel: `W₀`.
+      coordinate: S.
+      known: The columns that it is in.
+      entries: The columns to come.
+      shrink: A factor of the folded kernel, shape `()`, or None.
+      draw: Numbers of the leaf and of the fold, of which the rounding is drawn.
+      offset: Zero, known when `W₀` may be written over.
+      view: How the kernel is a matrix.
+
+    Returns:
+      The leaf, and `V'ᵀV`.
+    """
+    before, after = (vectors(*_alone(found))[""] for found in (known, entries))
+    whole = added(kernel, coordinate, before, view, False, offset)
+    if shrink is not None:
+        whole = whole * shrink.astype(whole.dtype)
+    rest = jnp.zeros_like(coordinate)
+    if kernel.dtype != whole.dtype:
+        whole, inside = _rounded(whole, kernel.dtype, after, view, draw)
+        rest = inside.reshape(rest.shape).astype(rest.dtype)
+    return Leaf(whole, rest, entries), rotation(after, before)
+
+
+#: Compiled once for all leaves of a shape. The second gives kernel and S away.
+fold_leaf = jax.jit(_fold, static_argnames="view")
+fold_in_place = jax.jit(_fold, static_argnames="view", donate_argnums=(0, 1))
+
+
+def offset_of(entries: Iterable[Entries]) -> jax.Array:
+    """A zero that is known when some columns are, and so their pass of the model.
+
+    A compiler that does not know which comes first copies what a pass reads and a
+    fold writes.
+    """
+    found = [entry.refreshes for pair in entries for entry in pair if entry is not None]
+    least = jnp.stack([jnp.min(refreshes) for refreshes in found])
+    return jnp.minimum(jnp.min(least), 0)
+
+
+def number_of(path: str) -> jax.Array:
+    """A number that tells a leaf from others."""
+    return jnp.uint32(zlib.crc32(path.encode()))
+
+
+def with_leaves(
+    coords: Any, frame: Frame, leaves: dict[str, Leaf]
+) -> tuple[Any, Frame]:
+    """Coordinates and frame with some leaves in place of what they were."""
+    put = lambda path, leaf: leaves[path].coordinate if path in leaves else leaf
+    kernels = {path: leaf.kernel for path, leaf in leaves.items()}
+    states = []
+    for place, state in enumerate(frame.columns):
+        entries = dict(state.tracked.get("input", {}))
+        for path, leaf in leaves.items():
+            if (entry := leaf.entries[place]) is not None:
+                entries[path] = entry
+        tracked = {"input": entries} if entries else {}
+        states.append(state._replace(tracked=tracked))
+    return map_paths(put, coords), dataclasses.replace(
+        frame,
+        kernels={**frame.kernels, **kernels},
+        columns=ColumnsState(*states),
+        folds=frame.folds + 1,
+    )
+
+
+def _alone(entries: Entries) -> ColumnsState:
+    """The columns of one leaf, under no name: equal shapes make equal programs."""
+    state = lambda entry: SpectralState(
+        jnp.int32(0), {} if entry is None else {"input": {"": entry}}
+    )
+    return ColumnsState(*map(state, entries))
+
+
+@functools.partial(jax.jit, static_argnames=("view", "narrow"))
+def added(
+    kernel: jax.Array,
+    coordinate: jax.Array,
+    basis: jax.Array,
+    view: MatrixView,
+    narrow: bool = True,
+    offset: jax.Array | int = 0,
+) -> jax.Array:
+    """`W₀ + VS` in the kernel's dtype, or in float32 or wider; see `_fold`."""
+    thin = taps(coordinate, basis)
+    basis = basis[..., None, :, :].astype(thin.dtype)
+    dtype = kernel.dtype if narrow else wide(kernel.dtype, thin.dtype)
+
+    def add(matrix: jax.Array, basis: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            change = basis @ thin
+        common = wide(matrix.dtype, change.dtype)
+        return (matrix.astype(common) + change.astype(common)).astype(dtype)
+
+    matrix = view.to_matrix(kernel)
+    blocks = _blocks(matrix)
+    if blocks == 1 or dtype != kernel.dtype:
+        return view.from_matrix(add(matrix, basis), kernel.shape)
+    size = matrix.shape[-2] // blocks
+
+    def block(index: jax.Array, matrix: jax.Array) -> jax.Array:
+        at = index * size + offset
+        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, at, size, x.ndim - 2)
+        new = add(cut(matrix), cut(basis))
+        return jax.lax.dynamic_update_slice_in_dim(matrix, new, at, matrix.ndim - 2)
+
+    matrix = jax.lax.fori_loop(0, blocks, block, matrix)
+    return view.from_matrix(matrix, kernel.shape)
+
+
+def _blocks(matrix: jax.Array) -> int:
+    """In how many blocks of rows a product is added to a matrix.
+
+    On a CPU it is formed before it is added, and all those of a program before any of
+    them: in blocks it needs no room. Where arrays may be cut over devices a loop over
+    their rows would gather them.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return 1
+    rows = matrix.shape[-2]
+    wanted = -(-matrix.size // _BLOCK)
+    return next((n for n in range(wanted, 4 * wanted) if rows % n == 0), 1)
+
+
+def _rounded(
+    whole: jax.Array,
+    dtype: Any,
+    basis: jax.Array,
+    view: MatrixView,
+    draw: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """A kernel in a narrow dtype, and what that leaves over, `(*batch, window, k, ·)`.
+
+    What the columns cannot hold of the rest is rounded stochastically, which keeps it
+    in the mean.
+    """
+    nearest = whole.astype(dtype).astype(whole.dtype)
+    basis = basis.astype(whole.dtype)[..., None, :, :]
+    with jax.default_matmul_precision("highest"):
+        rest = view.to_matrix(whole - nearest)
+        inside = basis.mT @ rest
+        outside = rest - basis @ inside
+    wanted = nearest + view.from_matrix(outside, whole.shape)
+    lower = wanted.astype(dtype)
+    error = wanted - lower.astype(whole.dtype)
+    towards = jnp.copysign(jnp.array(jnp.inf, dtype), error.astype(dtype))
+    other = jnp.nextafter(lower, towards)
+    gap = jnp.abs(other.astype(whole.dtype) - lower.astype(whole.dtype))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), draw[0]), draw[1])
+    chosen = jax.random.uniform(key, whole.shape, whole.dtype) * gap < jnp.abs(error)
+    return jnp.where(chosen, other, lower), inside

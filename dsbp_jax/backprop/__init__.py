@@ -43,10 +43,10 @@ from the frame:
   ...     layout=dsbp_jax.backprop.views(frame), sizes=dsbp_jax.backprop.sizes(frame))
   >>> whitened = dsbp_jax.spectral_training(loss_fn, muon, rank=8)
 
-Beneath it, `spectral_coordinates` is pure functions for loops of one's own. Kernels are held as `W₀ + VS` and S is
-trained: gradient, optimizer state and update are of size `rank × d_out`. Every so many
-steps `fold` puts S into W₀, refreshes V on a part of a batch, and moves the moments
-along:
+Beneath it, `spectral_coordinates` is pure functions for loops of one's own. Kernels
+are held as `W₀ + VS` and S is trained: gradient, optimizer state and update are of size
+`rank × d_out`. Every so many steps `fold` puts S into W₀, refreshes V on a part of a
+batch, and moves the moments along:
 
   >>> training = dsbp_jax.spectral_coordinates(loss_fn, rank=8)
   >>> coords, frame = training.init(params, x, y, key=jax.random.key(0))

@@ -156,7 +156,18 @@ def compared(
     late = since >= settings.patience
     trusted = jnp.where(guard.trusted, ~bad | ~ready, good & late & ready)
     since = jnp.where(trusted == guard.trusted, since, 0)
-    new = Guard(trusted, since, seen, entropies, common, repeats, last, *means, shares)
+    new = Guard(
+        trusted,
+        since,
+        seen,
+        entropies,
+        common,
+        repeats,
+        last,
+        means[0],
+        means[1],
+        shares,
+    )
     sound = jnp.isfinite(jnp.sum(entropies) + common)
     kept = guard._replace(trusted=jnp.array(False))
     return jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, kept)

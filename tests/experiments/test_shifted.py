@@ -126,7 +126,11 @@ def test_the_command_writes_cells_and_tables(config, model, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "spectral" in shown
     assert "drift: mean/angle/spectrum" in shown
-    files = sorted((tmp_path / "out").glob("*.json"))
+    (page,) = (tmp_path / "out").glob("*-summary.json")
+    rows, long = json.loads(page.read_text(encoding="utf-8"))["tables"].values()
+    assert [row["method"] for row in rows] == ["none", "spectral"] * 2
+    assert not long
+    files = sorted({*(tmp_path / "out").glob("*.json")} - {page})
     assert len(files) == 4
     cell = json.loads(
         next(

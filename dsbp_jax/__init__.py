@@ -4,9 +4,10 @@
 `tracking` joins the two in one spectral state. On it stand `transforms`, the Optax
 gradient transformations, and `backprop`, which makes the gradient itself cheaper;
 `meta` learns from where few steps suffice, `architecture` makes models smaller,
-`inference` meets data that drift, and `theory` is what can be said of it all. Public
-names are re-exported here; those of `linalg`, `tracking`, `meta`, `architecture`,
-`inference` and `theory` stay behind their prefix.
+`transfer` tunes them without forgetting, `inference` meets data that drift, and
+`theory` is what can be said of it all. Public names are re-exported here; those of
+`linalg`, `tracking`, `meta`, `architecture`, `transfer`, `inference` and `theory` stay
+behind their prefix.
 """
 
 from dsbp_jax import (
@@ -17,6 +18,7 @@ from dsbp_jax import (
     meta as meta,
     theory as theory,
     tracking as tracking,
+    transfer as transfer,
 )
 from dsbp_jax.backprop import (
     Frame as Frame,
@@ -46,6 +48,10 @@ from dsbp_jax.tracking import (
     diagnostics as diagnostics,
     eigenspaces as eigenspaces,
     static_args as static_args,
+)
+from dsbp_jax.transfer import (
+    SpectralLora as SpectralLora,
+    spectral_lora as spectral_lora,
 )
 from dsbp_jax.transforms import (
     add_spectral_decay as add_spectral_decay,

@@ -18,7 +18,7 @@ FLOORS = [
     {"linalg", "layers"},
     {"tracking"},
     {"transforms", "backprop"},
-    {"meta", "architecture", "inference", "theory"},
+    {"meta", "architecture", "transfer", "inference", "theory"},
     {"explain"},
 ]
 

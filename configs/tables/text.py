@@ -23,13 +23,10 @@ def table(scale: str) -> Table:
             "muon:momentum=0.95,b2=0.95,decays_all=True",
             "spectral_muon:power=0.75",
             "spectral_muon",
-            "spectral_muon:refresh_every=4",
-            "frozen_muon",
         ),
         tune=("rate",) if scale == "cpu" else ("rate", "decay"),
         caption=(
             "A byte-level Transformer, width 128, on the source of Python's standard "
-            "library, 16 windows a step; `frozen_muon` keeps the columns of the first "
-            "step."
+            "library, 16 windows a step."
         ),
     )

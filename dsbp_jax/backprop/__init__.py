@@ -90,10 +90,18 @@ from dsbp_jax.backprop.coordinates import (
     spectral_coordinates as spectral_coordinates,
 )
 from dsbp_jax.backprop.cost import (
+    other_uses as other_uses,
     sketch_flops as sketch_flops,
+    thin_uses as thin_uses,
     why_plain as why_plain,
 )
-from dsbp_jax.backprop.frame import Frame as Frame, sizes as sizes, views as views
+from dsbp_jax.backprop.frame import (
+    Frame as Frame,
+    added as added,
+    sizes as sizes,
+    taps as taps,
+    views as views,
+)
 from dsbp_jax.backprop.shrink import decay_since as decay_since
 from dsbp_jax.backprop.sketch import (
     SketchState as SketchState,

@@ -112,7 +112,7 @@ def merged(
     def whole(path: str, leaf: jax.Array) -> jax.Array:
         if path not in kernels or path in alone:
             return kernels.get(path, leaf)
-        return _sum(kernels[path], leaf, bases[path], frame.layout[path])
+        return added(kernels[path], leaf, bases[path], frame.layout[path])
 
     return map_paths(whole, coords)
 
@@ -226,7 +226,7 @@ def _fold(
       The leaf, and `V'ᵀV`.
     """
     before, after = (vectors(*_alone(found))[""] for found in (known, entries))
-    whole = _sum(kernel, coordinate, before, view, False, offset)
+    whole = added(kernel, coordinate, before, view, False, offset)
     if shrink is not None:
         whole = whole * shrink.astype(whole.dtype)
     rest = jnp.zeros_like(coordinate)
@@ -288,7 +288,7 @@ def _alone(entries: Entries) -> ColumnsState:
 
 
 @functools.partial(jax.jit, static_argnames=("view", "narrow"))
-def _sum(
+def added(
     kernel: jax.Array,
     coordinate: jax.Array,
     basis: jax.Array,

@@ -20,6 +20,7 @@ from dsbp_jax.linalg.basis import (
     top_eigenpairs as top_eigenpairs,
 )
 from dsbp_jax.linalg.factored import product_gram as product_gram
+from dsbp_jax.linalg.growth import grow_basis as grow_basis
 from dsbp_jax.linalg.lanczos import Lanczos as Lanczos, lanczos as lanczos
 from dsbp_jax.linalg.leading import (
     Leading as Leading,

@@ -17,6 +17,8 @@ from experiments.data.dataset import (
     DataError as DataError,
     Dataset as Dataset,
     Split as Split,
+    few as few,
+    with_classes as with_classes,
     with_label_noise as with_label_noise,
 )
 from experiments.data.fewshot import (

@@ -124,6 +124,67 @@ def with_label_noise(dataset: Dataset, fraction: float, *, seed: int) -> Dataset
     return dataclasses.replace(dataset, train=Split(train.images, labels))
 
 
+def with_classes(dataset: Dataset, first: int, last: int) -> Dataset:
+    """The part of a set that has some of its classes.
+
+    Args:
+      dataset: The set.
+      first: The first class, label 0 of the part.
+      last: The one after its last.
+
+    Returns:
+      The part, measured anew.
+
+    Example:
+      >>> images, labels = np.zeros((40, 2, 2, 1), np.uint8), np.arange(40) % 4
+      >>> split = Split(images, labels)
+      >>> part = with_classes(
+      ...     Dataset("four", split, split, split, 4, np.zeros(1), np.ones(1)), 2, 4)
+      >>> len(part.train), np.unique(part.train.labels).tolist()
+      (20, [0, 1])
+    """
+
+    def part(split: Split) -> Split:
+        held = split.take((split.labels >= first) & (split.labels < last))
+        return Split(held.images, held.labels - first)
+
+    splits = [part(s) for s in (dataset.train, dataset.validation, dataset.test)]
+    mean, std = channel_statistics(splits[0].images)
+    name = f"{dataset.name}[{first}:{last}]"
+    return Dataset(name, *splits, last - first, mean, std)
+
+
+def few(split: Split, count: int, *, seed: int) -> Split:
+    """So many examples of a split, of each class as many, up to one.
+
+    Args:
+      split: The examples.
+      count: How many.
+      seed: Chooses them.
+
+    Returns:
+      The examples.
+
+    Raises:
+      DataError: If they are fewer than classes, or more than there are.
+
+    Example:
+      >>> split = Split(np.zeros((40, 2, 2, 1), np.uint8), np.arange(40) % 3)
+      >>> np.bincount(few(split, 7, seed=0).labels).tolist()
+      [3, 2, 2]
+    """
+    rng = np.random.default_rng(seed)
+    groups = [np.flatnonzero(split.labels == c) for c in np.unique(split.labels)]
+    if not len(groups) <= count <= len(split):
+        raise DataError(
+            f"labels={count}; accepted are {len(groups)} (of each class one) to "
+            f"{len(split)}, the training examples"
+        )
+    ranks = np.concatenate([np.arange(len(group)) for group in groups])
+    members = np.concatenate([rng.permutation(group) for group in groups])
+    return split.take(members[np.argsort(ranks, kind="stable")[:count]])
+
+
 def hold_out(split: Split, *, seed: int, fraction: float = 0.1) -> tuple[Split, Split]:
     """Splits off a class-stratified part, the same for the same seed.
 

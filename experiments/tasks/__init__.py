@@ -2,8 +2,9 @@
 
 `images` classifies images, `text` predicts bytes, `fewshot` learns to learn; the first
 two share `optimized`, which is what any optimizer of `experiments.optimizers` needs.
-`compression` tunes a trained model after it was cut; `shifted` sees what one makes of
-shifted images. A config makes its task; `read` finds the config of a file.
+`compression` tunes a trained model after it was cut, `transfer` one for another task;
+`shifted` sees what one makes of shifted images. A config makes its task; `read` finds
+the config of a file.
 """
 
 from collections.abc import Mapping
@@ -16,12 +17,13 @@ from experiments.fewshot_config import FewshotConfig
 from experiments.shifted_config import ShiftedConfig
 from experiments.study.config import Config as Config, from_json
 from experiments.study.task import Task as Task
+from experiments.transfer_config import TransferConfig
 
 CONFIGS = {
     kind.__name__: kind
     for kind in (
         *(ImageConfig, TextConfig, FewshotConfig),
-        *(CompressionConfig, ShiftedConfig),
+        *(CompressionConfig, TransferConfig, ShiftedConfig),
     )
 }
 

@@ -16,11 +16,8 @@ from experiments import data
 from experiments.bench.timing import interleave
 from experiments.compression_config import CompressionConfig
 from experiments.compression_rivals import RIVALS
-from experiments.config import ImageConfig
-from experiments.study import loop
-from experiments.study.config import digest, what
 from experiments.study.task import Length, Metric
-from experiments.tasks.images import ImageTask
+from experiments.tasks.whole import Whole
 
 _AT_ONCE = 500  # images of an evaluation, or of a batch whose activations are seen
 _PASSES = 30  # timed of each model, interleaved
@@ -57,36 +54,6 @@ class TuneState(NamedTuple):
     opt_state: Any
     step: jax.Array
     peak: jax.Array
-
-
-class Whole:
-    """The models that are cut, each trained once, whatever cuts it."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[str, ImageTask] = {}
-        self._trained: dict[str, Any] = {}
-
-    def task(self, config: ImageConfig) -> ImageTask:
-        """What trains it."""
-        key = digest(what(config.shared()))
-        if key not in self._tasks:
-            self._tasks[key] = ImageTask(config.shared())
-        return self._tasks[key]
-
-    def arrays(self, config: ImageConfig) -> dict[str, Any]:
-        """Its parameters and the rest that it needs, after training.
-
-        Raises:
-          Diverged: If its training does.
-        """
-        key = digest(what(config))
-        if key not in self._trained:
-            task = self.task(config)
-            steps, state = task.length(config).steps, task.init(config)
-            state = loop.train(task, config, state, first=0, until=steps).state
-            found = {"params": task.params(state), "rest": state.rest}
-            self._trained[key] = jax.device_get(found)
-        return self._trained[key]
 
 
 _WHOLE = Whole()

@@ -30,8 +30,9 @@ from experiments.study.config import (
 
 IMAGES = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
 SHIFTED = ("shifted", "shifted_batch_norm", "shifted_layer_norm")
-OTHERS = ("cifar_fs", "compression", "omniglot", "sine", "text")
-PRESETS = sorted((*IMAGES, *SHIFTED, *OTHERS))
+TUNED = ("compression", "transfer")
+OTHERS = ("cifar_fs", "omniglot", "sine", "text")
+PRESETS = sorted((*IMAGES, *SHIFTED, *TUNED, *OTHERS))
 
 
 def test_a_config_survives_json():
@@ -90,7 +91,7 @@ def test_every_preset_is_there_and_says_how_to_run_it():
         text = (cli.PRESETS / f"{name}.py").read_text(encoding="utf-8")
         docstring = ast.get_docstring(ast.parse(text))
         program = "inference" if name in SHIFTED else "train"
-        verb = "compare" if name == "compression" else program
+        verb = "compare" if name in TUNED else program
         command = f"python -m experiments.{verb}" + f" {name}" * (name != "digits")
         assert command in docstring
 

@@ -151,6 +151,18 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "adamw",
         view="loss",
     ),
+    Duel(
+        "Bytes, Transformer of width 128",
+        "table-text",
+        "spectral_muon:power=0.75",
+        "adamw:b2=0.95",
+    ),
+    Duel(
+        "The same",
+        "table-text",
+        "spectral_muon:power=0.75",
+        "muon:momentum=0.95,b2=0.95,decays_all=True",
+    ),
     Duel("Digits, the paper's rule", "table-digits", "dsbp_paper", "momentum"),
     Ratio(
         "Update of a 2048² kernel",

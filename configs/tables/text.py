@@ -11,7 +11,7 @@ def table(scale: str) -> Table:
     """The table."""
     return Table(
         title="Dividing by the spectrum, on text",
-        claim="With few columns and a higher power, whitening is ahead of Muon on text.",
+        claim="With few columns and more power whitening is ahead of Muon.",
         config=TextConfig(
             steps=500 if scale == "cpu" else 10_000,
             depth=2 if scale == "cpu" else 3,

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.study import printing, statistics
 
 FOLDER = "experiments/results"
-HEAD = ("what", "ours", "theirs", "less or over theirs", "ahead", "file")
+HEAD = ("what", "ours", "theirs", "ours − theirs, or ×", "ahead", "file")
 
 Results = dict[str, Any]
 
@@ -100,8 +100,8 @@ class Ratio:
         mine, other = found[self.ours], found[self.theirs]
         return [
             f"{self.what}: {self.column}",
-            f"{self.ours} {mine:.3g}",
-            f"{self.theirs} {other:.3g}",
+            f"{self.ours}: {mine:.4g}",
+            f"{self.theirs}: {other:.4g}",
             f"× {mine / other:.3g}",
             "ours" if mine < other else "theirs",
             link(self.file),
@@ -152,6 +152,12 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         view="loss",
     ),
     Duel(
+        "The same, at equal steps",
+        "table-whitening-wide",
+        "spectral_muon:refresh_every=4",
+        "adamw",
+    ),
+    Duel(
         "Bytes, Transformer of width 128",
         "table-text",
         "spectral_muon:power=0.75",
@@ -168,16 +174,8 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "Update of a 2048² kernel",
         "bench-whitening-2core-cpu",
         "Momentum, whitening and new parameters of one kernel, 2048²",
-        "spectral_muon, rank 64, every 4",
+        "spectral_whitening, rank 64, every 1",
         "optax.contrib.muon",
-        "mean ms",
-    ),
-    Ratio(
-        "Step of 2 layers 2048², 2,048 rows",
-        "bench-whitening-2core-cpu",
-        "Training step, MLP of 2 layers 2048², 2048 rows",
-        "spectral_muon, rank 64, every 4",
-        "adam",
         "mean ms",
     ),
     Ratio(

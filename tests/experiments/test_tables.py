@@ -110,7 +110,7 @@ def test_headlines_are_read_from_files(made):
     text = headlines.markdown((duel, ratio), results)
     entry = results["mine"]["rows"][1]["columns"][0]
     assert printing.number(entry["difference"], entry["digits"], "+") in text
-    assert "| us 1 | adam 4 | × 0.25 | ours | [speed]" in text
+    assert "| us: 1 | adam: 4 | × 0.25 | ours | [speed]" in text
 
 
 def test_headlines_of_the_readme_are_of_what_is_there():

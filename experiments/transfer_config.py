@@ -1,13 +1,10 @@
 """The config of transfer: a model is trained, then tuned for another task."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from experiments import checks
-from experiments.config import DataConfig, ImageConfig, ModelConfig, ProbeConfig
-from experiments.optimizers import Contender, literal
-from experiments.study.config import Config
+from experiments.tuned_config import TunedConfig
 
 #: Ways to tune, and the options of each.
 METHODS: dict[str, tuple[str, ...]] = {
@@ -23,14 +20,17 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class TransferConfig(Config):
-    """A trained model, tuned for a task of few labels; a run is the tuning."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferConfig(TunedConfig):
+    """A trained model, tuned for a task of few labels; a run is the tuning.
 
-    axes: ClassVar[Mapping[str, float]] = {"rate": 3.0}
+    Example:
+      >>> config = TransferConfig().with_contender("l2sp:strength=0.3")
+      >>> config.method, config.strength
+      ('l2sp', 0.3)
+    """
 
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    methods: ClassVar = METHODS
 
     target: str = ""
     """The set of the target, in the folder of the source's. By default the second half
@@ -38,15 +38,6 @@ class TransferConfig(Config):
 
     labels: int = 50
     """Labelled images of the target, as many of each class."""
-
-    optimizer: str = "adam"
-    """What trains the source model, as text."""
-
-    epochs: int = 5
-    """Passes over the source."""
-
-    batch_size: int = 128
-    """Images of a step on the source."""
 
     method: str = "spectral_lora"
     """How it is tuned."""
@@ -87,35 +78,14 @@ class TransferConfig(Config):
     def __post_init__(self):
         """Checks every value."""
         super().__post_init__()
-        checks.one_of("method", self.method, METHODS)
         checks.one_of("start", self.start, ("explained", "null"))
         checks.one_of("train", self.train, ("both", "output"))
-        for name in ("labels", "epochs", "batch_size", "rank", "images", "source_rank"):
-            checks.count(name, getattr(self, name))
-        for name in ("tune_steps", "tune_batch"):
+        counts = ("labels", "rank", "images", "source_rank", "tune_steps", "tune_batch")
+        for name in counts:
             checks.count(name, getattr(self, name))
         checks.at_least("strength", self.strength, 0)
-        checks.positive("tune_rate", self.tune_rate)
         for name in ("energy", "share"):
             checks.between(name, getattr(self, name), 1e-6, 1)
-        self.trained()
-
-    def trained(self) -> ImageConfig:
-        """The run that the source model comes from."""
-        return ImageConfig(
-            seed=self.seed,
-            data=self.data,
-            model=self.model,
-            optimizer=Contender.parse(self.optimizer),
-            probe=ProbeConfig(0),
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-        )
-
-    @property
-    def label(self) -> str:
-        """See `Config`."""
-        return self.method
 
     @property
     def contender(self) -> str:
@@ -128,50 +98,10 @@ class TransferConfig(Config):
         words = (f"{name}={getattr(self, name)}" for name in METHODS[self.method])
         return ":".join(filter(None, (self.method, ",".join(words))))
 
-    def with_contender(self, text: str) -> Self:
-        """See `Config`.
-
-        Example:
-          >>> config = TransferConfig().with_contender("l2sp:strength=0.3")
-          >>> config.method, config.strength
-          ('l2sp', 0.3)
-        """
-        method, _, words = text.partition(":")
-        checks.one_of("method", method, METHODS)
-        options = dict(word.partition("=")[::2] for word in words.split(",") if word)
-        for name, value in options.items():
-            checks.one_of(f"option of {method}", name, METHODS[method])
-            options[name] = literal(value)
-            if name not in ("start", "train"):
-                checks.number(name, options[name])
-        return dataclasses.replace(self, method=method, **options)
-
-    def at(self, point: Mapping[str, int]) -> Self:
-        """See `Config`."""
-        rate = self.tune_rate * self.axes["rate"] ** point.get("rate", 0)
-        return dataclasses.replace(self, tune_rate=float(f"{rate:.3g}"))
-
-    def setting(self) -> dict[str, float]:
-        """See `Config`."""
-        return {"rate": self.tune_rate}
-
-    def shared(self) -> Self:
-        """See `Config`."""
-        return dataclasses.replace(super().shared(), tune_rate=1.0)
-
     def smoke(self) -> Self:
         """See `Config`."""
         return dataclasses.replace(
-            self,
-            data=dataclasses.replace(self.data, name="digits"),
-            model=ModelConfig("mlp", {"hidden": (32, 24)}),
-            target="",
-            labels=20,
-            epochs=1,
-            batch_size=64,
-            images=100,
-            source_rank=8,
-            steps=6,
+            super().smoke(), target="", labels=20, images=100, source_rank=8
         )
 
     def make(self) -> Any:

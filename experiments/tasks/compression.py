@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,11 +16,10 @@ from experiments.bench.timing import interleave
 from experiments.compression_config import CompressionConfig
 from experiments.compression_rivals import RIVALS
 from experiments.study.task import Length, Metric
+from experiments.tasks import tuned
 from experiments.tasks.whole import Whole
 
-_AT_ONCE = 500  # images of an evaluation, or of a batch whose activations are seen
 _PASSES = 30  # timed of each model, interleaved
-_WARMUP = 0.05  # share of the steps
 
 
 class Small(NamedTuple):
@@ -31,13 +29,13 @@ class Small(NamedTuple):
       apply: From arrays and normalised images to logits.
       arrays: Its parameters, and the rest that it needs.
       flops: The share of the whole model's.
-      seconds: That it took to cut it.
+      sums: From arrays, images and labels to `tuned.sums`; compiled.
     """
 
     apply: Callable[[Any, jax.Array], jax.Array]
     arrays: Any
     flops: float
-    seconds: float
+    sums: Callable[..., jax.Array]
 
 
 class TuneState(NamedTuple):
@@ -59,7 +57,7 @@ class TuneState(NamedTuple):
 _WHOLE = Whole()
 
 
-class CompressionTask:
+class CompressionTask(tuned.Tuned):
     """The `Task` of a `CompressionConfig`.
 
     Args:
@@ -69,13 +67,12 @@ class CompressionTask:
       ValueError: If model, optimizer or batch size do not fit.
     """
 
-    digest = ""
-
     def __init__(self, config: CompressionConfig):
         self.config = config
         self.images = _WHOLE.task(config.trained())
         self.dataset = self.images.dataset
         self._small: dict[int, Small] = {}
+        self._before: dict[str, float] = {}  # of the one that is there, by split
         self._steps: dict[tuple[int, int], Callable[..., Any]] = {}
         classes, examples = self.dataset.num_classes, len(self.dataset.test)
         right = Metric("%", 1 / classes, 100.0, True, 2, True, examples)
@@ -102,8 +99,8 @@ class CompressionTask:
         """Training images whose activations are looked at."""
         count = min(self.config.images, len(self.dataset.train))
         parts = [
-            self.dataset.train.images[start : min(start + _AT_ONCE, count)]
-            for start in range(0, count, _AT_ONCE)
+            self.dataset.train.images[start : min(start + tuned.AT_ONCE, count)]
+            for start in range(0, count, tuned.AT_ONCE)
         ]
         return [data.normalize(part, self.dataset) for part in parts]
 
@@ -111,11 +108,10 @@ class CompressionTask:
         """The model after the cut, before it is tuned."""
         if config.seed not in self._small:
             arrays = jax.tree.map(jnp.asarray, _WHOLE.arrays(config.trained()))
-            start = time.perf_counter()
-            self._small = {config.seed: self._cut(config, arrays, start)}
+            self._small, self._before = {config.seed: self._cut(config, arrays)}, {}
         return self._small[config.seed]
 
-    def _cut(self, config: CompressionConfig, arrays: Any, start: float) -> Small:
+    def _cut(self, config: CompressionConfig, arrays: Any) -> Small:
         apply, kept, batches = self.apply, 1.0, self.seen()
         options = {"flops": config.flops, "multiple_of": config.multiple_of}
         if config.method == "spectral":
@@ -126,7 +122,13 @@ class CompressionTask:
             apply, arrays, kept = RIVALS[config.method](
                 self.apply, arrays, batches, *options.values(), config.seed
             )
-        return Small(apply, arrays, kept, time.perf_counter() - start)
+
+        @jax.jit
+        def sums(arrays: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+            logits = apply(arrays, data.normalize(images, self.dataset))
+            return tuned.sums(logits, labels)
+
+        return Small(apply, arrays, kept, sums)
 
     def init(self, config: CompressionConfig) -> TuneState:
         """See `study.task.Task`."""
@@ -141,24 +143,20 @@ class CompressionTask:
         key = config.seed, steps
         if key in self._steps:
             return self._steps[key]
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, 1.0, max(1, round(_WARMUP * steps)), max(2, steps)
-        )
+        schedule = tuned.schedule(steps)
 
         def step(state: TuneState, images: jax.Array, labels: jax.Array) -> Any:
             def loss_fn(params):
                 arrays = {**state.arrays, "params": params}
                 logits = small.apply(arrays, data.normalize(images, self.dataset))
-                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-                return losses.mean()
+                return tuned.entropies(logits, labels).mean()
 
             value, grads = jax.value_and_grad(loss_fn)(state.arrays["params"])
-            updates, opt_state = optax.scale_by_adam().update(grads, state.opt_state)
-            rate = -state.peak * schedule(state.step)
-            params = jax.tree.map(
-                lambda leaf, update: leaf + rate * update,
+            params, opt_state = tuned.descend(
                 state.arrays["params"],
-                updates,
+                grads,
+                state.opt_state,
+                state.peak * schedule(state.step),
             )
             arrays = {**state.arrays, "params": params}
             new = TuneState(arrays, opt_state, state.step + 1, state.peak)
@@ -167,10 +165,6 @@ class CompressionTask:
         self._steps = {key: jax.jit(step, donate_argnums=0)}
         return self._steps[key]
 
-    def compile(self, config: CompressionConfig) -> None:
-        """See `study.task.Task`."""
-        jax.block_until_ready(self.step(self.init(config), config, 0))
-
     def step(
         self, state: TuneState, config: CompressionConfig, number: int
     ) -> tuple[TuneState, dict[str, jax.Array]]:
@@ -178,22 +172,10 @@ class CompressionTask:
         batch = self.images.batch(config.trained(), number)
         return self._stepper(config)(state, *batch)
 
-    def _measured(self, small: Small, arrays: Any, part: str) -> np.ndarray:
+    def _measured(self, small: Small, arrays: Any, part: str) -> list[float]:
         """Means of loss and right answers over a split."""
-        split = getattr(self.dataset, part)
-
-        @jax.jit
-        def sums(arrays, images, labels):
-            logits = small.apply(arrays, data.normalize(images, self.dataset))
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.stack([losses.sum(), jnp.sum(logits.argmax(-1) == labels)])
-
-        found = [
-            sums(arrays, split.images[start:stop], split.labels[start:stop])
-            for start in range(0, len(split), _AT_ONCE)
-            for stop in [min(start + _AT_ONCE, len(split))]
-        ]
-        return np.sum(jax.device_get(found), axis=0, dtype=np.float64) / len(split)
+        sums = functools.partial(small.sums, arrays)
+        return tuned.means(sums, getattr(self.dataset, part))
 
     def latency(self, config: CompressionConfig, small: Small, arrays: Any) -> float:
         """Median seconds of a pass over those of the whole model's."""
@@ -212,21 +194,14 @@ class CompressionTask:
     ) -> dict[str, float]:
         """See `study.task.Task`; `before` is the accuracy before tuning."""
         small = self.small(config)
-        loss, accuracy = map(float, self._measured(small, state.arrays, part))
-        _, before = map(float, self._measured(small, small.arrays, part))
+        loss, accuracy = self._measured(small, state.arrays, part)
+        if part not in self._before:
+            _, self._before[part] = self._measured(small, small.arrays, part)
         timed = part == "test"
         return {
             "accuracy": accuracy,
             "loss": loss,
-            "before": before,
+            "before": self._before[part],
             "flops": small.flops,
             "latency": self.latency(config, small, state.arrays) if timed else math.inf,
         }
-
-    def observe(self, state: TuneState) -> tuple[dict[str, Any], TuneState]:
-        """See `study.task.Task`."""
-        return {"bases": {}, "probe": None}, state
-
-    def advice(self, config: CompressionConfig) -> str:
-        """See `study.task.Task`."""
-        return f"try a lower tune_rate than {config.tune_rate:g}"

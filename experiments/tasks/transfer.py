@@ -17,13 +17,11 @@ import optax
 from experiments import data
 from experiments.config import DataConfig
 from experiments.study.task import Length, Metric
+from experiments.tasks import tuned
 from experiments.tasks.images import Classifier, load_data
 from experiments.tasks.whole import Whole
 from experiments.transfer_config import TransferConfig
 from experiments.transfer_methods import HEAD, KINDS, Origin
-
-_AT_ONCE = 500  # images of an evaluation
-_WARMUP = 0.05  # share of the steps
 
 
 def _first_half(config: DataConfig) -> data.Dataset:
@@ -54,7 +52,7 @@ class TuneState(NamedTuple):
     peak: jax.Array
 
 
-class TransferTask:
+class TransferTask(tuned.Tuned):
     """The `Task` of a `TransferConfig`.
 
     Args:
@@ -63,8 +61,6 @@ class TransferTask:
     Raises:
       ValueError: If data, model or labels do not fit.
     """
-
-    digest = ""
 
     def __init__(self, config: TransferConfig):
         self.config = config
@@ -166,23 +162,12 @@ class TransferTask:
             jnp.float32(config.tune_rate),
         )
 
-    def compile(self, config: TransferConfig) -> None:
-        """See `study.task.Task`."""
-        jax.block_until_ready(self.step(self.init(config), config, 0))
-
     def _stepper(self, steps: int) -> Callable[..., Any]:
         """The compiled step of a length."""
         if steps in self._steps:
             return self._steps[steps]
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, 1.0, max(1, round(_WARMUP * steps)), max(2, steps)
-        )
-        method = self.method
-
-        def entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-            return optax.softmax_cross_entropy_with_integer_labels(
-                logits, labels
-            ).mean()
+        schedule, method = tuned.schedule(steps), self.method
+        entropy = lambda logits, labels: tuned.entropies(logits, labels).mean()
 
         def step(state: TuneState, batch: Any, replayed: Any) -> Any:
             rest = state.source["rest"]
@@ -201,10 +186,13 @@ class TransferTask:
                 return total, value
 
             (_, value), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
-            updates, opt_state = optax.scale_by_adam().update(grads, state.opt_state)
-            updates = method.restrict(updates, state.held)
-            rate = -state.peak * schedule(state.step)
-            moved = jax.tree.map(lambda w, u: w + rate * u, state.trained, updates)
+            moved, opt_state = tuned.descend(
+                state.trained,
+                grads,
+                state.opt_state,
+                state.peak * schedule(state.step),
+                lambda updates: method.restrict(updates, state.held),
+            )
             new = state._replace(
                 trained=moved, opt_state=opt_state, step=state.step + 1
             )
@@ -230,22 +218,13 @@ class TransferTask:
 
     def _sums_of(self, params, rest, images, labels, which: str) -> jax.Array:
         answer = self.apply if which == "target" else self.answer
-        logits = answer(params, rest, self.normalized(images))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.stack([losses.sum(), jnp.sum(logits.argmax(-1) == labels)])
+        return tuned.sums(answer(params, rest, self.normalized(images)), labels)
 
     def _measured(self, params: Any, rest: Any, part: str, which: str) -> list[float]:
         """Means of loss and right answers over a split."""
-        split = getattr(self.target if which == "target" else self.source, part)
-        found = [
-            self._sums(
-                params, rest, split.images[at:end], split.labels[at:end], which=which
-            )
-            for at in range(0, len(split), _AT_ONCE)
-            for end in [min(at + _AT_ONCE, len(split))]
-        ]
-        total = np.sum(jax.device_get(found), axis=0, dtype=np.float64)
-        return [float(number) for number in total / len(split)]
+        sums = functools.partial(self._sums, params, rest, which=which)
+        dataset = self.target if which == "target" else self.source
+        return tuned.means(sums, getattr(dataset, part))
 
     def evaluate(
         self, state: TuneState, part: str, config: TransferConfig
@@ -258,14 +237,6 @@ class TransferTask:
         _, kept = self._measured(self._source_params(state), rest, part, "source")
         count = sum(leaf.size for leaf in jax.tree.leaves(state.trained))
         return {"accuracy": accuracy, "kept": kept, "loss": loss, "trained": count}
-
-    def observe(self, state: TuneState) -> tuple[dict[str, Any], TuneState]:
-        """See `study.task.Task`."""
-        return {"bases": {}, "probe": None}, state
-
-    def advice(self, config: TransferConfig) -> str:
-        """See `study.task.Task`."""
-        return f"try a lower tune_rate than {config.tune_rate:g}"
 
 
 def _drawn(split: data.Split, config: TransferConfig, number: int) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from experiments import checks, cli, data, process, shifted_rivals
+from experiments.bench import report
 from experiments.bench.timing import interleave
 from experiments.data.corruptions import corrupt
 from experiments.data.streams import SETTINGS
@@ -30,6 +31,7 @@ from experiments.tasks import shifted
 PROG = "experiments.inference"
 WINDOW = 10_000  # images of a long stream
 _TIMED = 30  # passes of each model, interleaved
+_STREAM = ("setting", "batch", "severity", "method")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,32 +193,34 @@ def costs(command: Inference) -> dict[str, Any]:
     return result | {"bytes": {name: size(tree) for name, tree in kept.items()}}
 
 
-def table(command: Inference, found: dict[str, dict[str, Any]]) -> str:
+Rows = list[dict[str, str]]
+
+
+def table(command: Inference, found: dict[str, dict[str, Any]]) -> Rows:
     """Means over seeds; beside them the difference to the first method."""
-    lines = [["setting", "batch", "severity", "method", "accuracy", "difference"]]
-    lines[0] += ["adapted"]
-    of = {}
+    of: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for config in cells(command):
         key = config.setting, config.stream_batch, config.severity, config.method
         of.setdefault(key, []).append(found[stem(command, config)])
+    rows = []
     for key, own in of.items():
         accuracies = [100 * one["accuracy"] for one in own]
         base = [100 * one["accuracy"] for one in of[*key[:3], command.methods[0]]]
         change = statistics.interval(np.subtract(accuracies, base))
         half = "" if change.half is None else f"±{change.half:.2f}"
         adapted = [one["adapted"] for one in own if "adapted" in one]
-        lines.append(
-            [
-                *map(str, key),
-                f"{np.mean(accuracies):.2f}",
-                f"{change.mean:+.2f}{half}",
-                f"{np.mean(adapted):.0%}" if adapted else "",
-            ]
+        rows.append(
+            {
+                **dict(zip(_STREAM, map(str, key), strict=True)),
+                "accuracy": f"{np.mean(accuracies):.2f}",
+                "difference": f"{change.mean:+.2f}{half}",
+                "adapted": f"{np.mean(adapted):.0%}" if adapted else "",
+            }
         )
-    return _aligned(lines)
+    return rows
 
 
-def by_shift(command: Inference, found: dict[str, dict[str, Any]]) -> str:
+def by_shift(command: Inference, found: dict[str, dict[str, Any]]) -> Rows:
     """Accuracy under each shift, by method, in the first setting."""
     of: dict[str, list[dict[str, float]]] = {}
     for config in cells(command):
@@ -225,32 +229,27 @@ def by_shift(command: Inference, found: dict[str, dict[str, Any]]) -> str:
             of.setdefault(config.method, []).append(found[stem(command, config)])
     names = next(iter(of.values()))[0]["shifts"]
     mean = lambda method, name: np.mean([one["shifts"][name] for one in of[method]])
-    lines = [["shift", *of]]
-    for name in names:
-        lines.append([name, *(f"{100 * mean(method, name):.2f}" for method in of)])
-    return _aligned(lines)
+    return [
+        {"shift": name} | {method: f"{100 * mean(method, name):.2f}" for method in of}
+        for name in names
+    ]
 
 
-def drifts(found: dict[str, dict[str, Any]]) -> str:
-    """The drift of the first cell that has it."""
-    cell = next((one for one in found.values() if "drift" in one), None)
-    if cell is None:
-        return ""
-    layers = range(len(next(iter(cell["drift"].values()))["measures"]))
-    lines = [["shift", "score", "adapted", *(f"layer{n + 1}" for n in layers)]]
-    for name, own in cell["drift"].items():
-        shown = ["/".join(f"{v:.2f}" for v in row) for row in own["measures"]]
-        score, adapted = f"{own['score']:.1f}", f"{own['adapted']:.0%}"
-        lines.append([name, score, adapted, *shown])
-    return "drift: mean/angle/spectrum of each layer\n" + _aligned(lines)
-
-
-def _aligned(lines: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+def drifts(found: dict[str, dict[str, Any]]) -> Rows:
+    """The drift of the first cell that has it: three measures of each layer."""
+    cell = next((one for one in found.values() if "drift" in one), {"drift": {}})
+    return [
+        {
+            "shift": name,
+            "score": f"{own['score']:.1f}",
+            "adapted": f"{own['adapted']:.0%}",
+            **{
+                f"layer{at}": "/".join(f"{value:.2f}" for value in row)
+                for at, row in enumerate(own["measures"], 1)
+            },
+        }
+        for name, own in cell["drift"].items()
+    ]
 
 
 def summary(command: Inference) -> dict[str, Any]:
@@ -345,12 +344,12 @@ def main(args: Sequence[str] | None = None) -> None:
                 console.print(f"{name}: {cost[name]}")
     page = f"{Path(command.preset).stem}-summary.json"
     runs.write_json(command.out / page, summary(command))
-    for text in (
-        table(command, found),
-        by_shift(command, found),
-        drifts(found),
-    ):
-        console.print(text + "\n")
+    tables = {
+        "accuracy, %": table(command, found),
+        "accuracy by shift, %": by_shift(command, found),
+        "drift: mean/angle/spectrum": drifts(found),
+    }
+    report.show({name: rows for name, rows in tables.items() if rows}, console, None)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ programs, however small, are kept between tests and runs.
 
 import gc
 import os
+import pathlib
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -39,10 +40,10 @@ def pytest_configure(config):
 
 
 # What the package's own tests live in; those of experiments run whole programs.
-STRICT = (
-    *("linalg", "layers", "tracking", "transforms", "backprop", "meta"),
-    *("architecture", "inference", "theory"),
-)
+STRICT = {
+    path.parent.name
+    for path in pathlib.Path(__file__).parents[1].glob("dsbp_jax/*/__init__.py")
+}
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,11 @@ _SUM = 2
 Cost = Callable[[Site, int], tuple[int, int]]
 
 
+def _rows(site: Site) -> tuple[int, int]:
+    """Rows of a site's inputs and outputs, over all of its visits."""
+    return site.inputs.num_rows * site.repeats, site.outputs.num_rows * site.repeats
+
+
 def sketch_flops(site: Site, rank: int) -> tuple[int, int]:
     """Multiply-adds of a site's weight gradient.
 
@@ -36,9 +41,7 @@ def sketch_flops(site: Site, rank: int) -> tuple[int, int]:
       use shares the last product, from q rows to d_in, with the first.
     """
     *batch, taps, d_in, d_out = site.view.matrix_shape(site.shape)
-    n_in, n_out = (
-        operand.num_rows * site.repeats for operand in (site.inputs, site.outputs)
-    )
+    n_in, n_out = _rows(site)
     plain = n_out * taps * d_in * d_out
     last = d_in if site.name == site.path else 0
     sketched = n_in * d_in * rank + taps * rank * d_out * (n_out + last)
@@ -57,9 +60,7 @@ def step_cost(site: Site, rank: int) -> tuple[int, int]:
       held as `W₀ + VS`. The update is that of the leaf's first use.
     """
     *batch, taps, d_in, d_out = site.view.matrix_shape(site.shape)
-    n_in, n_out = (
-        operand.num_rows * site.repeats for operand in (site.inputs, site.outputs)
-    )
+    n_in, n_out = _rows(site)
     update = _UPDATE if site.name == site.path else 0
     gradient = rank * (n_in * d_in + taps * d_out * n_out)
     whole = (n_out + update) * taps * d_in * d_out
@@ -79,9 +80,7 @@ def sum_cost(site: Site, rank: int) -> tuple[int, int]:
       the sum, with what it moves; for each matrix of a stack.
     """
     *_, taps, d_in, d_out = site.view.matrix_shape(site.shape)
-    n_in, n_out = (
-        operand.num_rows * site.repeats for operand in (site.inputs, site.outputs)
-    )
+    n_in, n_out = _rows(site)
     apart = rank * (n_in * d_in + 2 * taps * d_out * n_out)
     return apart, _SUM * rank * taps * d_in * d_out
 

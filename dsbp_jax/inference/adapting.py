@@ -15,7 +15,7 @@ from dsbp_jax.inference.inputs import (
     moved_pass,
     watched_pass,
 )
-from dsbp_jax.inference.measures import MEASURES, Drift, by_layer, measures, score_of
+from dsbp_jax.inference.measures import MEASURES, Drift, by_layer, of_layers, score_of
 from dsbp_jax.inference.source import Source, leaves_of
 from dsbp_jax.layers import trace
 
@@ -251,9 +251,7 @@ def _begun_anew(source: Source, state: State, images: int) -> State:
 def _measured(source: Source, state: State, watched: Models, images: int) -> State:
     """The state with the drift that the probe shows."""
     settings = source.settings
-    found = jnp.stack(
-        [measures(source.models[name], watched[name]) for name in source.watched]
-    )
+    found = of_layers(source.models, watched, source.watched)
     score = score_of(found, source.normal)
     level = jnp.where(state.alarm, settings.quiet, 1.0) * source.threshold
     most = settings.horizon / settings.probe

@@ -164,14 +164,6 @@ def _gathered(site: Site, array: jax.Array) -> jax.Array:
     return site.gather(flat).reshape(*site.batch_shape, *array.shape[ahead:])
 
 
-def width(site: Site) -> int:
-    """The dimension of a layer's inputs."""
-    size = 1
-    for axis in site.view.input_axes:
-        size *= site.shape[axis]
-    return size
-
-
 def finite(arrays: Iterable[Any]) -> jax.Array:
     """Whether all floating-point arrays are finite."""
     total = jnp.float32(0)

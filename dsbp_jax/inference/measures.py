@@ -1,5 +1,6 @@
 """How far a layer's tracked model is from that of the source, and an alarm."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +51,13 @@ def measures(source: Spiked, target: Spiked) -> jax.Array:
         one = jax.vmap(one)
     found = one(source, target)
     return jnp.mean(found.reshape(-1, len(MEASURES)), axis=0)
+
+
+def of_layers(
+    source: Mapping[str, Spiked], target: Mapping[str, Spiked], names: Iterable[str]
+) -> jax.Array:
+    """The `measures` of some layers, shape `(layers, 3)`."""
+    return jnp.stack([measures(source[name], target[name]) for name in names])
 
 
 def _measures(source: Spiked, target: Spiked) -> jax.Array:

@@ -18,9 +18,8 @@ from dsbp_jax.inference.inputs import (
     finite,
     movable,
     watched_pass,
-    width,
 )
-from dsbp_jax.inference.measures import measures, score_of
+from dsbp_jax.inference.measures import of_layers, score_of
 from dsbp_jax.inference.settings import Settings
 from dsbp_jax.layers import Trace, trace
 from dsbp_jax.linalg import Spiked, init_basis
@@ -221,7 +220,7 @@ def _classes(traced: Trace, images: int, logits: bool | None) -> int:
 
 def _unknown(site: Any, rank: int) -> Spiked:
     """A model of no data."""
-    dim = width(site)
+    dim = site.view.matrix_shape(site.shape)[-2]
     basis = init_basis(dim, min(rank, dim), key=jax.random.key(0))
     spread = lambda leaf: jnp.broadcast_to(leaf, (*site.batch_shape, *leaf.shape))
     return jax.tree.map(spread, Spiked(jnp.zeros(dim, jnp.float32), basis))
@@ -239,9 +238,7 @@ def _usual(
     As a stream sees them: in a row, from the source's models on, and each by itself.
     """
     source = {name: models[name] for name in watched}
-    look = jax.jit(
-        lambda found: jnp.stack([measures(source[n], found[n]) for n in watched])
-    )
+    look = jax.jit(lambda found: of_layers(source, found, watched))
     found = []
     tracked, seen = source, settings.prior
     for x in apart:

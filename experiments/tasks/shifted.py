@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, serialization
+from flax import serialization
 
 from experiments import data, shifted_rivals
 from experiments.data.dataset import Dataset
 from experiments.data.streams import arrange, batches
 from experiments.shifted_config import ShiftedConfig
 from experiments.shifted_rivals import Deployed, Method
-from experiments.study import loop
 from experiments.study.config import digest, what
 from experiments.study.task import Length, Metric
 from experiments.tasks.images import Classifier, ImageTask, load_data
+from experiments.tasks.whole import train
 
 
 def deployed(config: ShiftedConfig, dataset: Dataset | None = None) -> Deployed:
@@ -40,10 +40,7 @@ def deployed(config: ShiftedConfig, dataset: Dataset | None = None) -> Deployed:
     if file.exists():
         leaves = serialization.from_bytes(leaves, file.read_bytes())
     else:
-        task = ImageTask(training, dataset)
-        state, until = task.init(training), task.length(training).steps
-        state = loop.train(task, training, state, first=0, until=until).state
-        leaves = jax.tree.leaves((task.params(state), state.rest))
+        leaves = jax.tree.leaves(train(ImageTask(training, dataset), training))
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
         partial.write_bytes(serialization.to_bytes(leaves))
@@ -51,13 +48,7 @@ def deployed(config: ShiftedConfig, dataset: Dataset | None = None) -> Deployed:
     params, rest = jax.tree.unflatten(treedef, map(jnp.asarray, leaves))
 
     def forward(mode: str) -> Callable[[Any, Any], Any]:
-        graph = classifier._graphs[mode]
-
-        def fn(arrays: Any, images: jax.Array) -> jax.Array:
-            model = nnx.merge(graph, arrays["params"], arrays["rest"], copy=True)
-            return model(images)
-
-        return fn
+        return lambda arrays, x: classifier.logits(**arrays, x=x, mode=mode)[0]
 
     return Deployed(
         forward("eval"), forward("train"), {"params": params, "rest": rest}, dataset

@@ -12,6 +12,17 @@ from experiments.study.config import digest, what
 from experiments.tasks.images import ImageTask, load_data
 
 
+def train(task: ImageTask, config: ImageConfig) -> tuple[Any, Any]:
+    """Parameters and the rest of the model after a whole run.
+
+    Raises:
+      Diverged: If the training does.
+    """
+    steps, state = task.length(config).steps, task.init(config)
+    state = loop.train(task, config, state, first=0, until=steps).state
+    return task.params(state), state.rest
+
+
 class Whole:
     """Models that others begin with, each trained once, whatever is done to it.
 
@@ -39,9 +50,6 @@ class Whole:
         """
         key = digest(what(config))
         if key not in self._trained:
-            task = self.task(config)
-            steps, state = task.length(config).steps, task.init(config)
-            state = loop.train(task, config, state, first=0, until=steps).state
-            found = {"params": task.params(state), "rest": state.rest}
-            self._trained[key] = jax.device_get(found)
+            params, rest = train(self.task(config), config)
+            self._trained[key] = jax.device_get({"params": params, "rest": rest})
         return self._trained[key]

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.progress import Progress
-from rich.table import Table
 
 from experiments import cli, process
+from experiments.bench import report
 from experiments.theory import certificates, record, stochastic
 from experiments.theory.certificates import PacBayesConfig
 from experiments.theory.stochastic import SdeConfig
@@ -48,11 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         with cli.progress_bar(console) as progress:
             result = head | run(config, progress)
     result["tables"] = tables = part.tables(result)
-    for title, rows in tables.items():
-        table = Table(*rows[0], title=title)
-        for row in rows:
-            table.add_row(*row.values())
-        console.print(table)
+    report.show(tables, console, None)
     files = record.write(path, result, part.panels(result), tables)
     console.print(f"Written to {', '.join(map(str, files))}", soft_wrap=True)
 

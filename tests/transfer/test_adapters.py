@@ -125,6 +125,7 @@ def test_a_budget_buys_the_columns_that_explain_most():
     assert sum(leaf.size for leaf in jax.tree.leaves(adapters)) > 70 - 20
 
 
+@pytest.mark.promotes  # optax's adam
 def test_whole_leaves_are_trained_and_others_are_not():
     lora = dsbp_jax.spectral_lora(model, 2, whole=("b", "bias"), train="output")
     init = jax.jit(lora.init)

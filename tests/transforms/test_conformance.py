@@ -16,6 +16,7 @@ import dsbp_jax
 from dsbp_jax import linalg
 from dsbp_jax.tracking import Eigenspace
 from tests.layers.models import normal
+from tests.marks import quick
 from tests.transforms import models
 
 # So many Krylov blocks that these small leaves are solved exactly: what is compared
@@ -242,9 +243,7 @@ def few_params():
 
 
 @transforms
-@pytest.mark.parametrize(
-    "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("dtype", quick([jnp.float32, jnp.bfloat16], [jnp.float32]))
 def test_shapes_dtypes_and_holes_are_kept(make, dtype):
     updates, state, start, *_ = whole_run(make, dtype)
     assert_same_types(updates, models.params(dtype))
@@ -455,9 +454,7 @@ def unsharded_run(make):
 
 
 @wrapped
-@pytest.mark.parametrize(
-    "mode", ["auto", pytest.param("explicit", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("mode", quick(["auto", "explicit"], ["auto"]))
 def test_sharded_params_agree_with_unsharded(make, mode):
     params = few_params() | {"bias": jnp.ones(8)}
     expected = unsharded_run(make).updates

@@ -70,6 +70,18 @@ def in_unit_interval(name: str, value: Any, *, open_left: bool = False) -> Any:
     return _number(name, value, f"a number in {interval}", inside)
 
 
+def between_zero_and_one(name: str, value: Any) -> Any:
+    """The value if it lies in (0, 1); tracers are taken on trust.
+
+    Example:
+      >>> between_zero_and_one("false_alarms", 0)
+      Traceback (most recent call last):
+      ...
+      ValueError: false_alarms must be a number in (0, 1), got 0
+    """
+    return _number(name, value, "a number in (0, 1)", lambda x: 0 < x < 1)
+
+
 def non_negative(name: str, value: Any) -> Any:
     """The value if it is a finite number of at least 0; tracers are taken on trust.
 

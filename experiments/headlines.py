@@ -1,9 +1,10 @@
 """The few results that README.md shows: what is compared, and in which file.
 
 Two kinds: a `Duel` of two contenders of a table, paired by seed, and a `Ratio` of two
-rows of a benchmark. Each becomes a row with its interval and a link; who is ahead is
-said by one rule, for wins and losses alike: where the 95 % interval of the paired
-difference holds zero, nobody is.
+rows of a benchmark. Each becomes a row with a link. Of duels there are intervals, and
+who is ahead is said by one rule, for wins and losses alike: where the 95 % interval of
+the paired difference holds zero, nobody is. Benchmarks give medians or means of one
+machine, without an interval, and their rows name nobody.
 """
 
 import dataclasses
@@ -60,9 +61,12 @@ class Duel:
             unit = f" {column['unit']}" if column["unit"] else ""
             text = printing.number(difference._asdict(), mine["digits"], "+") + unit
             who = ahead(difference, column["higher"])
-        shown = lambda entry: (
-            f"{printing.number(entry, entry['digits'])}, {printing.seconds(entry)} s"
-        )
+
+        def shown(entry: dict[str, Any]) -> str:
+            mean = statistics.interval(entry["values"][:few])._asdict()
+            seconds = printing.seconds({"seconds": entry["seconds"][:few]})
+            return f"{printing.number(mean, entry['digits'])}, {seconds} s"
+
         return [
             f"{self.what}: {column['metric']}{printing.VIEWS[self.view]}",
             f"`{self.ours}` {shown(mine)}",
@@ -83,7 +87,7 @@ class Ratio:
       table: Its title there.
       ours: A row, by its first cell.
       theirs: Another.
-      column: The number; less is better.
+      column: The number.
     """
 
     what: str
@@ -103,7 +107,7 @@ class Ratio:
             f"{self.ours}: {mine:.4g}",
             f"{self.theirs}: {other:.4g}",
             f"× {mine / other:.3g}",
-            "ours" if mine < other else "theirs",
+            "",
             link(self.file),
         ]
 
@@ -134,6 +138,7 @@ def markdown(headlines: tuple[Duel | Ratio, ...], results: Results) -> str:
     return "\n".join([line(HEAD), line(["---"] * len(HEAD)), *map(line, rows)]) + "\n"
 
 
+_MUON_ON_TEXT = "muon:momentum=0.95,b2=0.95,decays_all=True"
 _ADAM_STEP = "mlp, width 2048, 2048 tokens, rank 64, adam"
 
 HEADLINES: tuple[Duel | Ratio, ...] = (
@@ -151,8 +156,9 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "adamw",
         view="loss",
     ),
+    Duel("The same, at equal steps", "table-whitening-wide", "spectral_muon", "adamw"),
     Duel(
-        "The same, at equal steps",
+        "The same, followed every 4 steps",
         "table-whitening-wide",
         "spectral_muon:refresh_every=4",
         "adamw",
@@ -160,15 +166,11 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
     Duel(
         "Bytes, Transformer of width 128",
         "table-text",
-        "spectral_muon:power=0.75",
+        "spectral_muon",
         "adamw:b2=0.95",
     ),
-    Duel(
-        "The same",
-        "table-text",
-        "spectral_muon:power=0.75",
-        "muon:momentum=0.95,b2=0.95,decays_all=True",
-    ),
+    Duel("The same", "table-text", "spectral_muon", _MUON_ON_TEXT),
+    Duel("The same", "table-text", "spectral_muon:power=0.75", _MUON_ON_TEXT),
     Duel("Digits, the paper's rule", "table-digits", "dsbp_paper", "momentum"),
     Ratio(
         "Update of a 2048² kernel",

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,6 +61,11 @@ class Options:
         """Checks every value."""
         checks.count("jobs", self.jobs)
         checks.count("slurm", self.slurm, 0)
+        if self.slurm_options and not self.slurm:
+            raise ValueError(
+                f"slurm_options={' '.join(self.slurm_options)} are for jobs of SLURM; "
+                f"accepted with slurm of at least 1, got slurm={self.slurm}"
+            )
         for word in self.slurm_options:
             if not all(word.partition("=")):
                 raise ValueError(
@@ -105,27 +110,20 @@ def workers(args: Sequence[str], options: Options) -> Iterator[None]:
       ValueError: If jobs are asked for without submitit.
     """
     command = [sys.executable, "-m", PROG, *args]
-    command += ["--jobs", "1", "--slurm", "0", "--cells-only"]
-    submitted = submit(command, options)
-    started = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        for _ in range(options.jobs - 1)
-    ]
-    try:
+    command += ["--jobs", "1", "--slurm", "0", "--slurm-options", "--cells-only"]
+    submit = submitter(command, options) if options.slurm else None
+    with contextlib.ExitStack() as running:
+        for _ in range(options.slurm):
+            running.callback(submit().cancel)
+        for _ in range(options.jobs - 1):
+            worker = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            running.callback(worker.wait)
+            running.callback(worker.terminate)
         yield
-    finally:
-        for job in submitted:
-            job.cancel()
-        for worker in started:
-            worker.terminate()
-        for worker in started:
-            worker.wait()
 
 
-def submit(command: Sequence[str], options: Options) -> list[Any]:
-    """Runs a command in jobs of SLURM; where there is none, on this machine."""
-    if not options.slurm:
-        return []
+def submitter(command: Sequence[str], options: Options) -> Callable[[], Any]:
+    """What runs a command in a job of SLURM; where there is none, on this machine."""
     try:
         import submitit
     except ImportError:
@@ -137,7 +135,7 @@ def submit(command: Sequence[str], options: Options) -> list[Any]:
     words = (word.partition("=") for word in options.slurm_options)
     executor.update_parameters(**{name: literal(value) for name, _, value in words})
     run = submitit.helpers.CommandFunction(list(command), verbose=False)
-    return [executor.submit(run) for _ in range(options.slurm)]
+    return lambda: executor.submit(run)
 
 
 @process.runs_experiments

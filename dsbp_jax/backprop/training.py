@@ -68,9 +68,9 @@ def spectral_training(
 
     In each period of `fold_every` steps every leaf is folded once, group by group, from
     what its own step saw: no step takes long, and none is repeated for a fold. A fold
-    writes into the kernel that is there. So what training holds are the kernels, a
-    little more than 2·rank/d of them for coordinates and moments, and what one step
-    needs.
+    writes into the kernel that is there. So what training holds are the kernels, with
+    Adam 3·rank/d of them for coordinates and moments and a rank/d for the columns, and
+    what one step needs.
 
     To save, write the state as any pytree; to resume, read it back in the place of
     `init`'s: what follows is the same, bit for bit.

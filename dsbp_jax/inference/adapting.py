@@ -63,7 +63,7 @@ def init(source: Source) -> State:
 
     Example:
       >>> from dsbp_jax import inference
-      >>> x = jax.random.normal(jax.random.key(0), (8, 20, 3))
+      >>> x = jax.random.normal(jax.random.key(0), (12, 20, 3))
       >>> fn = lambda params, x: x @ params
       >>> state = inference.init(inference.fit(fn, jnp.ones((3, 2)), list(x)))
       >>> bool(state.alarm)
@@ -100,6 +100,19 @@ def drift(source: Source, state: State) -> Drift:
 
     References:
       [O] METHODS section 11.
+
+    Example:
+      >>> from dsbp_jax import inference
+      >>> x = jax.random.normal(jax.random.key(0), (12, 160, 3))
+      >>> fn, params = lambda params, x: x @ params["w"], {"w": jnp.eye(3)}
+      >>> source = inference.fit(fn, params, list(x), layers=())  # an alarm alone
+      >>> _, state = inference.adapt(fn, params, source, inference.init(source), x[0])
+      >>> _, after = inference.adapt(fn, params, source, state, 3 * x[1] + 5)
+      >>> drift = inference.drift(source, after)
+      >>> bool(inference.drift(source, state).alarm), bool(drift.alarm)
+      (False, True)
+      >>> sorted(drift.layers["w"])
+      ['angle', 'mean', 'spectrum']
     """
     _check_state(source, state)
     layers = by_layer(state.measures, source.watched)
@@ -111,12 +124,12 @@ def adapt(
 ) -> tuple[Any, State]:
     """The outputs for a batch of a stream, and the state after it.
 
-    The plain model looks at every eighth row (every eighth batch where batches are
-    smaller): drift is measured there. Without an alarm the outputs are those of
-    `fn(params, x)`. With one, the inputs of the source's moved layers are carried back
-    to where the source had them; the answers are handed out while the guard, which
-    compares them with the plain ones on these rows, trusts them, and else the plain
-    ones are, as they are where x is not finite.
+    The plain model looks at one row of `settings.probe` (at one batch of so many where
+    batches are smaller): drift is measured there. Without an alarm the outputs are
+    those of `fn(params, x)`. With one, the inputs of the source's moved layers are
+    carried back to where the source had them; the answers are handed out while the
+    guard, which compares them with the plain ones on these rows, trusts them, and else
+    the plain ones are, as they are where x is not finite.
 
     Args:
       fn: The function that was fitted.
@@ -139,7 +152,7 @@ def adapt(
     Example:
       >>> from dsbp_jax import inference
       >>> fn = lambda params, x: x @ params
-      >>> x = jax.random.normal(jax.random.key(0), (8, 160, 3))
+      >>> x = jax.random.normal(jax.random.key(0), (12, 160, 3))
       >>> source = inference.fit(fn, jnp.eye(3), list(x), layers=("",))
       >>> run = lambda state, x: inference.adapt(fn, jnp.eye(3), source, state, x)
       >>> step = jax.jit(run)
@@ -289,6 +302,6 @@ def _check_state(source: Source, state: State) -> None:
     ]
     if kinds[0] != kinds[1]:
         raise ValueError(
-            "state must be of this source, as init(source) makes it; got one of "
-            "another model"
+            "state must be as init(source) makes it for this source, got other shapes "
+            "or layers"
         )

@@ -16,12 +16,12 @@ class Settings:
       rows: Rows of a layer and batch whose statistics are taken, at most.
       prior: Images that the source's model counts for in a model that begins.
       horizon: Images that a model remembers; those of the probe count as many.
-      limit: No direction is stretched or shrunk by more than this factor.
+      limit: No direction is stretched or shrunk by more than this factor; 1 or more.
       watched: Layers whose drift is followed, at most.
       moved: Layers that are moved, at most.
       gain: What each further layer must take off the loss under the four shifts.
-      probe: The plain model runs beside the moved one on every so-manieth row.
-      false_alarms: Share of source batches whose drift is called one.
+      probe: The plain model runs beside the moved one on one row of so many.
+      false_alarms: Share of source batches whose drift is called one; in (0, 1).
       quiet: An alarm ends below this share of the threshold.
       window: Images of the probe over which the guard compares.
       doubt: Entropy, as a share of log classes, by which the moved model may be less
@@ -68,9 +68,10 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("rank", "rows", "watched", "moved", "probe", "reset_every"):
             checks.positive_int(name, getattr(self, name))
-        for name in ("prior", "horizon", "limit", "window", "patience"):
+        for name in ("prior", "horizon", "window", "patience"):
             checks.positive(name, getattr(self, name))
-        for name in ("turns", "shares"):
-            checks.in_unit_interval(name, getattr(self, name))
-        for name in ("gain", "false_alarms", "quiet", "doubt", "agreement", "balance"):
+        checks.at_least_one("limit", self.limit)
+        checks.between_zero_and_one("false_alarms", self.false_alarms)
+        shares = ("gain", "quiet", "doubt", "agreement", "balance", "turns", "shares")
+        for name in shares:
             checks.in_unit_interval(name, getattr(self, name))

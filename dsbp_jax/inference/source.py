@@ -24,7 +24,8 @@ from dsbp_jax.inference.settings import Settings
 from dsbp_jax.layers import Trace, trace
 from dsbp_jax.linalg import Spiked, init_basis
 
-_HELD_OUT = 4  # every so-manieth batch, where none are given apart
+_HELD_OUT = 4  # one batch of so many, where none are given apart
+_LEAST_HELD_OUT = 3  # that say what is usual, and how far that varies
 
 
 @jax.tree_util.register_dataclass
@@ -82,9 +83,10 @@ def fit(
       fn: The model `fn(params, x)`, as it is deployed; a batch's examples along the
         first axis of x and of the outputs.
       params: All arrays that it needs, running statistics too.
-      batches: An iterable of x, of one shape each; at least two.
-      held_out: Batches that the model was not trained on, for the threshold and the
-        choice; by default every fourth of `batches`, which is left out of the models.
+      batches: An iterable of x; the shapes of their examples are one.
+      held_out: At least three batches that the model was not trained on, for the
+        threshold and the choice; by default every fourth of `batches`, which are then
+        at least nine, is left out of the models.
       layers: The layers to move, by canonical path, in place of a choice; `()` for
         none, where drift alone is wanted.
       logits: Whether outputs are logits `(n, classes)`; by default whether they have
@@ -104,20 +106,21 @@ def fit(
     Example:
       >>> fn = lambda params, x: jnp.tanh(x @ params["up"]) @ params["down"]
       >>> params = {"up": jnp.eye(3), "down": jnp.ones((3, 2))}
-      >>> x = jax.random.normal(jax.random.key(0), (8, 20, 3))
+      >>> x = jax.random.normal(jax.random.key(0), (12, 20, 3))
       >>> source = fit(fn, params, list(x))
       >>> source.watched, source.classes.shape
       (('up', 'down'), (2,))
     """
     settings = settings or Settings()
     rest = list(batches)
-    apart = list(held_out) if held_out is not None else rest[::_HELD_OUT]
     if held_out is None:
+        _at_least("batches", rest, _HELD_OUT * (_LEAST_HELD_OUT - 1) + 1)
+        apart = rest[::_HELD_OUT]
         rest = [x for at, x in enumerate(rest) if at % _HELD_OUT]
-    if not rest or not apart:
-        raise ValueError(
-            f"batches must hold at least 2 batches, got {len(rest) + len(apart)}"
-        )
+    else:
+        apart = list(held_out)
+        _at_least("batches", rest, 1)
+        _at_least("held_out", apart, _LEAST_HELD_OUT)
     first = rest[0]
     shapes = {(tuple(x.shape[1:]), str(x.dtype)) for x in (*rest, *apart)}
     if len(shapes) > 1 or not first.ndim:
@@ -200,6 +203,14 @@ class Passes:
         return self._watched(self.params, x, models, jnp.float32(weight))
 
 
+def _at_least(name: str, batches: Sequence[Any], least: int) -> None:
+    if len(batches) < least:
+        raise ValueError(
+            f"{name} must hold at least {least} batches (smaller ones serve too), got "
+            f"{len(batches)}"
+        )
+
+
 def _classes(traced: Trace, images: int, logits: bool | None) -> int:
     """The number of classes, or 0 where outputs are no logits."""
     leaves = jax.tree.leaves(traced.out)
@@ -236,6 +247,7 @@ def _usual(
     """Mean and deviation of the measures on source batches, and the threshold.
 
     As a stream sees them: in a row, from the source's models on, and each by itself.
+    Each is scored by what the others say is usual, as a new batch will be.
     """
     source = {name: models[name] for name in watched}
     look = jax.jit(lambda found: of_layers(source, found, watched))
@@ -244,16 +256,24 @@ def _usual(
     for x in apart:
         probe = x[:: settings.probe] if len(x) >= settings.probe else x
         images = len(probe)
-        for start, count in ((tracked, seen), (source, settings.prior)):
+        starts = [(tracked, seen)]
+        if tracked is not source:
+            starts.append((source, settings.prior))
+        for start, count in starts:
             _, after = passes.watched(probe, start, images / (images + count))
             found.append(look(after))
             if start is tracked:
                 following = after
         tracked = following
         seen = min(seen + images, settings.horizon / settings.probe)
-    every = jnp.stack(found)
-    normal = jnp.stack([jnp.mean(every, axis=0), jnp.std(every, axis=0)])
-    scores = np.array([score_of(one, normal) for one in every])
+    every = np.stack(found)
+    usual = lambda rows: np.stack([rows.mean(axis=0), rows.std(axis=0, ddof=1)])
+    scores = np.array(
+        [
+            score_of(one, usual(np.delete(every, at, axis=0)))
+            for at, one in enumerate(every)
+        ]
+    )
     beyond = statistics.NormalDist().inv_cdf(1 - settings.false_alarms)
-    usual = scores.mean() + beyond * scores.std()
-    return normal, jnp.float32(max(usual, scores.max()))
+    threshold = max(scores.mean() + beyond * scores.std(ddof=1), scores.max())
+    return jnp.asarray(usual(every)), jnp.float32(threshold)

@@ -9,7 +9,7 @@ is `tracking`'s. Nothing here looks at a model: what a kernel means comes in as 
 `Layout`, what it saw as activations.
 
 A guide. The params and gradients of a model go in and out as with any Optax
-transformation; `spectral_muon` is the one that trains fastest:
+transformation; `spectral_muon` is the one to begin with:
 
   >>> import jax, jax.numpy as jnp, optax, dsbp_jax
   >>> def forward(params, x):

@@ -45,6 +45,7 @@ class CoordinatesConfig:
         """Checks every value."""
         for name in ("widths", "rows"):
             checks.counts(f"coordinates.{name}", getattr(self, name), checks.MOST_WIDE)
+        step.check_widths("coordinates", (self.model,), self.widths)
         checks.count("coordinates.rank", self.rank)
         checks.count("coordinates.periods", self.periods)
         checks.positive("coordinates.seconds", self.seconds)
@@ -68,12 +69,9 @@ class _Coordinates:
         return self.state, value
 
     def compile(self) -> None:
-        """Runs a step of every kind: at the ends of parts of a period, and one not."""
-        turns = min(8, len(self.state.frame.kernels))
-        for due in {(turn + 1) * EVERY // turns - 1 for turn in range(turns)} | {0}:
-            self.state = self.state._replace(step=np.int32(due))
+        """Runs a period: a step of every kind."""
+        for _ in range(EVERY):
             jax.block_until_ready(self())
-        self.state = self.state._replace(step=np.int32(0))
 
 
 def _seconds(function: Any) -> float:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -61,12 +61,17 @@ class StepConfig:
         checks.some("step.optimizers", self.optimizers)
         for name in ("widths", "tokens", "ranks"):
             checks.counts(f"step.{name}", getattr(self, name), checks.MOST_WIDE)
-        if "transformer" in self.models and min(self.widths) < HEAD:
-            raise ValueError(
-                f"step.widths={self.widths!r}; accepted are {HEAD} or more, the width "
-                "of a head of the transformer, or --step.models mlp"
-            )
+        check_widths("step", self.models, self.widths)
         checks.count("step.rounds", self.rounds)
+
+
+def check_widths(table: str, models: Sequence[str], widths: Sequence[int]) -> None:
+    """Transformers have heads of one width, at least one of them."""
+    if "transformer" in models and min(widths) < HEAD:
+        raise ValueError(
+            f"{table}.widths={tuple(widths)!r}; accepted are {HEAD} or more, the width "
+            "of a head of the transformer, or the model mlp"
+        )
 
 
 class Problem(NamedTuple):

@@ -72,7 +72,7 @@ class CompressionTask(tuned.Tuned):
         self.images = _WHOLE.task(config.trained())
         self.dataset = self.images.dataset
         self._small: dict[int, Small] = {}
-        self._before: dict[str, float] = {}  # of the one that is there, by split
+        self._first: dict[str, float] = {}  # of that one, before it is tuned
         self._steps: dict[tuple[int, int], Callable[..., Any]] = {}
         classes, examples = self.dataset.num_classes, len(self.dataset.test)
         right = Metric("%", 1 / classes, 100.0, True, 2, True, examples)
@@ -108,7 +108,7 @@ class CompressionTask(tuned.Tuned):
         """The model after the cut, before it is tuned."""
         if config.seed not in self._small:
             arrays = jax.tree.map(jnp.asarray, _WHOLE.arrays(config.trained()))
-            self._small, self._before = {config.seed: self._cut(config, arrays)}, {}
+            self._small, self._first = {config.seed: self._cut(config, arrays)}, {}
         return self._small[config.seed]
 
     def _cut(self, config: CompressionConfig, arrays: Any) -> Small:
@@ -195,13 +195,14 @@ class CompressionTask(tuned.Tuned):
         """See `study.task.Task`; `before` is the accuracy before tuning."""
         small = self.small(config)
         loss, accuracy = self._measured(small, state.arrays, part)
-        if part not in self._before:
-            _, self._before[part] = self._measured(small, small.arrays, part)
-        timed = part == "test"
+        if part not in self._first:
+            _, self._first[part] = self._measured(small, small.arrays, part)
+        if "latency" not in self._first:
+            self._first["latency"] = self.latency(config, small, small.arrays)
         return {
             "accuracy": accuracy,
             "loss": loss,
-            "before": self._before[part],
+            "before": self._first[part],
             "flops": small.flops,
-            "latency": self.latency(config, small, state.arrays) if timed else math.inf,
+            "latency": self._first["latency"],
         }

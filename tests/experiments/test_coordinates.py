@@ -14,8 +14,12 @@ def test_whole_periods_are_timed():
     row = coordinates.measure("mlp", 64, 48, config)
     assert row["periods"] == 1
     assert row["state / Adam"] == pytest.approx(8 / 64)
-    assert 0 < row["median ms"] <= row["p99 / median"] * row["median ms"]
-    assert row["mean / Adam"] == pytest.approx(row["mean ms"] / row["Adam ms"])
+    assert 0 < row["median ms"] < 1e4
+
+
+def test_a_width_without_a_head_is_refused():
+    with pytest.raises(ValueError, match=r"widths=\(32,\); accepted are 64 or more"):
+        coordinates.CoordinatesConfig(model="transformer", widths=(32,))
 
 
 @pytest.mark.slow

@@ -89,6 +89,24 @@ def test_jobs_without_submitit_are_refused(made, monkeypatch, capsys):
     assert "slurm=2 needs submitit; accepted is 0, or after pip install" in line
     line = fails("tables", [*args, "--slurm", "2", "--slurm-options", "gpu"], capsys)
     assert "slurm_options='gpu'; accepted are words NAME=VALUE" in line
+    line = fails("tables", [*args, "--slurm-options", "gpus=1"], capsys)
+    assert "slurm_options=gpus=1 are for jobs of SLURM; accepted with slurm" in line
+
+
+def test_jobs_end_where_a_later_one_cannot_be_submitted(made, monkeypatch):
+    """The queue takes one job of two."""
+    ended = []
+
+    class Job:
+        def cancel(self):
+            ended.append(self)
+
+    queue = [Job()]
+    monkeypatch.setattr(tables, "submitter", lambda *_: queue.pop)
+    options = tables.Options((), "smoke", slurm=2)
+    with pytest.raises(IndexError), tables.workers([], options):
+        pass
+    assert len(ended) == 1
 
 
 def test_pages_are_what_their_files_give():
@@ -110,7 +128,7 @@ def test_headlines_are_read_from_files(made):
     text = headlines.markdown((duel, ratio), results)
     entry = results["mine"]["rows"][1]["columns"][0]
     assert printing.number(entry["difference"], entry["digits"], "+") in text
-    assert "| us: 1 | adam: 4 | × 0.25 | ours | [speed]" in text
+    assert "| us: 1 | adam: 4 | × 0.25 |  | [speed]" in text
 
 
 def test_headlines_of_the_readme_are_of_what_is_there():

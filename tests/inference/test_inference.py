@@ -157,7 +157,7 @@ def test_batches_of_one_are_followed(case):
         (lambda c, s, x: (c.params, s, x.astype(jnp.bfloat16)), r"got bfloat16"),
         (lambda c, s, x: (c.params, s, x[:0]), "n of at least 1"),
         (lambda c, s, x: ({**c.params, "b": x}, s, x), "params must be those.*'b'"),
-        (lambda c, s, x: (c.params, s._replace(moved={}), x), "state must be of this"),
+        (lambda c, s, x: (c.params, s._replace(moved={}), x), "state must be as init"),
     ],
 )
 def test_what_does_not_belong_together_is_said(case, change, message):
@@ -170,16 +170,18 @@ def test_what_does_not_belong_together_is_said(case, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(batches=[]), "batches must hold at least 2"),
+        (dict(batches=[]), "batches must hold at least 9 batches .*, got 0"),
+        (dict(held_out=[images(8, 2)[0]] * 2), "held_out must hold at least 3.*got 2"),
+        (dict(batches=[], held_out=[]), "batches must hold at least 1 .*, got 0"),
         (dict(layers=("none",)), "layers must be among up, down, got 'none'"),
         (
-            dict(batches=[np.ones((3, 2), np.float32), np.ones((3, 3), np.float32)]),
+            dict(batches=[np.ones((3, 2 + at // 8), np.float32) for at in range(9)]),
             "one shape",
         ),
     ],
 )
 def test_what_cannot_be_fitted_is_said(case, options, message):
-    batches = options.pop("batches", [images(8, 1)[0]] * 2)
+    batches = options.pop("batches", [images(8, 1)[0]] * 9)
     with pytest.raises(ValueError, match=message):
         inference.fit(fn, case.params, batches, **options)
 
@@ -195,6 +197,28 @@ def test_drift_alone_needs_no_layer_to_move(case):
     for x in stream(6, 6, shifted)[0]:
         outputs, state = step(state, x)
         np.testing.assert_allclose(outputs, case.plain(x), atol=1e-5)
+    assert bool(inference.drift(source, state).alarm)
+
+
+@pytest.mark.parametrize("held_out", [3, 12])
+def test_clean_data_raise_no_alarm_with_few_batches_held_out(case, held_out):
+    draw = lambda seeds: [jnp.asarray(images(BATCH, seed)[0]) for seed in seeds]
+    source = inference.fit(
+        fn,
+        case.params,
+        draw(range(100, 112)),
+        held_out=draw(range(120, 120 + held_out)),
+        layers=(),
+        settings=SETTINGS,
+    )
+    step = jax.jit(lambda s, x: inference.adapt(fn, case.params, source, s, x)[1])
+    state, alarms = inference.init(source), []
+    for x in draw(range(200, 260)):
+        state = step(state, x)
+        alarms.append(bool(state.alarm))
+    assert np.mean(alarms) <= 0.1
+    for x in stream(12, 6, shifted)[0]:
+        state = step(state, jnp.asarray(x))
     assert bool(inference.drift(source, state).alarm)
 
 

@@ -270,7 +270,7 @@ def _usual(
     usual = lambda rows: np.stack([rows.mean(axis=0), rows.std(axis=0, ddof=1)])
     scores = np.array(
         [
-            score_of(one, usual(np.delete(every, at, axis=0)))
+            score_of(jnp.asarray(one), jnp.asarray(usual(np.delete(every, at, 0))))
             for at, one in enumerate(every)
         ]
     )

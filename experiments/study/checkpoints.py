@@ -69,13 +69,17 @@ def _is_key(leaf: jax.Array) -> bool:
 
 
 def _storable(tree: Any) -> dict[str, jax.Array]:
-    """The leaves by path; random keys as the numbers behind them."""
+    """The leaves by path; random keys as the numbers behind them.
+
+    Leaves without an element (GaLore has such) are left out: orbax takes none.
+    """
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
             jax.random.key_data(leaf) if _is_key(leaf) else leaf
         )
         for path, leaf in leaves
+        if leaf.size
     }
 
 
@@ -83,6 +87,8 @@ def _restored(stored: dict[str, jax.Array], like: Any) -> Any:
     """The inverse of `_storable`."""
 
     def leaf(path: Any, old: jax.Array) -> jax.Array:
+        if not old.size:
+            return old
         new = stored[jax.tree_util.keystr(path, simple=True, separator="/")]
         if _is_key(old):
             return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))

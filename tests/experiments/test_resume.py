@@ -220,6 +220,7 @@ def test_checkpoints_hold_every_kind_of_leaf(tmp_path):
         "half": jnp.arange(3, dtype=jnp.bfloat16),
         "count": (jnp.int32(7), {0: jnp.ones((2, 2))}),
         "nothing": (),
+        "empty": jnp.zeros((0, 4)),
     }
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, tree=tree)

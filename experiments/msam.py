@@ -27,7 +27,7 @@ class MsamState(NamedTuple):
 
 
 def msam(
-    learning_rate: optax.Schedule, momentum: float = 0.9, rho: float = 0.3
+    learning_rate: optax.Schedule, momentum: float = 0.9, rho: float = 0.05
 ) -> optax.GradientTransformation:
     """Momentum at weights that are perturbed along it.
 

@@ -264,7 +264,7 @@ class Msam(Momentum):
 
     chooses = True  # its perturbation would have to follow a fold
 
-    rho: Strength = 0.3
+    rho: Strength = 0.05
     """Norm of the perturbation."""
 
     def _transform(self, rate, uses):

@@ -74,6 +74,11 @@ def figure(panels: Iterable[Callable[[Axes], None]], *, columns: int = 2) -> str
     return text[text.index("<svg") :]
 
 
+def standalone(svg: str) -> str:
+    """An inline SVG as a file of its own."""
+    return '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n' + svg
+
+
 def page(title: str, body: Iterable[str]) -> str:
     """A self-contained HTML page."""
     return (

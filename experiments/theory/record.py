@@ -52,13 +52,9 @@ def write(
         for title, rows in tables.items()
     ]
     runs.write_json(files[0], result)
-    runs.write_atomically(files[1], _standalone(picture))
+    runs.write_atomically(files[1], report.standalone(picture))
     runs.write_atomically(files[2], report.page(path.stem, [picture, *body]))
     return files
-
-
-def _standalone(svg: str) -> str:
-    return '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n' + svg
 
 
 def check_out(path: pathlib.Path) -> None:

@@ -46,7 +46,7 @@ def test_path_options_are_found():
         ("tables", "--data-dir"),
         ("bench", "--out"),
     } <= found
-    assert len(found) == 10
+    assert len(found) == 13
 
 
 @pytest.fixture(scope="module")

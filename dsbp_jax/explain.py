@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dsbp_jax.backprop import sketch_flops, why_plain
+from dsbp_jax.backprop import sketch_flops, step_cost, why_plain
 from dsbp_jax.checks import positive_int
 from dsbp_jax.layers import MatrixView, Site, guess_view, roles_of, trace
 
@@ -19,8 +19,10 @@ _NUMBERS_BESIDE = 4
 
 
 _LEGEND = (
-    "FLOPs a sketch saves: of the weight gradient, by spectral_backprop and "
-    "spectral_coordinates with that many columns; projections do not depend on it"
+    "with so many columns a sketch saves of the weight gradient's FLOPs "
+    "(spectral_backprop), coordinates of all that a kernel costs in a step but its "
+    "answer and its input's gradient (spectral_coordinates); projections do not depend "
+    "on it"
 )
 
 
@@ -42,10 +44,14 @@ class LeafReport:
         none where it is the identity (a decay keeps a full basis there), nor for
         a further use of a leaf.
       sketch_saving: The share of the weight gradient's products that
-        `spectral_backprop` and `spectral_coordinates` save, with a sketch of `rank`
-        columns on the input side. No transform depends on it.
-      no_sketch: Why they save nothing here, or empty. Where the first use of a leaf
+        `spectral_backprop` saves, with a sketch of `rank` columns on the input side.
+        No transform depends on it.
+      no_sketch: Why it saves nothing here, or empty. Where the first use of a leaf
         is sketched, the gradient of any other is at least projected.
+      coordinates_saving: The share that `spectral_coordinates` saves of what the
+        kernel adds to a step beyond its answer and the gradient of its input: the
+        weight gradient, and reading and writing of gradient, kernel and moments.
+      no_coordinates: Why the kernel is trained whole there, or empty.
       role: What the leaf is for, as `roles` says it.
     """
 
@@ -58,6 +64,8 @@ class LeafReport:
     state_bytes: tuple[int, int] | None = None
     sketch_saving: float | None = None
     no_sketch: str = ""
+    coordinates_saving: float | None = None
+    no_coordinates: str = ""
     role: str = "other"
 
 
@@ -91,7 +99,7 @@ class Explanation(Mapping[str, LeafReport]):
         header = (
             *("leaf", "shape", "matrix", "batch", "role", "use"),
             *("rank in", "rank out"),
-            *("bytes in", "bytes out", "FLOPs a sketch saves", "note"),
+            *("bytes in", "bytes out", "sketch saves", "coordinates save", "note"),
         )
         table = _align([header, *map(_cells, self.reports)])
         matched = sum(report.view is not None for report in self.reports)
@@ -118,11 +126,13 @@ def explain(
     rank reaches it the projection is the identity.
 
     Apart from that, a column says what share of the weight gradient's products
-    `spectral_backprop` and `spectral_coordinates` save with `q = rank` columns:
+    `spectral_backprop` saves with `q = rank` columns:
     `n·d_in·q + n·q·d_out + q·d_in·d_out` instead of `n·d_in·d_out` for `n` rows. Where
     it would save nothing, or cannot be, the gradient stays exact, and the column says
     why. A further use of a leaf goes with the first: sketched, or formed as it is and
-    projected.
+    projected. The next column is for `spectral_coordinates`, which with few rows save
+    the traffic of gradients, kernels and moments too; where they would save nothing
+    the leaf is trained whole.
 
     The first use is the first that a gradient flows back to. A use under
     `stop_gradient`, or whose answer only meets what has no derivative, comes after it,
@@ -155,7 +165,7 @@ def explain(
       bias    80     -              -      other  -                -        ...
       kernel  96×80  96→80 (0)→(1)  -      head   dense, 500 rows  8        ...
       uses of a leaf as a layer: 1
-      FLOPs a sketch saves: of the weight gradient, by spectral_backprop and ...
+      with so many columns a sketch saves of the weight gradient's FLOPs ...
     """
     rank = positive_int("rank", rank)
     traced = trace(fn, params, args, kwargs)
@@ -178,8 +188,10 @@ def _matched(
 ) -> LeafReport:
     *stack, _, d_in, d_out = site.view.matrix_shape(site.shape)
     batch = math.prod(stack)
-    plain, sketched = sketch_flops(site, rank)
-    saved = 1 - sketched / plain if plain else 0.0
+    saved, held = (
+        1 - thin / whole if whole else 0.0
+        for whole, thin in (sketch_flops(site, rank), step_cost(site, rank))
+    )
     rows = site.outputs.num_rows * site.repeats
     use = [f"{site.kind}, {rows} rows"]
     if site.lengths:
@@ -216,6 +228,8 @@ def _matched(
         (numbers_in * _NUMBER_BYTES, numbers_out * _NUMBER_BYTES),
         saved,
         no_sketch,
+        held,
+        why_plain(site, rank, first, step_cost),
     )
 
 
@@ -238,8 +252,9 @@ def _cells(report: LeafReport) -> tuple[str, ...]:
     """One line of the table."""
     shape = "×".join(map(str, report.shape)) or "scalar"
     if report.view is None or report.ranks is None or report.state_bytes is None:
-        return (report.name, shape, "-", "-", report.role, *["-"] * 6, report.reason)
-    view, saving = report.view, report.sketch_saving
+        return (report.name, shape, "-", "-", report.role, *["-"] * 7, report.reason)
+    view = report.view
+    saved = lambda share, why: f"0% ({why})" if why else f"{share:.0%}"
     *_, taps, d_in, d_out = view.matrix_shape(report.shape)
     window = f"{taps} × " if taps > 1 else ""
     axes = f"{_axes(view.input_axes)}→{_axes(view.output_axes)}"
@@ -251,7 +266,8 @@ def _cells(report: LeafReport) -> tuple[str, ...]:
         report.role,
         report.use,
         *(str(number) for number in (*report.ranks, *report.state_bytes)),
-        f"0% ({report.no_sketch})" if report.no_sketch else f"{saving:.0%}",
+        saved(report.sketch_saving, report.no_sketch),
+        saved(report.coordinates_saving, report.no_coordinates),
         report.reason,
     )
 

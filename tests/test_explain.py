@@ -109,7 +109,7 @@ def test_prints_as_a_table(explanation):
     assert len(lines) == len(explanation)
     assert any(line.startswith("stack ") and "(1)→(2)" in line for line in lines)
     assert summary.endswith("left alone though of two or more axes: table, unused")
-    assert legend.startswith("FLOPs a sketch saves: of the weight gradient, by spec")
+    assert legend.startswith("with so many columns a sketch saves of the weight grad")
     (small,) = [line for line in lines if line.startswith("small ")]
     assert "0% (would cost more)" in small
     assert "plain gradient" not in str(explanation)
@@ -174,3 +174,19 @@ X4 = struct(2, 64, 8, 8)
 def test_rank_must_be_a_positive_integer(rank):
     with pytest.raises(ValueError, match=r"rank must be an int of at least 1, got"):
         explain(model, PARAMS, X, rank=rank)
+
+
+@pytest.mark.parametrize("rows", [4, 400])
+def test_coordinates_hold_what_is_said(rows):
+    """With few rows a sketch would cost more, and coordinates save all the same."""
+    params = {"wide": jnp.ones((96, 160)), "mid": jnp.ones((160, 12))}
+    loss_fn = lambda params, x: jnp.mean(jnp.tanh(x @ params["wide"]) @ params["mid"])
+    x = jnp.ones((rows, 96))
+    report = explain(loss_fn, params, x, rank=8)
+    training = dsbp_jax.spectral_coordinates(loss_fn, rank=8)
+    _, frame = training.init(params, x, key=jax.random.key(0))
+    held = {name for name, one in report.items() if not one.no_coordinates}
+    assert held == set(frame.kernels)
+    assert "wide" in held
+    assert bool(report["wide"].no_sketch) == (rows == 4)
+    assert 0 < report["wide"].coordinates_saving < 1

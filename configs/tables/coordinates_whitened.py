@@ -33,7 +33,7 @@ def table(scale: str) -> Table:
         tune=("rate", "decay"),
         caption=(
             "Fashion-MNIST, an MLP 1024×2, 512 images a step; columns are renewed "
-            "every 20 steps, `random` ones follow noise. With 256 columns no layer of "
+            "every 10 steps, `random` ones follow noise. With 256 columns no layer of "
             "this width is held: a step would not be cheaper."
         ),
     )

@@ -92,6 +92,7 @@ from dsbp_jax.backprop.coordinates import (
 from dsbp_jax.backprop.cost import (
     other_uses as other_uses,
     sketch_flops as sketch_flops,
+    step_cost as step_cost,
     thin_uses as thin_uses,
     why_plain as why_plain,
 )

@@ -98,10 +98,10 @@ from dsbp_jax.backprop.cost import (
 )
 from dsbp_jax.backprop.frame import (
     Frame as Frame,
-    added as added,
+    kernel_sum as kernel_sum,
     sizes as sizes,
-    taps as taps,
     views as views,
+    with_taps as with_taps,
 )
 from dsbp_jax.backprop.shrink import decay_since as decay_since
 from dsbp_jax.backprop.sketch import (

@@ -313,7 +313,7 @@ def spectral_coordinates(
             extras = {
                 name: (
                     bases[site.path],
-                    frames.taps(held[site.path], bases[site.path]),
+                    frames.with_taps(held[site.path], bases[site.path]),
                     taps.get(site.path),
                 )
                 for name, site in sites.items()

@@ -112,12 +112,12 @@ def merged(
     def whole(path: str, leaf: jax.Array) -> jax.Array:
         if path not in kernels or path in alone:
             return kernels.get(path, leaf)
-        return added(kernels[path], leaf, bases[path], frame.layout[path])
+        return kernel_sum(kernels[path], leaf, bases[path], frame.layout[path])
 
     return map_paths(whole, coords)
 
 
-def taps(coordinate: jax.Array, basis: jax.Array) -> jax.Array:
+def with_taps(coordinate: jax.Array, basis: jax.Array) -> jax.Array:
     """S with an axis for window taps, `(*batch, window, k, d_out)`."""
     if coordinate.ndim > basis.ndim:
         return coordinate
@@ -226,7 +226,7 @@ def _fold(
       The leaf, and `V'ᵀV`.
     """
     before, after = (vectors(*_alone(found))[""] for found in (known, entries))
-    whole = added(kernel, coordinate, before, view, False, offset)
+    whole = kernel_sum(kernel, coordinate, before, view, False, offset)
     if shrink is not None:
         whole = whole * shrink.astype(whole.dtype)
     rest = jnp.zeros_like(coordinate)
@@ -288,7 +288,7 @@ def _alone(entries: Entries) -> ColumnsState:
 
 
 @functools.partial(jax.jit, static_argnames=("view", "narrow"))
-def added(
+def kernel_sum(
     kernel: jax.Array,
     coordinate: jax.Array,
     basis: jax.Array,
@@ -297,7 +297,7 @@ def added(
     offset: jax.Array | int = 0,
 ) -> jax.Array:
     """`W₀ + VS` in the kernel's dtype, or in float32 or wider; see `_fold`."""
-    thin = taps(coordinate, basis)
+    thin = with_taps(coordinate, basis)
     basis = basis[..., None, :, :].astype(thin.dtype)
     dtype = kernel.dtype if narrow else wide(kernel.dtype, thin.dtype)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import checks
-from dsbp_jax.backprop import added, other_uses, taps, thin_uses
+from dsbp_jax.backprop import kernel_sum, other_uses, thin_uses, with_taps
 from dsbp_jax.layers import (
     Layout,
     Product,
@@ -235,7 +235,7 @@ def spectral_lora(
         extras = {}
         for name, site in sites.items():
             first, second = _factors(adapters, frame, site.path)
-            extras[name] = first, taps(second, first)
+            extras[name] = first, with_taps(second, first)
         values = array_leaves((params, args, kwargs))
         outputs, _ = evaluate(traced, visit, values, extras, sites=sites.values())
         return traced.unflatten(outputs)
@@ -286,7 +286,7 @@ def _merged(adapters: dict[str, Any], frame: AdapterFrame, apart: Iterable[str])
             if path in apart:
                 return kernel
             view, (down, up) = frame.layout[path], _factors(adapters, frame, path)
-            return added(kernel, up, down, view)
+            return kernel_sum(kernel, up, down, view)
         return adapters.get(path, kernel)
 
     return map_paths(leaf, frame.params)

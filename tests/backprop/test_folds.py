@@ -215,5 +215,5 @@ def test_sums_in_blocks_are_sums(shape, monkeypatch):
     monkeypatch.setattr(frames, "_BLOCK", 60)
     if jax.device_count() == 1 and jax.default_backend() == "cpu":
         assert frames._blocks(view.to_matrix(kernel)) > 1
-    found = frames.added(kernel, thin, basis, view)
+    found = frames.kernel_sum(kernel, thin, basis, view)
     np.testing.assert_allclose(found, kernel + basis @ thin, atol=1e-5)

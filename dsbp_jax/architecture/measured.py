@@ -86,7 +86,7 @@ class Measured:
         self.values = (
             pairs.spectrum(found.pairs[group.name][0], 0)
             if group.pairs
-            else self.factors[0].eigenvalues(0)
+            else self.factors[0].eigenvalues(0, exact=self.exact)
         )
 
     def rank(self, share: float) -> int:

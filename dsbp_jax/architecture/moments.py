@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MAX_DENSE = 2048  # widest group whose covariance is formed
+_PIVOT = 1e-8  # least share of a variance that the others do not say, to solve by it
 _SINGLE = 512  # wider moments are formed in single precision, unless all must stay
 
 
@@ -88,6 +89,10 @@ class Factor:
         assert self._rows is not None
         return np.sum(self._rows[entry] ** 2, axis=0)
 
+    def dense(self, entry: int) -> np.ndarray | None:
+        """The covariance, or None where rows stand for it."""
+        return None if self._dense is None else self._dense[entry]
+
     def column(self, entry: int, index: int) -> np.ndarray:
         """The covariances with one neuron."""
         if self._dense is not None:
@@ -102,10 +107,13 @@ class Factor:
         assert self._rows is not None
         return self._rows[entry].T @ (self._rows[entry] @ matrix)
 
-    def eigenvalues(self, entry: int) -> np.ndarray:
-        """Descending, not negative."""
+    def eigenvalues(self, entry: int, *, exact: bool = True) -> np.ndarray:
+        """Descending, not negative; in single precision unless they must be exact."""
         if self._dense is not None:
-            found = np.linalg.eigvalsh(self._dense[entry])[::-1]
+            dense = self._dense[entry]
+            found = np.linalg.eigvalsh(
+                dense if exact else dense.astype(np.float32)
+            ).astype(np.float64)[::-1]
         else:
             assert self._rows is not None
             found = np.linalg.svd(self._rows[entry], compute_uv=False) ** 2
@@ -132,8 +140,22 @@ class Factor:
             squares = np.diagonal(block)
             alive = squares > 1e-30 * np.max(squares, initial=1e-300)
             scale = np.where(alive, 1 / np.sqrt(np.where(alive, squares, 1)), 0)
-            scaled = scale[:, None] * block * scale
+            scaled = scale[:, None] * block * scale + np.diag(np.where(alive, 0.0, 1.0))
             right = scale[:, None] * dense[kept]
-            found = scale[:, None] * np.linalg.lstsq(scaled, right, rcond=1e-12)[0]
+            found = scale[:, None] * _least_squares(scaled, right)
         found[:, kept] = np.eye(len(kept))
         return found
+
+
+def _least_squares(square: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solves for a covariance of unit diagonal, by pivots where it is well conditioned.
+
+    That takes a tenth of the time of a decomposition into singular values.
+    """
+    try:
+        pivots = np.diagonal(np.linalg.cholesky(square)) ** 2
+    except np.linalg.LinAlgError:
+        pivots = np.zeros(1)
+    if np.min(pivots, initial=1) > _PIVOT:
+        return np.linalg.solve(square, right)
+    return np.linalg.lstsq(square, right, rcond=1e-12)[0]

@@ -9,7 +9,7 @@ layers do with it.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ _SKETCH = 64  # random answers that stand for those of a wider layer
 # that the others do not say: rounding of activations in single precision.
 _NOTHING = 1e-11
 _NOTHING_SINGLE = 1e-6
+_BLOCK = 128  # neurons that are taken out of a covariance at once
 
 
 class Order(NamedTuple):
@@ -72,9 +73,9 @@ def order(
       ones and those that others say, are left out.
     """
     size = len(kernels[0])
-    dtype = np.float64 if exact else np.float32
+    dtype: Any = np.float64 if exact else np.float32
     kernels = [kernel.astype(dtype) for kernel in kernels]
-    residual = [factor.diagonal(entry) for factor in factors]
+    residuals = [Residual(factor, entry, dtype) for factor in factors]
     images = [
         factor.times(entry, kernel).astype(dtype)
         for factor, kernel in zip(factors, kernels, strict=True)
@@ -85,20 +86,20 @@ def order(
     )
     nothing = _NOTHING if exact else _NOTHING_SINGLE
     floors = [
-        nothing * np.maximum(found, 1e-3 * np.max(found, initial=0)) + 1e-300
-        for found in residual
+        nothing * np.maximum(one.variances, 1e-3 * np.max(one.variances, initial=0))
+        + 1e-300
+        for one in residuals
     ]
-    rows = [np.empty((size, size), dtype) for _ in factors]  # of the Cholesky factors
-    ranks = [0] * len(factors)
     left = np.ones(size, bool)
     chosen: list[int] = []
     lost = [total]
     while True:
         gain = np.zeros(size)
         alive = np.zeros(size, bool)
-        for found, image, floor in zip(residual, images, floors, strict=True):
-            ok = found > floor
-            gain[ok] += np.sum(image[ok] ** 2, axis=1) / found[ok]
+        for one, image, floor in zip(residuals, images, floors, strict=True):
+            ok = one.variances > floor
+            squares = np.einsum("ij,ij->i", image, image)
+            gain += np.where(ok, squares / np.where(ok, one.variances, 1), 0)
             alive |= ok
         alive &= left
         if not alive.any():
@@ -106,23 +107,56 @@ def order(
         pick = int(np.argmax(np.where(alive, gain, -1)))
         left[pick] = False
         drop = 0.0
-        for index, factor in enumerate(factors):
-            found = residual[index]
-            if found[pick] <= floors[index][pick]:
-                continue
-            done = rows[index][: ranks[index]]
-            column = factor.column(entry, pick) - done[:, pick] @ done
-            column = column / np.sqrt(found[pick])
-            rows[index][ranks[index]] = column
-            ranks[index] += 1
-            answer = column @ kernels[index]
-            images[index] = images[index] - column[:, None] * answer
-            residual[index] = np.maximum(found - column**2, 0)
-            drop += float(answer @ answer)
+        for one, image, kernel, floor in zip(
+            residuals, images, kernels, floors, strict=True
+        ):
+            if one.variances[pick] > floor[pick]:
+                column = one.take_out(pick)
+                answer = column @ kernel
+                image -= column[:, None] * answer
+                drop += float(answer @ answer)
         chosen.append(pick)
         lost.append(max(lost[-1] - drop, 0.0))
     errors = np.array(lost) / total if total > 0 else np.zeros(len(lost))
     return Order(np.array(chosen, int), errors), total
+
+
+class Residual:
+    """What the neurons taken so far do not say of a covariance: its Schur complement.
+
+    A pivoted Cholesky factorisation, in blocks: of a dense covariance the neurons of a
+    whole block are taken out by one product.
+
+    Attributes:
+      variances: What is left of each.  # shape=(n,)
+    """
+
+    def __init__(self, factor: Factor, entry: int, dtype: Any):
+        self.variances = factor.diagonal(entry)
+        self._factor, self._entry = factor, entry
+        dense = factor.dense(entry)
+        self._dense: Any = None if dense is None else np.array(dense, dtype)
+        size = len(self.variances)
+        held = size if self._dense is None else _BLOCK
+        self._rows: np.ndarray = np.empty((held, size), dtype)
+        self._held = 0
+
+    def take_out(self, pick: int) -> np.ndarray:
+        """Takes a neuron as known: its column of the Cholesky factor, shape `(n,)`."""
+        if self._dense is None:
+            column = self._factor.column(self._entry, pick)
+        else:
+            column = self._dense[pick]
+        done = self._rows[: self._held]
+        column = (column - done[:, pick] @ done) / np.sqrt(self.variances[pick])
+        column = column.astype(self._rows.dtype)
+        self._rows[self._held] = column
+        self._held += 1
+        if self._dense is not None and self._held == _BLOCK:
+            self._dense -= self._rows.T @ self._rows
+            self._held = 0
+        self.variances = np.maximum(self.variances - column**2, 0)
+        return column
 
 
 def rotated(

@@ -158,3 +158,19 @@ def test_the_budget_is_shared_out_as_well_as_by_trying_all():
         best = min(total(pair) for pair in pairs if cost(pair) <= target)
         assert cost(found) <= target
         assert total(found) <= best + 0.06
+
+
+def test_blocks_are_taken_out_of_a_wide_covariance():
+    """More neurons than a block, against the factorisation of rows, which has none."""
+    rng = np.random.default_rng(3)
+    h = rng.normal(size=(400, 60)) @ rng.normal(size=(60, 300))
+    h += 0.3 * rng.normal(size=h.shape)
+    kernel = rng.normal(size=(300, 5))
+    rows = (h - h.mean(0)) / np.sqrt(len(h))
+    dense, _ = selection.order([factor_of(h)], [kernel], 0, exact=True)
+    thin, _ = selection.order([Factor(None, rows[None])], [kernel], 0, exact=True)
+    np.testing.assert_array_equal(dense.neurons, thin.neurons)
+    np.testing.assert_allclose(dense.errors, thin.errors, atol=1e-12)
+    kept = dense.neurons[:200]
+    wanted = lost(h, kernel, kept)
+    assert dense.errors[200] == pytest.approx(wanted, rel=1e-6)

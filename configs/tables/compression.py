@@ -12,7 +12,7 @@ def table(scale: str) -> Table:
     """The table."""
     return Table(
         title="Smaller models",
-        claim="What activations say is worth most before tuning, and after small cuts.",
+        claim="What activations say is worth most before tuning; then all are near.",
         config=CompressionConfig(
             data=DataConfig("fashion_mnist"),
             model=ModelConfig("mlp", {"hidden": (512, 512)}),

@@ -15,13 +15,25 @@ VIEWS = {
 }
 
 
+RUNS = ["setting", "steps", "s"]
+
+
 def head(result: dict[str, Any]) -> list[str]:
-    """The heads of a table's columns."""
+    """The heads of a table's columns; runs that several are of are described once.
+
+    Example:
+      >>> columns = [{"metric": name, "unit": "", "view": "time"} for name in "ab"]
+      >>> head({"columns": columns, "rows": [{"columns": [{"cells": ["x"]}] * 2}]})[3:6]
+      ['s', 'a in equal time', 'difference']
+      >>> head({"columns": columns, "rows": [{"columns": [{"cells": ["x"]}] * 2}]})[7:]
+      ['b in equal time', 'difference', 'p (Holm)']
+    """
     found = ["contender"]
-    for column in result["columns"]:
+    for column, again in zip(result["columns"], _same_runs(result), strict=True):
         unit = f", {column['unit']}" if column["unit"] else ""
         title = f"{column['metric']}{unit}{VIEWS[column['view']]}"
-        found += ["setting", "steps", "s", title, "difference", "p (Holm)"]
+        found += [] if again else RUNS
+        found += [title, "difference", "p (Holm)"]
     return found
 
 
@@ -30,12 +42,23 @@ def body(result: dict[str, Any]) -> list[list[str]]:
     rows = []
     for row in result["rows"]:
         words = [row["contender"]]
-        for column in row["columns"]:
-            words += entry(column)
+        for column, again in zip(row["columns"], _same_runs(result), strict=False):
+            words += entry(column)[len(RUNS) * again :]
         if row.get("failed"):
             words += [f"no result: {row['failed']}"]
         rows.append(words + [""] * (len(head(result)) - len(words)))
     return rows
+
+
+def _same_runs(result: dict[str, Any]) -> list[bool]:
+    """Of each column, whether it is of the runs of the column before it."""
+    made = lambda at: [
+        row["columns"][at]["cells"]
+        for row in result["rows"]
+        if at < len(row["columns"])
+    ]
+    numbers = range(len(result["columns"]))
+    return [at > 0 and made(at) == made(at - 1) for at in numbers]
 
 
 def entry(column: dict[str, Any]) -> list[str]:

@@ -21,13 +21,16 @@ def test_every_table_says_its_command_and_has_every_scale(name):
     cpu, full, smoke = (tables.load(name, scale) for scale in ("cpu", "full", "smoke"))
     assert cpu.contenders == full.contenders == smoke.contenders
     assert cpu.minutes <= 60
-    assert cpu.seeds >= (3 if name == "fewshot" else 5)
+    assert cpu.seeds >= (3 if name in FEW else 5)
     assert cpu.tune or name == "shifted"  # nothing to search
     assert smoke.config.steps <= 6
     assert getattr(smoke.config, "data", None) is None or (
         smoke.config.data.name in ("digits", "sine")
     )
 
+
+# A model of minutes is trained for each seed.
+FEW = ("fewshot", "compression_resnet", "compression_vit")
 
 MINE = """
 from experiments.config import *

@@ -505,10 +505,16 @@ class SubspaceAdam(Follows):
     residual: Share = 0.1
     """Share of the gradient outside of the basis that is kept."""
 
+    side: Literal["smaller", "input", "output"] = "input"
+    """Of the bases."""
+
+    refresh_every: Period = 200
+
     def _transform(self, rate, uses):
         return dsbp_jax.spectral_subspace(
             optax.adam(rate),
             self.rank,
+            side=self.side,
             residual=self.residual,
             refresh_every=self.refresh_every,
             layout=uses.layout,

@@ -32,8 +32,8 @@ def table(scale: str) -> Table:
         metrics=("accuracy", "loss"),
         caption=(
             "Fashion-MNIST, an MLP 512×2, 1,000 steps of 108 images; `optax.contrib."
-            "galore` with a gap of 10 steps, and with its own of 200; `subspace_adam` on "
-            "the input side (`smaller`: of the smaller dimension) every 200 steps, "
+            "galore` with a gap of 10 steps, and with its own of 200; `subspace_adam` "
+            "on the input side (`smaller`: of the smaller dimension) every 200 steps, "
             "`residual` times the complement kept (0.1)."
         ),
     )

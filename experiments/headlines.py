@@ -171,7 +171,7 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
     ),
     Duel("The same", "table-text", "spectral_muon", _MUON_ON_TEXT),
     Duel("The same", "table-text", "spectral_muon:power=0.75", _MUON_ON_TEXT),
-    Duel("Digits, the paper's rule", "table-digits", "dsbp_paper", "momentum"),
+    Duel("MLP 256×2, the paper's rule", "table-projection", "dsbp_paper", "momentum"),
     Ratio(
         "Update of a 2048² kernel",
         "bench-whitening-2core-cpu",
@@ -189,7 +189,7 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "mean ms",
     ),
     Ratio(
-        "Its optimizer state, columns apart",
+        "Its optimizer state, columns not counted",
         "bench-step-2core-cpu",
         _ADAM_STEP,
         "spectral_coordinates",

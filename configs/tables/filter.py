@@ -41,7 +41,8 @@ def table(scale: str) -> Table:
             "Fashion-MNIST, an MLP 512×2. Of momentum's singular values σ the leading "
             "64 become σ^(1 − 2·power), all else κ = `residual` times the size that "
             "this gives the tail: at power 0 κ = 0 is the projection and κ = 1 "
-            "momentum as it is; at ½ with all columns it is Muon's step. Controls: a basis that stays as it was first (`frozen_muon`), and "
-            "singular values in disorder (`kaon`)."
+            "momentum as it is; at ½ with all columns it is Muon's step. Controls: a "
+            "basis that stays as it was first (`frozen_muon`), and singular values in "
+            "disorder (`kaon`)."
         ),
     )

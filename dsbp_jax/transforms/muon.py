@@ -64,7 +64,9 @@ def spectral_muon(
       residual: As for `spectral_whitening`.
       damping: Likewise.
       scale: Likewise.
-      refresh_every: Likewise. 4 saves one of three products in most steps, and lags.
+      refresh_every: Likewise. 4 saves one of three products in most steps, and trains
+        much worse: what is newest in the momentum is then outside of the basis, and
+        scaled up with the tail.
       adam_learning_rate: Of all other leaves; by default the same.
       betas: Of AdamW.
       hidden: What is whitened: `dsbp_jax.roles(fn, params, *args)` (those that are

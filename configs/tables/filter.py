@@ -6,7 +6,7 @@ python -m experiments.tables filter --data-dir DIR
 from experiments.config import DataConfig, ImageConfig, ModelConfig, ProbeConfig
 from experiments.study.tables import Table
 
-POWERS = (-0.25, 0.0, 0.25, 0.5, 1.0)
+POWERS = (-0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 SHARES = (0.0, 0.1, 1.0)
 
 
@@ -15,8 +15,8 @@ def table(scale: str) -> Table:
     return Table(
         title="The filter: powers of the spectrum, and what is kept outside of it",
         claim=(
-            "Dividing by the spectrum trains and multiplying does not; and what lies "
-            "outside of the basis is worth most."
+            "Loss falls the more of the spectrum is divided by, up to its root; most "
+            "of that is lost where the basis does not follow."
         ),
         config=ImageConfig(
             data=DataConfig("fashion_mnist"),

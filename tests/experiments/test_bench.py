@@ -7,7 +7,6 @@ import pytest
 
 from experiments.bench import compilation, engine, meta, step, update
 from experiments.bench.timing import Stateful, interleave
-from tests.marks import quick
 
 
 def test_interleave_times_every_function_once_a_round():
@@ -72,7 +71,8 @@ def test_updates_of_every_transform_are_timed(monkeypatch):
     assert isinstance(found["optax.contrib.galore"]["refresh ms"], float)
 
 
-@pytest.mark.parametrize("model", quick(["mlp", "transformer"], ["mlp"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "transformer"])
 def test_steps_of_every_method_are_timed(model, monkeypatch):
     one_block = functools.partial(step.transformer, depth=1)
     monkeypatch.setitem(step.PROBLEMS, "transformer", one_block)

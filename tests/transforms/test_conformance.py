@@ -132,9 +132,9 @@ OPTIMIZERS = [
 # optax's adamw promotes.
 PROMOTES = ("spectral_muon",)
 
-# Rotations compile longest, and the second is made of spectral_whitening: what wraps
-# them, or places them, is looked at less often.
-SLOW = ("lie_rotation", "spectral_muon")
+# Rotations compile longest, and the others are made of transforms that are here: what
+# wraps them, or places them, is looked at less often.
+SLOW = ("lie_rotation", "spectral_muon", "spectral_sam", "dsbp")
 
 
 def every(values, *, slow=()):

@@ -156,7 +156,6 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "adamw",
         view="loss",
     ),
-    Duel("The same, at equal steps", "table-whitening-wide", "spectral_muon", "adamw"),
     Duel(
         "The same, followed every 4 steps",
         "table-whitening-wide",
@@ -172,6 +171,13 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
     Duel("The same", "table-text", "spectral_muon", _MUON_ON_TEXT),
     Duel("The same", "table-text", "spectral_muon:power=0.75", _MUON_ON_TEXT),
     Duel("MLP 256×2, the paper's rule", "table-projection", "dsbp_paper", "momentum"),
+    Duel(
+        "Tuned for other classes, what is kept of the first",
+        "table-transfer",
+        "spectral_transfer:strength=0.01",
+        "lora:rank=8",
+        metric="kept",
+    ),
     Ratio(
         "Update of a 2048² kernel",
         "bench-whitening-2core-cpu",

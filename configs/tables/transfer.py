@@ -12,7 +12,7 @@ def table(scale: str) -> Table:
     """The table."""
     return Table(
         title="Spectral transfer",
-        claim="What is kept of the source depends on where tuning may move.",
+        claim="As good on the target, and nothing of the source is lost.",
         config=TransferConfig(
             data=DataConfig("fashion_mnist"),
             model=ModelConfig("mlp", {"hidden": (512, 512)}),

@@ -56,11 +56,11 @@ def spectral_subspace(
     inner: optax.GradientTransformation,
     rank: int,
     *,
-    side: str = "smaller",
+    side: str = "input",
     source: str = "gradient",
     residual: Number = 0.0,
     max_growth: Number | None = None,
-    refresh_every: int = 10,
+    refresh_every: int = 200,
     num_blocks: int = 2,
     tolerance: float = 0.0,
     layout: LayoutLike = None,
@@ -83,13 +83,14 @@ def spectral_subspace(
       inner: Any Optax transformation. Its own state must be one that can follow a
         change of basis (see `transport`).
       rank: Columns k of each basis; a side of dimension `d ≤ k` is not projected.
-      side: `"smaller"` (of each leaf the side of the smaller dimension, of which k
-        columns hold the most), `"input"`, `"output"` or `"both"`.
+      side: `"input"` (each output keeps moments of its own), `"output"`, `"smaller"`
+        (of each leaf the side of the smaller dimension) or `"both"`.
       source: As `spectral_projection`.
       residual: κ in [0, 1].
       max_growth: The norm of the complement's part of a matrix may grow by this factor
         from step to step at the most, at least 1 (Fira has 1.01). None is no limit.
-      refresh_every: Steps between two refreshes of a leaf, the leaves in turn.
+      refresh_every: Steps between two refreshes of a leaf, the leaves in turn. Adam
+        wants moments that stay for a while: renewed often, it trains worse.
       num_blocks: Krylov blocks of a refresh.
       tolerance: Only rotate a basis while its relative residual is at most this.
       layout: As `spectral_projection`.
@@ -117,7 +118,7 @@ def spectral_subspace(
       >>> params = {"kernel": jnp.ones((32, 16)), "bias": jnp.zeros(16)}
       >>> state = tx.init(params)
       >>> state.inner[0].mu["kernel"].shape
-      (32, 4)
+      (4, 16)
       >>> updates, state = tx.update(params, state, params)
       >>> updates["kernel"].shape
       (32, 16)

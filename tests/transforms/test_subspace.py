@@ -36,7 +36,9 @@ def test_sgd_gives_the_projected_gradient(side):
 
 def test_the_smaller_side_is_that_of_the_smaller_dimension():
     params = {"wide": normal(8, 20), "tall": normal(20, 8), "flat": normal(3, 20)}
-    state = dsbp_jax.spectral_subspace(optax.adam(1e-3), RANK).init(params)
+    state = dsbp_jax.spectral_subspace(optax.adam(1e-3), RANK, side="smaller").init(
+        params
+    )
     shapes = jax.tree.map(jnp.shape, state.inner[0].mu)
     assert shapes == {"wide": (3, 20), "tall": (20, 3), "flat": (3, 20)}
     assert "flat" not in dsbp_jax.bases(state)

@@ -44,7 +44,7 @@ class Problem(NamedTuple):
 
 
 def normal(
-    key: jax.Array, scale: float = 1.0, **shapes: tuple[int, ...]
+    key: jax.Array, scale: float = 1.0, /, **shapes: tuple[int, ...]
 ) -> dict[str, jax.Array]:
     """Normal kernels whose outputs are as large as their inputs.
 

@@ -2,13 +2,14 @@
 
 import pytest
 
-from experiments import compare, inference, render, tables, train
+from experiments import compare, inference, render, suite, tables, train
 from experiments.bench import __main__ as bench
 
 OPTIONS = {
     "train": train.Train,
     "compare": compare.Compare,
     "inference": inference.Inference,
+    "suite": suite.Options,
     "tables": tables.Options,
     "render": render.Options,
     "bench": bench.Options,
@@ -17,6 +18,7 @@ MAIN = {
     "train": train.main,
     "compare": compare.main,
     "inference": inference.main,
+    "suite": suite.main,
     "tables": tables.main,
     "render": render.main,
     "bench": bench.main,

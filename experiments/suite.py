@@ -9,7 +9,7 @@ they come to together, and the cells.
 import dataclasses
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import scipy.stats
 from experiments import checks, cli, process
 from experiments.bench import report
 from experiments.problems import PROBLEMS
-from experiments.study import runs, statistics, tables, tuning
+from experiments.study import runs, statistics, tables
 from experiments.study.cells import Store
 from experiments.study.provenance import provenance
 from experiments.suite_config import SuiteConfig
@@ -54,7 +54,7 @@ class Options:
     tune: tuple[str, ...] = ("rate",)
     """What is searched on validation data: rate and decay."""
 
-    most: int = tuning.MOST
+    most: int = 9
     """How many neighbours from its default a search may go."""
 
     scale: Literal["smoke", "cpu"] = "cpu"
@@ -183,20 +183,24 @@ def summary(
     losses = values(found)
     places, duels = ranks(losses, optimizers), pairs(losses, optimizers)
 
-    def by_problem(name: str, shown: Any) -> dict[str, str]:
-        return {
-            problem: shown(row["columns"][0]) if row["columns"] else "no result"
+    def by_problem(shown: Callable[[dict[str, Any]], str]) -> list[dict[str, str]]:
+        return [
+            {"problem": problem}
+            | {
+                row["contender"]: (
+                    shown(row["columns"][0]) if row["columns"] else "no result"
+                )
+                for row in result["rows"]
+            }
             for problem, result in found.items()
-            for row in result["rows"]
-            if row["contender"] == name
-        }
+        ]
 
     def duel(one: str, other: str) -> str:
         if one == other:
             return ""
-        entry = duels[one, other]
-        p = "" if entry["holm"] is None else f", p {entry['holm']:.2g}"
-        return f"{entry['wins']} : {entry['losses']}{p}"
+        both = duels[one, other]
+        p = "" if both["holm"] is None else f", p {both['holm']:.2g}"
+        return f"{both['wins']} : {both['losses']}{p}"
 
     seeds = max((result["seeds"] for result in found.values()), default=0)
     tuned = next(iter(found.values()))["tuned"]
@@ -210,10 +214,9 @@ def summary(
     return {
         f"Test loss, mean ± 95 % interval over {seeds} seeds, lower is better; equal "
         f"gradient evaluations, {searched}; {minutes:.1f} minutes of training": [
-            {"optimizer": name}
-            | by_problem(name, entry)
-            | {"mean rank": f"{places[name]:.2f}"}
-            for name in optimizers
+            *by_problem(entry),
+            {"problem": "mean rank"}
+            | {name: f"{place:.2f}" for name, place in places.items()},
         ],
         "Problems and seeds in which the row's optimizer has the lower loss : the "
         f"column's, where not both are below {LEAST:g}; p of Wilcoxon's test of the "
@@ -221,9 +224,7 @@ def summary(
             {"ahead of": one} | {other: duel(one, other) for other in optimizers}
             for one in optimizers
         ],
-        "Rates, and milliseconds a step": [
-            {"optimizer": name} | by_problem(name, setting) for name in optimizers
-        ],
+        "Rates, and milliseconds a step": by_problem(setting),
     }
 
 

@@ -258,6 +258,21 @@ def test_losses_that_float32_cannot_tell_apart_are_equal():
     assert found["a", "b"]["holm"] is found["a", "c"]["holm"] is None
 
 
+def test_a_problem_without_a_result_is_said():
+    column = {"mean": 0.5, "low": 0.4, "high": 0.6, "diverged": [], "interior": True}
+    column |= {"values": [0.5], "setting": {"rate": 0.1}, "milliseconds": 2.0}
+    rows = [
+        {"contender": "a", "columns": [column]},
+        {"contender": "b", "columns": [], "failed": "no data"},
+    ]
+    result = {"rows": rows, "seeds": 1, "tuned": [], "budget": {"used": 0.1}}
+    losses, wins, rates = suite.summary({"saddle": result}, "ab").values()
+    assert losses[0] == {"problem": "saddle", "a": "0.5 ± 0.1", "b": "no result"}
+    assert losses[1] == {"problem": "mean rank", "a": "nan", "b": "nan"}
+    assert wins[0] == {"ahead of": "a", "a": "", "b": "0 : 0"}
+    assert rates == [{"problem": "saddle", "a": "0.1; 2 ms", "b": "no result"}]
+
+
 # --- the command --------------------------------------------------------------------
 
 
@@ -302,15 +317,15 @@ def test_the_whole_suite(tmp_path, capsys):
         for row in found["rows"]:
             assert len(row["columns"][0]["values"]) == 2
     losses, wins, _ = result["tables"].values()
-    assert [row["optimizer"] for row in losses] == ["adamw", "optax.lion"]
-    assert list(losses[0]) == ["optimizer", *problems.PROBLEMS, "mean rank"]
+    assert [row["problem"] for row in losses] == [*problems.PROBLEMS, "mean rank"]
+    assert list(losses[0]) == ["problem", "adamw", "optax.lion"]
     ours, theirs = wins[0]["optax.lion"], wins[1]["adamw"]
     assert ours.partition(",")[0] == " : ".join(
         reversed(theirs.partition(",")[0].split(" : "))
     )
     page = render.results_page({"suite": result})
     assert "## suite" in page
-    assert "| optax.lion |" in page
+    assert "| problem | adamw | optax.lion |" in page
     capsys.readouterr()
     again = smoke(tmp_path, *problems.PROBLEMS)
     assert again["tables"] == result["tables"]

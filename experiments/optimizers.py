@@ -1,8 +1,9 @@
 """Contenders: an optimizer, where its gradients come from, and options, as text.
 
 `NAME[+spectral|+coordinates][:OPTION=VALUE,...]`, such as `dsbp:residual=0.5,rank=32`
-or `adam+coordinates:rank=128`. `build` puts schedule, weight decay and perturbation
-around the optimizer that a contender names.
+or `adam+coordinates:rank=128`; a name with dots is that of a function, `optax.lion`.
+`build` puts schedule, weight decay and perturbation around the optimizer that a
+contender names.
 """
 
 import ast
@@ -18,6 +19,7 @@ import optax
 import dsbp_jax
 from experiments import checks
 from experiments.gradients import GRADIENTS, Plain
+from experiments.imported_optimizers import imported
 from experiments.optimizer_table import (
     NAMED,
     OPTIMIZERS,
@@ -35,8 +37,8 @@ class Contender:
     """How the parameters move.
 
     Attributes:
-      name: Of `OPTIMIZERS` or `NAMED`, with `+spectral` or `+coordinates` where its
-        gradients come from there.
+      name: Of `OPTIMIZERS` or `NAMED`, or the dotted name of a function, with
+        `+spectral` or `+coordinates` where its gradients come from there.
       optimizer: The optimizer, with its options.
       gradients: Where its gradients come from.
     """
@@ -141,8 +143,10 @@ class Contender:
 def _kinds(names: str) -> tuple[tuple[Any, Any], dict[str, Any]]:
     """The classes of an optimizer and its gradients by their names, and options."""
     name, _, source = names.partition("+")
-    checks.one_of("optimizer", name, [*OPTIMIZERS, *NAMED])
     checks.one_of(f"gradients of {names}", source or "plain", GRADIENTS)
+    if "." in name:
+        return (imported(name), GRADIENTS[source or "plain"]), {}
+    checks.one_of("optimizer", name, [*OPTIMIZERS, *NAMED])
     base, options = NAMED.get(name, (name, {}))
     return (OPTIMIZERS[base], GRADIENTS[source or "plain"]), options
 

@@ -73,6 +73,30 @@ def p_value(first: Sequence[float], second: Sequence[float]) -> float | None:
     return float(scipy.stats.ttest_rel(first, second).pvalue)
 
 
+def signed_rank_p_value(differences: Sequence[float]) -> float | None:
+    """That of Wilcoxon's two-sided signed-rank test.
+
+    It asks for the order of the differences only, so that they may be of quantities of
+    unlike size, such as losses of several problems.
+
+    Args:
+      differences: One for each pair; those that are 0 say nothing.
+
+    Returns:
+      The p-value, or None where no two pairs differ.
+
+    Example:
+      >>> signed_rank_p_value([0.1, 0.2, 0.3, 0.4, 0.5])
+      0.0625
+      >>> signed_rank_p_value([0.0, 0.1]) is None
+      True
+    """
+    some = [value for value in differences if value]
+    if len(some) < 2:
+        return None
+    return float(scipy.stats.wilcoxon(some).pvalue)
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """p-values of a table, adjusted for their number (Holm, 1979).
 

@@ -3,8 +3,8 @@
 `images` classifies images, `text` predicts bytes, `fewshot` learns to learn; the first
 two share `optimized`, which is what any optimizer of `experiments.optimizers` needs.
 `compression` tunes a trained model after it was cut, `transfer` one for another task;
-`shifted` sees what one makes of shifted images. A config makes its task; `read` finds
-the config of a file.
+`shifted` sees what one makes of shifted images; `suite` has small problems for any
+optimizer. A config makes its task; `read` finds the config of a file.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,14 @@ from experiments.fewshot_config import FewshotConfig
 from experiments.shifted_config import ShiftedConfig
 from experiments.study.config import Config as Config, from_json
 from experiments.study.task import Task as Task
+from experiments.suite_config import SuiteConfig
 from experiments.transfer_config import TransferConfig
 
 CONFIGS = {
     kind.__name__: kind
     for kind in (
         *(ImageConfig, TextConfig, FewshotConfig),
-        *(CompressionConfig, TransferConfig, ShiftedConfig),
+        *(CompressionConfig, TransferConfig, ShiftedConfig, SuiteConfig),
     )
 }
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import compare, inference, rates, render, tables, train
+from experiments import compare, inference, rates, render, suite, tables, train
 from experiments.bench import __main__ as bench
 
 OPTIONS = {
@@ -10,6 +10,7 @@ OPTIONS = {
     "compare": compare.Compare,
     "inference": inference.Inference,
     "rates": rates.Rates,
+    "suite": suite.Options,
     "tables": tables.Options,
     "render": render.Options,
     "bench": bench.Options,
@@ -19,6 +20,7 @@ MAIN = {
     "compare": compare.main,
     "inference": inference.main,
     "rates": rates.main,
+    "suite": suite.main,
     "tables": tables.main,
     "render": render.main,
     "bench": bench.main,

@@ -43,10 +43,11 @@ def test_path_options_are_found():
         ("train", "--data.data-dir"),
         ("compare", "--data.data-dir"),
         ("inference", "--models"),
+        ("suite", "--out"),
         ("tables", "--data-dir"),
         ("bench", "--out"),
     } <= found
-    assert len(found) == 13
+    assert len(found) == 14
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from experiments.study.config import (
 IMAGES = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
 SHIFTED = ("shifted", "shifted_batch_norm", "shifted_layer_norm")
 TUNED = ("compression", "transfer")
-OTHERS = ("cifar_fs", "omniglot", "sine", "text")
+OTHERS = ("cifar_fs", "omniglot", "sine", "suite", "text")
 PRESETS = sorted((*IMAGES, *SHIFTED, *TUNED, *OTHERS))
 
 

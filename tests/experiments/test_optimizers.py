@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 
 from experiments import msam, optimizers
 from experiments.config import ImageConfig, ModelConfig, ProbeConfig
-from experiments.optimizer_table import NAMED, OPTIMIZERS, AdamW, Dsbp, Momentum, Sgd
+from experiments.optimizer_table import (
+    NAMED,
+    OPTIMIZERS,
+    AdamW,
+    Dsbp,
+    Momentum,
+    Sgd,
+    kernels,
+)
 from experiments.optimizers import Contender
 from experiments.study import loop
 from experiments.study.config import from_json, to_json
@@ -138,6 +147,8 @@ def test_activations_are_captured_where_they_are_used(text, sides):
         "momentum+spectral:catch_up_every=4",
         "frozen_muon",
         "galore:refresh_every=200",
+        "optax.lion:learning_rate=0.01,b1=0.8",
+        "optax.contrib.muon+coordinates:weight_decay=0.1,beta=0.9,rank=8",
     ],
 )
 def test_a_text_is_read_and_written(text):
@@ -172,11 +183,44 @@ def test_an_option_of_both_goes_to_both():
         ("adam:weight_decay=1e999", "weight_decay=inf"),
         ("sam:rho=-1", "rho=-1; accepted are values of 0 or more"),
         ("muon:decays_all=1", "decays_all=1; accepted are True and False"),
+        ("optax.lions", "optimizer='optax.lions'; accepted are dotted names of func"),
+        ("optx.lion", "optimizer='optx.lion'; .* No module named 'optx'"),
+        ("optax.clip", "accepted are functions of a learning_rate, not of max_delta"),
+        ("optax.lbfgs", "optimizer='optax.lbfgs': accepted is a function that makes"),
+        ("optax.lion:b3=1", "option of optax.lion='b3'; accepted are learning_rate"),
+        ("optax.lion:b1=most", "optimizer='optax.lion:b1=most': accepted is"),
+        ("optax.lion:weight_decay=-1", "weight_decay=-1; accepted are values of 0"),
     ],
 )
 def test_what_is_wrong_in_a_text_is_said(text, message):
     with pytest.raises(ValueError, match=message):
         Contender.parse(text)
+
+
+def test_an_imported_optimizer_is_the_function():
+    mine = Contender.parse("optax.lion:b1=0.8,weight_decay=0.1,schedule=constant")
+    ours = optimizers.build(mine, 10)
+    theirs = optax.lion(
+        optimizers.learning_rate_schedule(mine.optimizer, 10, 1e-3),
+        b1=0.8,
+        weight_decay=0.1,
+        mask=kernels,
+    )
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    grads = jax.tree.map(
+        lambda leaf: 0.1 + jnp.arange(leaf.size * 1.0).reshape(leaf.shape), params
+    )
+    steps = [tx.update(grads, tx.init(params), params)[0] for tx in (ours, theirs)]
+    chex.assert_trees_all_close(*steps)
+
+
+def test_an_imported_optimizer_has_its_own_defaults():
+    prodigy, lion = (
+        Contender.parse(name).optimizer
+        for name in ("optax.contrib.prodigy", "optax.lion")
+    )
+    assert (prodigy.learning_rate, lion.learning_rate) == (1.0, 1e-3)
+    assert (prodigy.weight_decay, lion.weight_decay) == (0.0, 1e-3)
 
 
 def test_points_of_a_search_go_by_product():

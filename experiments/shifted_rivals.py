@@ -22,6 +22,7 @@ from experiments.data.dataset import Dataset
 NORMALISED = ("batch_norm", "tent", "tent_reset")
 _WITH_BATCH_NORM = ("resnet18",)
 _SOURCE, _HELD, _BATCH = 6000, 2000, 200  # images, and at once
+_LEAST = 4  # batches
 _TENT_RATE, _TENT_RESET = 1e-3, 50  # batches
 _SUPPORTS = 20  # of each class
 _WIDEST = 256  # layers that are aligned at full rank
@@ -72,16 +73,20 @@ def build(name: str, model: Deployed) -> Method:
 
 
 def source_batches(model: Deployed) -> tuple[list[Any], list[Any]]:
-    """Training images, and such as the model was not trained on."""
-    parts = (model.dataset.train, _SOURCE), (model.dataset.validation, _HELD)
-    return tuple(
-        [
-            data.normalize(split.images[at : at + _BATCH], model.dataset)
-            for at in range(0, min(count, len(split) // _BATCH * _BATCH), _BATCH)
+    """Training images, and such as the model was not trained on, in batches.
+
+    Of small sets batches are smaller, so that there are some.
+    """
+
+    def batches(split: Any, most: int) -> list[Any]:
+        size = min(_BATCH, max(1, len(split) // _LEAST))
+        return [
+            data.normalize(split.images[at : at + size], model.dataset)
+            for at in range(0, min(most, len(split) // size * size), size)
         ]
-        or [data.normalize(split.images, model.dataset)]
-        for split, count in parts
-    )
+
+    dataset = model.dataset
+    return batches(dataset.train, _SOURCE), batches(dataset.validation, _HELD)
 
 
 def _none(model: Deployed) -> Method:

@@ -169,14 +169,19 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "adamw:b2=0.95",
     ),
     Duel("The same", "table-text", "spectral_muon", _MUON_ON_TEXT),
-    Duel("The same", "table-text", "spectral_muon:power=0.75", _MUON_ON_TEXT),
     Duel("MLP 256×2, the paper's rule", "table-projection", "dsbp_paper", "momentum"),
     Duel(
         "Tuned for other classes, what is kept of the first",
         "table-transfer",
-        "spectral_transfer:strength=0.01",
+        "spectral_transfer:strength=1",
         "lora:rank=8",
         metric="kept",
+    ),
+    Duel(
+        "The same, what is learned of the others",
+        "table-transfer",
+        "spectral_transfer:strength=1",
+        "lora:rank=8",
     ),
     Ratio(
         "Update of a 2048² kernel",

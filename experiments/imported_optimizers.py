@@ -23,6 +23,7 @@ from experiments.optimizer_table import Optimizer, Positive, Strength, kernels
 
 # No options of a text: every optimizer has them, or they are given to it.
 _OWN = {field.name for field in dataclasses.fields(Optimizer)} | {"mask"}
+_GIVEN = {"learning_rate", "weight_decay"}  # of these what the function gets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,14 +41,19 @@ class Imported(Optimizer):
     def __post_init__(self):
         """Checks every value, and that the function makes an optimizer of them."""
         super().__post_init__()
-        _try(self)
+        try:
+            _try(self)
+        except TypeError:  # of what has no hash
+            raise ValueError(
+                f"options={self}; accepted are numbers, text, tuples and None"
+            ) from None
 
     def _transform(self, rate, uses):
         accepted = inspect.signature(self.function).parameters
         given = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name in accepted
+            if field.name in accepted and field.name not in _OWN - _GIVEN
         }
         if "mask" in accepted and "weight_decay" in accepted:
             given["mask"] = kernels
@@ -82,7 +88,9 @@ def imported(name: str) -> type[Imported]:
 
     Returns:
       A class whose fields are the parameters of the function, beside what every
-      optimizer has. Defaults are the function's, and 1e-3 for a rate without one.
+      optimizer has, which goes before where both have a name (`warmup`, `schedule`).
+      Defaults are the function's, and 1e-3 for a rate without one; a `mask` of its
+      weight decay is that of all optimizers here: kernels.
 
     Raises:
       ValueError: If there is no such function, or it is no optimizer.
@@ -95,7 +103,7 @@ def imported(name: str) -> type[Imported]:
     try:
         function = getattr(importlib.import_module(module), attribute)
         parameters = inspect.signature(function).parameters
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # A module may raise anything when it is imported.
         raise ValueError(
             f"optimizer={name!r}; accepted are dotted names of functions: {error}"
         ) from None

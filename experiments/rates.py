@@ -113,7 +113,7 @@ def rows(
             "width": str(width),
             "rate": wanted[name, width, at][0].config.setting()["rate"],
             command.metric: metric.scale * mean if np.isfinite(mean) else "diverged",
-            "best": "*" if sign * mean == best[name, width] else "",
+            "best": "*" * (np.isfinite(mean) and sign * mean == best[name, width]),
         }
         for (name, width, at), mean in means.items()
     ]

@@ -12,7 +12,7 @@ def table(scale: str) -> Table:
     """The table."""
     return Table(
         title="Smaller models: a ResNet",
-        claim="Channels under batch norm are cut by what the next layer loses.",
+        claim="Channels under batch norm: what is lost before and after tuning?",
         config=CompressionConfig(
             data=DataConfig("cifar10_balanced"),
             model=ModelConfig("resnet18", {"width": 8}),

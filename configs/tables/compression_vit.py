@@ -12,7 +12,7 @@ def table(scale: str) -> Table:
     """The table."""
     return Table(
         title="Smaller models: a Vision Transformer",
-        claim="Inner widths and heads are cut by what the next layer loses.",
+        claim="Inner widths and heads: what is lost before and after tuning?",
         config=CompressionConfig(
             data=DataConfig("cifar10_balanced"),
             model=ModelConfig("vit", {"patch": 4, "dim": 64, "depth": 3, "heads": 4}),

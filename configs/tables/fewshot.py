@@ -17,7 +17,7 @@ def table(scale: str) -> Table:
     """The table."""
     return Table(
         title="Few-shot learning",
-        claim="Projected inner gradients are no better than whole ones.",
+        claim="Are projected inner gradients better than whole ones?",
         config=FewshotConfig(
             data=FewshotDataConfig("omniglot"),
             model=ModelConfig("conv4", {"channels": 32}),

@@ -15,8 +15,8 @@ def table(scale: str) -> Table:
     return Table(
         title="The filter: powers of the spectrum, and what is kept outside of it",
         claim=(
-            "Loss falls the more of the spectrum is divided by, up to its root; most "
-            "of that is lost where the basis does not follow."
+            "With all of the complement loss falls the more of the spectrum is divided "
+            "by, up to its root, and a basis must follow; disorder does as well."
         ),
         config=ImageConfig(
             data=DataConfig("fashion_mnist"),

@@ -11,7 +11,7 @@ def table(scale: str) -> Table:
     """The table."""
     return Table(
         title="Momentum through sketched gradients",
-        claim="Sketches lose more by their missing part than they save in time.",
+        claim="Do sketches save more in time than their missing part costs?",
         config=ImageConfig(
             data=DataConfig("fashion_mnist"),
             model=ModelConfig("mlp", {"hidden": (2048, 2048)}),

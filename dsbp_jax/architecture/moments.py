@@ -148,9 +148,10 @@ class Factor:
 
 
 def _least_squares(square: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solves for a covariance of unit diagonal, by pivots where it is well conditioned.
+    """Solves for a covariance of unit diagonal.
 
-    That takes a tenth of the time of a decomposition into singular values.
+    Where the pivots of its Cholesky factor say that it is well conditioned, by
+    elimination, else by a decomposition into singular values, which takes far longer.
     """
     try:
         pivots = np.diagonal(np.linalg.cholesky(square)) ** 2

@@ -109,8 +109,7 @@ def spectral_coordinates(
     by group, so that no step waits for all. What it needs it has from a step that
     observes, or from a pass of its own over a batch (a part will do). Of a gradient
     `XᵀΔ` only thin products are taken. With fewer rows than columns these keep a part
-    of what they followed before. The more columns the better; what they follow
-    matters less.
+    of what they followed before.
 
     Kernels narrower than float32 keep what rounding leaves over at a fold: in S, and
     what the columns cannot hold by rounding up or down at random.

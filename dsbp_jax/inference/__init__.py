@@ -21,8 +21,9 @@ that it needs, running averages too. One pass over data like those it was traine
   >>> x = jax.random.normal(keys[2], (16, 64, 6))
   >>> source = inference.fit(model, params, list(x))
 
-At inference the state goes from batch to batch, of any sizes; each is answered as
-before for as long as there is no drift:
+At inference the state goes from batch to batch; each is answered as before for as long
+as there is no alarm (it is calibrated for batches as large as those of `fit`, and often
+false in much smaller ones):
 
   >>> step = jax.jit(lambda state, x: inference.adapt(model, params, source, state, x))
   >>> state = inference.init(source)

@@ -83,7 +83,9 @@ def fit(
       fn: The model `fn(params, x)`, as it is deployed; a batch's examples along the
         first axis of x and of the outputs.
       params: All arrays that it needs, running statistics too.
-      batches: An iterable of x; the shapes of their examples are one.
+      batches: An iterable of x; the shapes of their examples are one. The alarm is
+        calibrated for batches as large as those held out; in much smaller ones it is
+        often false.
       held_out: At least three batches that the model was not trained on, for the
         threshold and the choice; by default every fourth of `batches`, which are then
         at least nine, is left out of the models.
@@ -247,7 +249,7 @@ def _usual(
     """Mean and deviation of the measures on source batches, and the threshold.
 
     As a stream sees them: in a row, from the source's models on, and each by itself.
-    Each is scored by what the others say is usual, as a new batch will be.
+    Each measurement is scored by what all others say is usual.
     """
     source = {name: models[name] for name in watched}
     look = jax.jit(lambda found: of_layers(source, found, watched))

@@ -174,3 +174,17 @@ def test_blocks_are_taken_out_of_a_wide_covariance():
     kept = dense.neurons[:200]
     wanted = lost(h, kernel, kept)
     assert dense.errors[200] == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.0])
+def test_repairs_are_least_squares_where_kept_neurons_repeat_and_where_not(noise):
+    """Without noise two of those kept are one: no elimination would do."""
+    rng = np.random.default_rng(4)
+    h = rng.normal(size=(500, 6))
+    h[:, 1] = h[:, 0] + noise * rng.normal(size=500)
+    kept = np.array([0, 1, 4])
+    found = factor_of(h).repair(0, kept)
+    h = h - h.mean(0)
+    wanted = h[:, kept] @ np.linalg.lstsq(h[:, kept], h, rcond=None)[0]
+    np.testing.assert_allclose(h[:, kept] @ found, wanted, atol=1e-8)
+    assert np.max(np.abs(found)) < 10

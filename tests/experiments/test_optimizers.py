@@ -276,3 +276,20 @@ def test_defaults_of_a_subclass_are_its_own():
     assert (
         OPTIMIZERS["spectral_sam"]().learning_rate == Momentum().learning_rate == 0.05
     )
+
+
+def test_a_function_keeps_its_own_defaults_where_names_are_the_same(monkeypatch):
+    seen = []
+
+    def tuned(learning_rate, warmup=100, schedule="mine"):
+        seen.append((warmup, schedule))
+        return optax.sgd(learning_rate)
+
+    monkeypatch.setattr(optax, "tuned", tuned, raising=False)
+    optimizers.Contender.parse("optax.tuned:warmup=0.2")
+    assert seen == [(100, "mine")]
+
+
+def test_options_without_a_hash_are_refused():
+    with pytest.raises(ValueError, match="accepted are numbers, text, tuples and None"):
+        optimizers.Contender.parse("optax.lion:b1=[1]")

@@ -56,30 +56,26 @@ def _number(name: str, value: Any, accepted: str, is_accepted: Any) -> Any:
     return value
 
 
-def in_unit_interval(name: str, value: Any, *, open_left: bool = False) -> Any:
-    """The value if it lies in [0, 1], or in (0, 1]; tracers are taken on trust.
+def in_unit_interval(
+    name: str, value: Any, *, open_left: bool = False, open_right: bool = False
+) -> Any:
+    """The value if it lies in [0, 1], without its open ends; tracers are trusted.
 
     Example:
       >>> in_unit_interval("residual", 1.5)
       Traceback (most recent call last):
       ...
       ValueError: residual must be a number in [0, 1], got 1.5
-    """
-    interval = "(0, 1]" if open_left else "[0, 1]"
-    inside = lambda x: 0 <= x <= 1 and not (open_left and x == 0)
-    return _number(name, value, f"a number in {interval}", inside)
-
-
-def between_zero_and_one(name: str, value: Any) -> Any:
-    """The value if it lies in (0, 1); tracers are taken on trust.
-
-    Example:
-      >>> between_zero_and_one("false_alarms", 0)
+      >>> in_unit_interval("false_alarms", 0, open_left=True, open_right=True)
       Traceback (most recent call last):
       ...
       ValueError: false_alarms must be a number in (0, 1), got 0
     """
-    return _number(name, value, "a number in (0, 1)", lambda x: 0 < x < 1)
+    interval = f"{'[('[open_left]}0, 1{'])'[open_right]}"
+    inside = lambda x: (
+        0 <= x <= 1 and not (open_left and x == 0) and not (open_right and x == 1)
+    )
+    return _number(name, value, f"a number in {interval}", inside)
 
 
 def non_negative(name: str, value: Any) -> Any:

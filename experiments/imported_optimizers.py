@@ -23,7 +23,6 @@ from experiments.optimizer_table import Optimizer, Positive, Strength, kernels
 
 # No options of a text: every optimizer has them, or they are given to it.
 _OWN = {field.name for field in dataclasses.fields(Optimizer)} | {"mask"}
-_GIVEN = {"learning_rate", "weight_decay"}  # of these what the function gets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class Imported(Optimizer):
         given = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name in accepted and field.name not in _OWN - _GIVEN
+            if field.name in accepted and field.name not in _OWN - {"weight_decay"}
         }
         if "mask" in accepted and "weight_decay" in accepted:
             given["mask"] = kernels

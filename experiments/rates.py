@@ -92,30 +92,32 @@ def specs(command: Rates) -> dict[tuple[str, int, int], list[Spec]]:
 
 
 def rows(
-    command: Rates, found: dict[tuple[str, int, int], list[Cell]], metric: Metric
+    wanted: dict[tuple[str, int, int], list[Spec]],
+    found: dict[tuple[str, int, int], list[Cell]],
+    name: str,
+    metric: Metric,
 ) -> list[dict[str, Any]]:
     """One row for each contender, width and rate; the best rate of a width is marked.
 
     Runs that diverged have no value.
     """
-    wanted = specs(command)
-    sign = -1 if metric.higher else 1
-    means = {
-        key: sign * float(np.mean([merit(c, command.metric, metric) for c in cells]))
+    merits = {
+        key: float(np.mean([merit(cell, name, metric) for cell in cells]))
         for key, cells in found.items()
     }
-    best = {}
-    for (name, width, _), mean in means.items():
-        best[name, width] = min(best.get((name, width), np.inf), sign * mean)
+    best: dict[tuple[str, int], float] = {}
+    for (contender, width, _), value in merits.items():
+        best[contender, width] = min(value, best.get((contender, width), np.inf))
+    scale = -metric.scale if metric.higher else metric.scale
     return [
         {
-            "contender": name,
+            "contender": contender,
             "width": str(width),
-            "rate": wanted[name, width, at][0].config.setting()["rate"],
-            command.metric: metric.scale * mean if np.isfinite(mean) else "diverged",
-            "best": "*" * (np.isfinite(mean) and sign * mean == best[name, width]),
+            "rate": wanted[contender, width, at][0].config.setting()["rate"],
+            name: scale * value if np.isfinite(value) else "diverged",
+            "best": "*" * (np.isfinite(value) and value == best[contender, width]),
         }
-        for (name, width, at), mean in means.items()
+        for (contender, width, at), value in merits.items()
     ]
 
 
@@ -150,7 +152,7 @@ def main(args: Sequence[str] | None = None) -> None:
         checks.one_of("metric", command.metric, task.metrics)
         metric = task.metrics[command.metric]
         found = {key: store.run(group) for key, group in wanted.items()}
-    table = rows(command, found, metric)
+    table = rows(wanted, found, command.metric, metric)
     title = (
         f"{Path(command.preset).stem}: validation {command.metric} by rate, means over "
         f"{command.seeds} seeds, * the best of a width"

@@ -20,27 +20,6 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 
 
-#: What tables compare: where a strength is a choice between target and source, some.
-FRONT = (
-    "full",
-    "probe",
-    "replay",
-    "l2sp:strength=0.01",
-    "l2sp:strength=0.1",
-    "ewc:strength=100",
-    "ewc:strength=10000",
-    "lora:rank=8",
-    "spectral_lora:start=explained",
-    "spectral_lora:start=null",
-    "spectral_lora:start=explained,train=output",
-    "spectral_lora:start=null,train=output",
-    "spectral_transfer:strength=0.01",
-    "spectral_transfer:strength=1",
-    "project_away:energy=0.95",
-    "project_away:energy=0.99",
-)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransferConfig(TunedConfig):
     """A trained model, tuned for a task of few labels; a run is the tuning.

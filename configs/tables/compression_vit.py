@@ -3,24 +3,26 @@
 python -m experiments.tables compression_vit --data-dir DIR
 """
 
-from experiments.compression_config import CompressionConfig
-from experiments.config import DataConfig, ModelConfig
+import dataclasses
+
+from experiments import cli
+from experiments.config import ModelConfig
 from experiments.study.tables import Table
 
 
 def table(scale: str) -> Table:
     """The table."""
-    return Table(
+    first = cli.load_preset(
+        "compression_resnet", cli.PRESETS / "tables", scale, function="table"
+    )
+    return dataclasses.replace(
+        first,
         title="Smaller models: a Vision Transformer",
         claim="Inner widths and heads: what is lost before and after tuning?",
-        config=CompressionConfig(
-            data=DataConfig("cifar10_balanced"),
+        config=dataclasses.replace(
+            first.config,
             model=ModelConfig("vit", {"patch": 4, "dim": 64, "depth": 3, "heads": 4}),
-            epochs=7 if scale == "cpu" else 30,
         ),
-        contenders=("whole", "spectral", "unrepaired", "l1", "random"),
-        metrics=("accuracy", "before", "flops", "latency"),
-        seeds=3,
         caption=(
             "2,000 images a class of CIFAR-10, a ViT of three blocks, 64 wide, 7 "
             "epochs of Adam, cut to half of its FLOPs and tuned for one more; `before` "

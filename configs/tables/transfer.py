@@ -5,7 +5,7 @@ python -m experiments.tables transfer --data-dir DIR
 
 from experiments.config import DataConfig, ModelConfig
 from experiments.study.tables import Table
-from experiments.transfer_config import FRONT, TransferConfig
+from experiments.transfer_config import TransferConfig
 
 
 def table(scale: str) -> Table:
@@ -19,7 +19,24 @@ def table(scale: str) -> Table:
             epochs=3 if scale == "cpu" else 20,
             labels=500,
         ),
-        contenders=FRONT,
+        contenders=(
+            "full",
+            "probe",
+            "replay",
+            "l2sp:strength=0.01",
+            "l2sp:strength=0.1",
+            "ewc:strength=100",
+            "ewc:strength=10000",
+            "lora:rank=8",
+            "spectral_lora:start=explained",
+            "spectral_lora:start=null",
+            "spectral_lora:start=explained,train=output",
+            "spectral_lora:start=null,train=output",
+            "spectral_transfer:strength=0.01",
+            "spectral_transfer:strength=1",
+            "project_away:energy=0.95",
+            "project_away:energy=0.99",
+        ),
         metrics=("accuracy", "kept"),
         caption=(
             "Fashion-MNIST, an MLP 512×2 trained on classes 0 to 4 for 3 epochs of "

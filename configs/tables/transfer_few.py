@@ -3,24 +3,20 @@
 python -m experiments.tables transfer_few --data-dir DIR
 """
 
-from experiments.config import DataConfig, ModelConfig
+import dataclasses
+
+from experiments import cli
 from experiments.study.tables import Table
-from experiments.transfer_config import FRONT, TransferConfig
 
 
 def table(scale: str) -> Table:
     """The table."""
-    return Table(
+    first = cli.load_preset("transfer", cli.PRESETS / "tables", scale, function="table")
+    return dataclasses.replace(
+        first,
         title="Spectral transfer: few labels",
         claim="What is kept of the source depends on where tuning may move.",
-        config=TransferConfig(
-            data=DataConfig("fashion_mnist"),
-            model=ModelConfig("mlp", {"hidden": (512, 512)}),
-            epochs=3 if scale == "cpu" else 20,
-            labels=50,
-        ),
-        contenders=FRONT,
-        metrics=("accuracy", "kept"),
+        config=dataclasses.replace(first.config, labels=50),
         caption=(
             "Fashion-MNIST, an MLP 512×2 trained on classes 0 to 4 for 3 epochs of "
             "Adam, tuned on 50 labels of classes 5 to 9; `kept` is the accuracy on "

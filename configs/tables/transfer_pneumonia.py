@@ -3,25 +3,20 @@
 python -m experiments.tables transfer_pneumonia --data-dir DIR
 """
 
-from experiments.config import DataConfig, ModelConfig
+import dataclasses
+
+from experiments import cli
 from experiments.study.tables import Table
-from experiments.transfer_config import FRONT, TransferConfig
 
 
 def table(scale: str) -> Table:
     """The table."""
-    return Table(
+    first = cli.load_preset("transfer", cli.PRESETS / "tables", scale, function="table")
+    return dataclasses.replace(
+        first,
         title="Spectral transfer: other images",
         claim="What is kept of the source depends on where tuning may move.",
-        config=TransferConfig(
-            data=DataConfig("fashion_mnist"),
-            model=ModelConfig("mlp", {"hidden": (512, 512)}),
-            epochs=3 if scale == "cpu" else 20,
-            labels=50,
-            target="pneumoniamnist",
-        ),
-        contenders=FRONT,
-        metrics=("accuracy", "kept"),
+        config=dataclasses.replace(first.config, labels=50, target="pneumoniamnist"),
         caption=(
             "Fashion-MNIST, an MLP 512×2 trained for 3 epochs of Adam, tuned "
             "on 50 chest X-rays of PneumoniaMNIST; `kept` is the accuracy on "

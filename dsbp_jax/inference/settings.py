@@ -71,7 +71,9 @@ class Settings:
         for name in ("prior", "horizon", "window", "patience"):
             checks.positive(name, getattr(self, name))
         checks.at_least_one("limit", self.limit)
-        checks.between_zero_and_one("false_alarms", self.false_alarms)
+        checks.in_unit_interval(
+            "false_alarms", self.false_alarms, open_left=True, open_right=True
+        )
         shares = ("gain", "quiet", "doubt", "agreement", "balance", "turns", "shares")
         for name in shares:
             checks.in_unit_interval(name, getattr(self, name))

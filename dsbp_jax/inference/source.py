@@ -255,18 +255,15 @@ def _usual(
     look = jax.jit(lambda found: of_layers(source, found, watched))
     found = []
     tracked, seen = source, settings.prior
-    for x in apart:
+    for at, x in enumerate(apart):
         probe = x[:: settings.probe] if len(x) >= settings.probe else x
         images = len(probe)
-        starts = [(tracked, seen)]
-        if tracked is not source:
-            starts.append((source, settings.prior))
-        for start, count in starts:
-            _, after = passes.watched(probe, start, images / (images + count))
-            found.append(look(after))
-            if start is tracked:
-                following = after
-        tracked = following
+        _, tracked = passes.watched(probe, tracked, images / (images + seen))
+        found.append(look(tracked))
+        if at:  # the first one's row begins at the source
+            prior = settings.prior
+            _, alone = passes.watched(probe, source, images / (images + prior))
+            found.append(look(alone))
         seen = min(seen + images, settings.horizon / settings.probe)
     every = np.stack(found)
     usual = lambda rows: np.stack([rows.mean(axis=0), rows.std(axis=0, ddof=1)])

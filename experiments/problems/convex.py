@@ -4,27 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.problems.problem import Problem, normal, squares
+from experiments.problems.problem import Problem, falling, normal, squares
 
 WIDTH, OUTPUTS = 64, 48
-CONDITION, NOISY_CONDITION = 1e6, 1e2
+CONDITION, NOISY_CONDITION = 1e6, 1e2  # of the inputs' covariances
 NOISY_ROWS, NOISE = 8, 1.0
 CLASSES, RARE_ROWS, SPREAD = 256, 128, 2.5
 EXAMPLES = 4096  # of an evaluation
-
-
-def spectrum(condition: float, rng: np.random.Generator) -> np.ndarray:
-    """A matrix `(WIDTH, WIDTH)` whose singular values fall evenly in their logarithm.
-
-    Args:
-      condition: The condition number of the product of the matrix with its transpose.
-      rng: Of its singular vectors.
-
-    Returns:
-      The matrix; the largest singular value is 1.
-    """
-    left, right = (np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0] for _ in range(2))
-    return left * np.geomspace(1.0, condition**-0.5, WIDTH) @ right
 
 
 def _best(rng: np.random.Generator) -> np.ndarray:
@@ -38,7 +24,7 @@ def ill_conditioned() -> Problem:
     `‖X(W − W*)‖²`, without noise, over that of `W = 0`. All rows are in each step.
     """
     rng = np.random.default_rng(0)
-    x = spectrum(CONDITION, rng).astype(np.float32)
+    x = falling(WIDTH, CONDITION**-0.5, rng)
     y = x @ _best(rng)
     whole = jnp.asarray(x), jnp.asarray(y)
     largest = float(np.mean(y**2))
@@ -63,7 +49,7 @@ def noisy() -> Problem:
     It counts how far the expected loss is above its least, over that of `W = 0`.
     """
     rng = np.random.default_rng(1)
-    root = spectrum(NOISY_CONDITION, rng).astype(np.float32)
+    root = falling(WIDTH, NOISY_CONDITION**-0.5, rng)
     best = _best(rng)
     whole = jnp.asarray(root), jnp.asarray(root @ best)
     largest = float(np.mean((root @ best) ** 2))

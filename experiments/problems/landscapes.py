@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.problems.problem import Problem, normal, squares
+from experiments.problems.problem import Problem, falling, normal, squares
 
 WIDTH, DEPTH, SMALL = 32, 4, 0.25  # of the deep linear net
 INPUTS, UNITS, COMMON, APART = 64, 16, 0.05, 1e-3  # of the committee
@@ -24,8 +24,7 @@ def saddle() -> Problem:
         linear neural networks, arXiv 1312.6120.
     """
     rng = np.random.default_rng(3)
-    left, right = (np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0] for _ in range(2))
-    wanted = (left * np.geomspace(1.0, 0.01, WIDTH) @ right).astype(np.float32)
+    wanted = falling(WIDTH, 0.01, rng)
     whole = jnp.eye(WIDTH), jnp.asarray(wanted)
     largest = float(np.mean(wanted**2))
     shapes = {f"layer_{at}": (WIDTH, WIDTH) for at in range(DEPTH)}

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Batch = tuple[Any, ...]
 
@@ -65,6 +66,26 @@ def normal(
         name: jax.random.normal(one, shape) * (scale / shape[-2] ** 0.5)
         for one, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
+
+
+def falling(size: int, least: float, rng: np.random.Generator) -> np.ndarray:
+    """A matrix whose singular values fall from 1, evenly in their logarithm.
+
+    Args:
+      size: Of both sides.
+      least: The smallest singular value.
+      rng: Of its singular vectors.
+
+    Returns:
+      Shape `(size, size)`, float32.
+
+    Example:
+      >>> matrix = falling(3, 0.01, np.random.default_rng(0))
+      >>> np.linalg.svd(matrix, compute_uv=False).round(2)
+      array([1.  , 0.1 , 0.01], dtype=float32)
+    """
+    left, right = (np.linalg.qr(rng.normal(size=(size, size)))[0] for _ in range(2))
+    return (left * np.geomspace(1.0, least, size) @ right).astype(np.float32)
 
 
 def squares(found: jax.Array, wanted: jax.Array) -> jax.Array:

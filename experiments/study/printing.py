@@ -39,10 +39,10 @@ def head(result: dict[str, Any]) -> list[str]:
 
 def body(result: dict[str, Any]) -> list[list[str]]:
     """The rows of a table, as text."""
-    rows = []
+    rows, same = [], _same_runs(result)
     for row in result["rows"]:
         words = [row["contender"]]
-        for column, again in zip(row["columns"], _same_runs(result), strict=False):
+        for column, again in zip(row["columns"], same, strict=False):
             words += entry(column)[len(RUNS) * again :]
         if row.get("failed"):
             words += [f"no result: {row['failed']}"]

@@ -14,7 +14,7 @@ import tyro
 
 from experiments import checks, models
 from experiments.optimizers import Contender, literal
-from experiments.study.config import Config
+from experiments.study.config import LATER, Config
 
 DataDir = Annotated[Path | None, tyro.conf.arg(aliases=("--data-dir",), metavar="PATH")]
 Download = Annotated[bool, tyro.conf.arg(aliases=("--download",))]
@@ -51,12 +51,17 @@ class DataConfig:
 
     split_seed: int = 0
     """Chooses the examples held out where a set has no split of its own, and the wrong
-    labels; the seed of a run does not."""
+    labels, and those that are kept; the seed of a run does not."""
+
+    labels: int | None = dataclasses.field(default=None, metadata=LATER)
+    """Training images, as many of each class; by default all."""
 
     def __post_init__(self):
         """Checks every value."""
         checks.between("data.label_noise", self.label_noise, 0, 1)
         checks.count("data.split_seed", self.split_seed, 0)
+        if self.labels is not None:
+            checks.count("data.labels", self.labels)
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
@@ -220,7 +225,9 @@ class ImageConfig(OptimizedConfig):
         """See `Config`."""
         return dataclasses.replace(
             self,
-            data=dataclasses.replace(self.data, name="digits", augment=False),
+            data=dataclasses.replace(
+                self.data, name="digits", augment=False, labels=self.data.labels and 100
+            ),
             model=ModelConfig("mlp", {"hidden": (96, 96)}),  # wider than a basis
             probe=dataclasses.replace(
                 self.probe, batch_size=min(16, self.probe.batch_size), hessian_steps=1

@@ -40,8 +40,8 @@ class Duel:
     metric: str | None = None
     view: str = "evaluations"
 
-    def row(self, results: Results) -> list[str]:
-        """The row, as text."""
+    def found(self, results: Results) -> tuple[dict[str, Any], ...]:
+        """The column, and both entries in it."""
         result = results[self.table]
         (at, column), *_ = [
             (at, column)
@@ -49,7 +49,18 @@ class Duel:
             if column["view"] == self.view and self.metric in (None, column["metric"])
         ]
         entries = {row["contender"]: row["columns"] for row in result["rows"]}
-        mine, other = entries[self.ours][at], entries[self.theirs][at]
+        return column, entries[self.ours][at], entries[self.theirs][at]
+
+    def gains(self, results: Results) -> np.ndarray:
+        """By how much ours is better, seed by seed."""
+        column, mine, other = self.found(results)
+        few = min(len(mine["values"]), len(other["values"]))
+        gain = np.subtract(mine["values"][:few], other["values"][:few])
+        return gain if column["higher"] else -gain
+
+    def row(self, results: Results) -> list[str]:
+        """The row, as text."""
+        column, mine, other = self.found(results)
         few = min(len(mine["values"]), len(other["values"]))
         pairs = lambda name: (np.array(one[name][:few]) for one in (mine, other))
         if self.view == "loss":  # what counts is the time that it took
@@ -169,20 +180,6 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "adamw:b2=0.95",
     ),
     Duel("The same", "table-text", "spectral_muon", _MUON_ON_TEXT),
-    Duel("MLP 256×2, the paper's rule", "table-projection", "dsbp_paper", "momentum"),
-    Duel(
-        "Tuned for other classes, what is kept of the first",
-        "table-transfer",
-        "spectral_transfer:strength=1",
-        "lora:rank=8",
-        metric="kept",
-    ),
-    Duel(
-        "The same, what is learned of the others",
-        "table-transfer",
-        "spectral_transfer:strength=1",
-        "lora:rank=8",
-    ),
     Ratio(
         "Update of a 2048² kernel",
         "bench-whitening-2core-cpu",

@@ -2,7 +2,8 @@
 
 `experiments/results/README.md` gets every table that lies in its folder. In README.md,
 what stands between `<!-- headlines -->` and `<!-- end -->` becomes the table of
-`experiments.headlines`. No number is typed by hand; a test fails where pages and files
+`experiments.headlines`, and after `<!-- claims -->` that of `experiments.claims`. No
+number is typed by hand; a test fails where pages and files
 differ.
 """
 
@@ -14,20 +15,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, headlines
+from experiments import claims, cli, headlines
 from experiments.study import printing, runs
 
 PROG = "experiments.render"
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 
-_BEGIN, _END = "<!-- headlines -->\n", "<!-- end -->"
-_MARK = re.compile(f"{_BEGIN}.*?{_END}", re.DOTALL)
+_MARK = re.compile("<!-- (headlines|claims) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Writes experiments/results/README.md and the marked table of README.md."""
+    """Writes experiments/results/README.md and the marked tables of README.md."""
 
     check: bool = False
     """Write nothing; exit with 1 where a page is not what its files give."""
@@ -83,9 +83,16 @@ def results_page(results: dict[str, Any]) -> str:
 
 
 def marked(text: str, results: dict[str, Any]) -> str:
-    """A page with its marked table written anew."""
-    table = lambda: headlines.markdown(headlines.HEADLINES, results)
-    return _MARK.sub(lambda _: _BEGIN + table() + _END, text)
+    """A page with its marked tables written anew."""
+    tables = {
+        "headlines": lambda: headlines.markdown(headlines.HEADLINES, results),
+        "claims": lambda: claims.markdown(claims.CLAIMS, results),
+    }
+
+    def written(found: re.Match[str]) -> str:
+        return f"<!-- {found[1]} -->\n{tables[found[1]]()}<!-- end -->"
+
+    return _MARK.sub(written, text)
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:

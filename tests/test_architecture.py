@@ -72,7 +72,10 @@ def test_imports_go_down_and_through_the_front_door(module):
                 assert inside or not isinstance(found, types.ModuleType), alias.name
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(PACKAGE)))
+EXPERIMENTS = sorted(PACKAGE.parent.glob("experiments/**/*.py"))
+
+
+@pytest.mark.parametrize("module", [*MODULES, *EXPERIMENTS], ids=str)
 def test_no_module_is_too_long(module):
     assert len(module.read_text(encoding="utf-8").splitlines()) <= 400
 

@@ -38,6 +38,7 @@ def table(scale: str) -> Table:
             "project_away:energy=0.99",
         ),
         metrics=("accuracy", "kept"),
+        margin=0.5,
         caption=(
             "Fashion-MNIST, an MLP 512×2 trained on classes 0 to 4 for 3 epochs of "
             "Adam, tuned on 500 labels of classes 5 to 9; `kept` is the accuracy on "

@@ -22,8 +22,7 @@ that it needs, running averages too. One pass over data like those it was traine
   >>> source = inference.fit(model, params, list(x))
 
 At inference the state goes from batch to batch; each is answered as before for as long
-as there is no alarm (it is calibrated for batches as large as those of `fit`, and often
-false in much smaller ones):
+as there is no alarm:
 
   >>> step = jax.jit(lambda state, x: inference.adapt(model, params, source, state, x))
   >>> state = inference.init(source)

@@ -30,6 +30,9 @@ class State(NamedTuple):
       moved: Models of the inputs that are moved, as they are met before that.
       watched_images: Images that the former are of.  # shape=(), dtype=float32
       moved_images: Images that the latter are of.  # shape=(), dtype=float32
+      probe: Images that drift is to be measured of, in small batches.
+        # shape=(probed, *example)
+      gathered: Of those, how many there are.  # shape=(), dtype=int32
       guard: What was seen of both models' answers.
       measures: Of drift.  # shape=(watched, 3), dtype=float32
       score: Of drift.  # shape=(), dtype=float32
@@ -43,6 +46,8 @@ class State(NamedTuple):
     moved: Models
     watched_images: jax.Array
     moved_images: jax.Array
+    probe: jax.Array
+    gathered: jax.Array
     guard: Guard
     measures: jax.Array
     score: jax.Array
@@ -75,6 +80,8 @@ def init(source: Source) -> State:
         {name: source.models[name] for name in source.moved},
         prior,
         prior,
+        jnp.zeros((source.probed, *source.shape), source.dtype),
+        jnp.int32(0),
         guards.start(source.classes),
         jnp.zeros((len(source.watched), len(MEASURES)), jnp.float32),
         jnp.float32(0),
@@ -125,7 +132,8 @@ def adapt(
     """The outputs for a batch of a stream, and the state after it.
 
     The plain model looks at one row of `settings.probe` (at one batch of so many where
-    batches are smaller): drift is measured there. Without an alarm the outputs are
+    batches are smaller): drift is measured there, as soon as `source.probed` rows are
+    gathered. Without an alarm the outputs are
     those of `fn(params, x)`. With one, the inputs of the source's moved layers are
     carried back to where the source had them; the answers are handed out while the
     guard, which compares them with the plain ones on these rows, trusts them, and else
@@ -173,25 +181,46 @@ def adapt(
     state = _begun_anew(source, state, len(x))
 
     # The plain model, on the probe.
-    stride = settings.probe if len(x) >= settings.probe else 1
+    stride = settings.stride(len(x))
     due = jnp.array(stride > 1) | (state.calls % settings.probe == 0)
     probe = x[::stride]
     images = len(probe)
+    plain_model = trace(fn, params, (probe,), {})
+    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), plain_model.out)
 
-    def looked(state: State) -> tuple[Any, State]:
-        small = trace(fn, params, (probe,), {})
-        weight = images / (images + state.watched_images)
+    def measured(state: State, rows: Any) -> tuple[Any, State]:
+        weight = len(rows) / (len(rows) + state.watched_images)
         plain, watched = watched_pass(
-            small, arguments(params, probe), state.watched, weight, settings.rows
+            trace(fn, params, (rows,), {}),
+            arguments(params, rows),
+            state.watched,
+            weight,
+            settings.rows,
         )
-        return plain, _measured(source, state, watched, images)
+        return plain, _measured(source, state, watched, len(rows))
 
-    out = jax.eval_shape(lambda: looked(state))[0]
-    blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), out)
-    if stride > 1:
-        plain, state = looked(state)
+    def when_due(function: Callable[[Any], Any], state: Any, other: Any) -> Any:
+        if stride > 1:
+            return function(state)
+        return jax.lax.cond(due, function, lambda state: other, state)
+
+    if images < source.probed:
+        gather = lambda state: _gathered(state, probe, sound)
+        state = when_due(gather, state, state)
+        state = jax.lax.cond(
+            state.gathered >= source.probed,
+            lambda state: measured(state, state.probe)[1]._replace(
+                gathered=jnp.int32(0)
+            ),
+            lambda state: state,
+            state,
+        )
+        plainly = lambda arrays: plain_model.run(arrays)
+        answered = lambda: when_due(plainly, arguments(params, probe), blank)
     else:
-        plain, state = jax.lax.cond(due, looked, lambda state: (blank, state), state)
+        look = lambda state: measured(state, probe)
+        plain, state = when_due(look, state, (blank, state))
+        answered = lambda: plain
 
     # The moved model, where it may be of use.
     retry = state.calls % (_RETRY if stride > 1 else settings.probe) == 0
@@ -212,7 +241,7 @@ def adapt(
         ours = jax.tree.map(lambda leaf: leaf[::stride], outputs)
         after = guards.compared(
             state.guard,
-            plain,
+            answered(),
             ours,
             float(images),
             settings,
@@ -259,6 +288,17 @@ def _begun_anew(source: Source, state: State, images: int) -> State:
     over = state.images + images > source.settings.reset_every
     fresh = init(source)._replace(calls=state.calls)
     return jax.tree.map(lambda a, b: jnp.where(over, a, b), fresh, state)
+
+
+def _gathered(state: State, rows: jax.Array, sound: jax.Array) -> State:
+    """The state with so many more images of the probe; those over its end are lost."""
+    at = state.gathered + jnp.arange(len(rows))
+    found = state.probe.at[jnp.where(sound, at, len(state.probe))].set(
+        rows, mode="drop"
+    )
+    return state._replace(
+        probe=found, gathered=state.gathered + jnp.where(sound, len(rows), 0)
+    )
 
 
 def _measured(source: Source, state: State, watched: Models, images: int) -> State:

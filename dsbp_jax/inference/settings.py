@@ -77,3 +77,7 @@ class Settings:
         shares = ("gain", "quiet", "doubt", "agreement", "balance", "turns", "shares")
         for name in shares:
             checks.in_unit_interval(name, getattr(self, name))
+
+    def stride(self, images: int) -> int:
+        """Of a batch, every so manieth row is of the probe."""
+        return self.probe if images >= self.probe else 1

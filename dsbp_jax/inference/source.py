@@ -44,6 +44,7 @@ class Source:
         classes; NaN where they are no logits.  # shape=(), dtype=float32
       watched: The layers whose drift is followed; static.
       moved: Those whose inputs are moved; static.
+      probed: Images of which drift is measured at a time, at least; static.
       shape: Of one example; static.
       dtype: Of examples; static.
       leaves: Path, shape and dtype of each parameter; static.
@@ -57,6 +58,7 @@ class Source:
     entropy: jax.Array
     watched: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     moved: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    probed: int = dataclasses.field(metadata={"static": True})
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     dtype: str = dataclasses.field(metadata={"static": True})
     leaves: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
@@ -83,12 +85,12 @@ def fit(
       fn: The model `fn(params, x)`, as it is deployed; a batch's examples along the
         first axis of x and of the outputs.
       params: All arrays that it needs, running statistics too.
-      batches: An iterable of x; the shapes of their examples are one. The alarm is
-        calibrated for batches as large as those held out; in much smaller ones it is
-        often false.
+      batches: An iterable of x; the shapes of their examples are one.
       held_out: At least three batches that the model was not trained on, for the
         threshold and the choice; by default every fourth of `batches`, which are then
-        at least nine, is left out of the models.
+        at least nine, is left out of the models. Drift is measured of as many images
+        at a time as the probe of the smallest has; where a stream's batches are
+        smaller, they are gathered.
       layers: The layers to move, by canonical path, in place of a choice; `()` for
         none, where drift alone is wanted.
       logits: Whether outputs are logits `(n, classes)`; by default whether they have
@@ -149,7 +151,8 @@ def fit(
     if len(names) > settings.watched:
         at = np.linspace(0, len(names) - 1, settings.watched)
         watched = [names[i] for i in sorted({round(place) for place in at})]
-    normal, threshold = _usual(passes, models, watched, apart, settings)
+    probes = [x[:: settings.stride(len(x))] for x in apart]
+    normal, threshold = _usual(passes, models, watched, probes, settings)
     answers = [passes.plain(x) for x in apart]
     moved = list(layers or ())
     if layers is None:
@@ -169,6 +172,7 @@ def fit(
         entropy,
         tuple(watched),
         tuple(name for name in names if name in moved),
+        min(map(len, probes)),
         tuple(first.shape[1:]),
         str(first.dtype),
         leaves_of(traced),
@@ -243,34 +247,36 @@ def _usual(
     passes: Passes,
     models: Models,
     watched: Sequence[str],
-    apart: Sequence[Any],
+    probes: Sequence[Any],
     settings: Settings,
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and deviation of the measures on source batches, and the threshold.
 
     As a stream sees them: in a row, from the source's models on, and each by itself.
-    Each measurement is scored by what all others say is usual.
+    What is measured on a probe is scored by what all others say is usual.
     """
     source = {name: models[name] for name in watched}
     look = jax.jit(lambda found: of_layers(source, found, watched))
-    found = []
+    found, owner = [], []
     tracked, seen = source, settings.prior
-    for at, x in enumerate(apart):
-        probe = x[:: settings.probe] if len(x) >= settings.probe else x
+    for at, probe in enumerate(probes):
         images = len(probe)
         _, tracked = passes.watched(probe, tracked, images / (images + seen))
         found.append(look(tracked))
+        owner.append(at)
         if at:  # the first one's row begins at the source
             prior = settings.prior
             _, alone = passes.watched(probe, source, images / (images + prior))
             found.append(look(alone))
+            owner.append(at)
         seen = min(seen + images, settings.horizon / settings.probe)
     every = np.stack(found)
     usual = lambda rows: np.stack([rows.mean(axis=0), rows.std(axis=0, ddof=1)])
+    others = lambda at: every[np.array(owner) != at]
     scores = np.array(
         [
-            score_of(jnp.asarray(one), jnp.asarray(usual(np.delete(every, at, 0))))
-            for at, one in enumerate(every)
+            score_of(jnp.asarray(one), jnp.asarray(usual(others(at))))
+            for at, one in zip(owner, every, strict=True)
         ]
     )
     beyond = statistics.NormalDist().inv_cdf(1 - settings.false_alarms)

@@ -28,7 +28,7 @@ from experiments.bench.step import (
 )
 from experiments.models.resnet import ResNet18
 from experiments.models.vit import EncoderBlock
-from experiments.optimizer_table import Uses, dimension_numbers
+from experiments.optimizers import Uses, dimension_numbers
 
 # What counts as an instruction in the text of a compiled program.
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = ", re.MULTILINE)

@@ -13,7 +13,7 @@ import optax
 import dsbp_jax
 from experiments import checks
 from experiments.bench.timing import interleave
-from experiments.gradients import PART
+from experiments.optimizers.gradients import PART
 
 DEPTH = 4
 HEAD = 64  # the width of a head

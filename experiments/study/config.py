@@ -85,6 +85,11 @@ class Config:
         raise NotImplementedError
 
 
+#: Metadata of a field that came when there were results already: at its default it is
+#: not written, so that their keys hold.
+LATER = {"later": True}
+
+
 def to_json(config: Any) -> Any:
     """A config as nested dicts of what JSON knows.
 
@@ -93,8 +98,12 @@ def to_json(config: Any) -> Any:
       3
     """
     if dataclasses.is_dataclass(config):
-        fields = dataclasses.fields(config)
-        return {field.name: to_json(getattr(config, field.name)) for field in fields}
+        values = {f: getattr(config, f.name) for f in dataclasses.fields(config)}
+        return {
+            field.name: to_json(value)
+            for field, value in values.items()
+            if not (LATER.items() <= field.metadata.items() and value == field.default)
+        }
     if isinstance(config, dict):
         return {name: to_json(value) for name, value in config.items()}
     if isinstance(config, tuple | list):

@@ -34,7 +34,7 @@ def head(result: dict[str, Any]) -> list[str]:
         title = f"{column['metric']}{unit}{VIEWS[column['view']]}"
         found += [] if again else RUNS
         found += [title, "difference", "p (Holm)"]
-    return found
+    return found + ["beaten by"] * _says_front(result)
 
 
 def body(result: dict[str, Any]) -> list[list[str]]:
@@ -46,8 +46,27 @@ def body(result: dict[str, Any]) -> list[list[str]]:
             words += entry(column)[len(RUNS) * again :]
         if row.get("failed"):
             words += [f"no result: {row['failed']}"]
-        rows.append(words + [""] * (len(head(result)) - len(words)))
+        words += [""] * (len(head(result)) - _says_front(result) - len(words))
+        if _says_front(result):
+            words += [_beaten(row["beaten_by"]) if "beaten_by" in row else ""]
+        rows.append(words)
     return rows
+
+
+def _says_front(result: dict[str, Any]) -> bool:
+    """Whether a table says by whom each contender is beaten."""
+    return any("beaten_by" in row for row in result["rows"])
+
+
+def _beaten(names: list[str]) -> str:
+    """By none, by one, or by one and so many more.
+
+    Example:
+      >>> _beaten([]), _beaten(["sgd"]), _beaten(["sgd", "adam", "sam"])
+      ('none', 'sgd', 'sgd and 2 more')
+    """
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}" if names else "none"
 
 
 def _same_runs(result: dict[str, Any]) -> list[bool]:
@@ -135,6 +154,11 @@ def notes(result: dict[str, Any]) -> str:
         text += "Nothing was tuned here. "
     if samplings := [c["sampling"] for c in columns if "sampling" in c]:
         text += f"The choice of test examples adds ± {max(samplings):.2f}. "
+    if _says_front(result):
+        text += (
+            "One beats another where it is better in one column (p adjusted for all "
+            f"pairs) and in the other worse by {result['margin']:g} at the most. "
+        )
     budget = result["budget"]
     return text + (
         f"{budget['used']:.1f} minutes of training, tuning included (budget "

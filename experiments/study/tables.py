@@ -9,15 +9,16 @@ chosen on validation data by the metric that the column prints.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from experiments import checks
-from experiments.study import cells, statistics, tuning
+from experiments.study import cells, rows, tuning
 from experiments.study.cells import Cell, Spec, Store
 from experiments.study.config import Config, what
 from experiments.study.provenance import provenance
+from experiments.study.rows import Entry
 from experiments.study.task import Metric
 
 VIEWS = ("evaluations", "time", "loss")
@@ -43,6 +44,9 @@ class Table:
       seeds: Runs of each contender.
       tune: The axes that are searched, of the config's.
       most: How many neighbours from the default a search may go.
+      margin: Where it is given, the table says which contenders are on the front of
+        its columns; by so much, in the unit that is printed, none may be worse to
+        beat another.
       minutes: The budget, on 2 cores.
       caption: What else is to be known.
     """
@@ -56,6 +60,7 @@ class Table:
     seeds: int = 5
     tune: tuple[str, ...] = ("rate",)
     most: int = tuning.MOST
+    margin: float | None = None
     minutes: float = 60.0
     caption: str = ""
 
@@ -72,6 +77,7 @@ class Table:
         checks.count("seeds", self.seeds)
         checks.seed("seed with seeds", self.config.seed + self.seeds - 1)
         checks.positive("minutes", self.minutes)
+        checks.at_least("margin", self.margin, 0)
 
     def smoke(self) -> "Table":
         """All of its contenders and views in seconds, without a file of data."""
@@ -212,22 +218,6 @@ class Contest:
         return groups
 
 
-class Entry(NamedTuple):
-    """A contender in a column.
-
-    Attributes:
-      config: Its run.
-      cells: By seed.
-      interior: Whether its rates lie inside what was tried.
-      note: What is special about it.
-    """
-
-    config: Config
-    cells: list[Cell]
-    interior: bool
-    note: str = ""
-
-
 def compute(name: str, table: Table, store: Store, scale: str = "") -> dict[str, Any]:
     """Computes what is missing of a table.
 
@@ -265,18 +255,27 @@ def compute(name: str, table: Table, store: Store, scale: str = "") -> dict[str,
                 entries.append(time_to_loss(contest, found, metric))
             else:
                 entries.append(found)
-    rows = []
+    lines = []
     for contender in table.contenders:
         row: dict[str, Any] = {"contender": contender, "columns": []}
         if contender in contest.failed:
             row["failed"] = contest.failed[contender]
         else:
             row["columns"] = [
-                described(contest, column["metric"], found, contender)
+                rows.described(
+                    found[contender],
+                    found.get(table.contenders[0]),
+                    column["metric"],
+                    contest.metrics[column["metric"]],
+                    table.seeds,
+                )
                 for column, found in zip(columns, entries, strict=True)
             ]
-        rows.append(row)
-    adjust(rows)
+        lines.append(row)
+    rows.adjust(lines)
+    if table.margin is not None:
+        shown = [contest.metrics[column["metric"]] for column in columns]
+        rows.front(lines, shown, table.margin)
     for column in columns:
         metric = contest.metrics[column["metric"]]
         column |= {"unit": metric.unit, "higher": metric.higher}
@@ -289,69 +288,14 @@ def compute(name: str, table: Table, store: Store, scale: str = "") -> dict[str,
         "config": what(table.config),
         "seeds": table.seeds,
         "tuned": list(table.tune),
+        "margin": table.margin,
         "evaluations": contest.length,
         "columns": columns,
-        "rows": rows,
+        "rows": lines,
         "trials": contest.trials,
         "budget": {"minutes": table.minutes, "used": spent(contest)},
         **provenance(),
     }
-
-
-def described(
-    contest: Contest, metric: str, found: dict[str, Entry], contender: str
-) -> dict[str, Any]:
-    """A contender in a column, as JSON: values by seed, their mean, the difference."""
-    entry, scale = found[contender], contest.metrics[metric].scale
-    values = [scale * cell.test[metric] for cell in entry.cells]
-    seconds = [cell.seconds for cell in entry.cells]
-    result: dict[str, Any] = {
-        "setting": entry.config.setting(),
-        "interior": entry.interior,
-        "few": len(values) < contest.table.seeds,
-        "note": entry.note,
-        "digits": contest.metrics[metric].digits,
-        "steps": int(np.mean([cell.steps for cell in entry.cells])),
-        "seconds": seconds,
-        "milliseconds": 1e3 * sum(seconds) / max(1, sum(c.steps for c in entry.cells)),
-        "disturbed": sum(cell.disturbed for cell in entry.cells),
-        "diverged": [cell.diverged for cell in entry.cells if cell.diverged],
-        "values": values,
-        "validation": [scale * cell.validation[metric] for cell in entry.cells],
-        "cells": [cell.key for cell in entry.cells],
-        **statistics.interval(values)._asdict(),
-    }
-    examples = contest.metrics[metric].examples
-    if examples:
-        share = result["mean"] / scale
-        result["sampling"] = scale * statistics.sampling_error(share, examples)
-    first = found.get(contest.table.contenders[0])
-    if first is not None and first is not entry:
-        theirs = [scale * cell.test[metric] for cell in first.cells][: len(values)]
-        mine = values[: len(theirs)]
-        result["difference"] = {
-            **statistics.interval(np.subtract(mine, theirs))._asdict(),
-            "p": statistics.p_value(mine, theirs),
-            "bound": statistics.upper_bound(
-                np.subtract(theirs, mine)
-                if contest.metrics[metric].higher
-                else np.subtract(mine, theirs)
-            ),
-        }
-    return result
-
-
-def adjust(rows: list[dict[str, Any]]) -> None:
-    """Gives every p-value of a table its adjusted one, `holm`."""
-    tested = [
-        column["difference"]
-        for row in rows
-        for column in row["columns"]
-        if "difference" in column
-    ]
-    adjusted = statistics.holm([difference["p"] for difference in tested])
-    for difference, value in zip(tested, adjusted, strict=True):
-        difference["holm"] = value
 
 
 def equal_time(contest: Contest, found: dict[str, Entry]) -> dict[str, Entry]:

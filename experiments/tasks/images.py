@@ -1,5 +1,6 @@
 """Classification of images by a Flax model."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -13,7 +14,7 @@ from flax import nnx
 import dsbp_jax
 from experiments import checks, data, models
 from experiments.config import DataConfig, ImageConfig, ModelConfig
-from experiments.optimizer_table import Uses
+from experiments.optimizers import Uses
 from experiments.probes import Probe
 from experiments.study.task import Length, Metric
 from experiments.tasks.optimized import Optimized, TrainState
@@ -27,7 +28,11 @@ def load_data(config: DataConfig) -> data.Dataset:
         download=config.download,
         seed=config.split_seed,
     )
-    return data.with_label_noise(dataset, config.label_noise, seed=config.split_seed)
+    seed = config.split_seed
+    if config.labels is not None:
+        train = data.few(dataset.train, config.labels, seed=seed)
+        dataset = dataclasses.replace(dataset, train=train)
+    return data.with_label_noise(dataset, config.label_noise, seed=seed)
 
 
 class Classifier:

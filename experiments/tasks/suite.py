@@ -6,7 +6,7 @@ import jax
 
 import dsbp_jax
 from experiments import problems
-from experiments.optimizer_table import Uses
+from experiments.optimizers import Uses
 from experiments.study.task import Length, Metric
 from experiments.suite_config import SuiteConfig
 from experiments.tasks.optimized import Optimized, TrainState

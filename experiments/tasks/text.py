@@ -13,7 +13,7 @@ import dsbp_jax
 from experiments.config import TextConfig
 from experiments.data import text as texts
 from experiments.models.language import BYTES, ByteTransformer
-from experiments.optimizer_table import Uses
+from experiments.optimizers import Uses
 from experiments.study.task import Length, Metric
 from experiments.tasks.optimized import Optimized, TrainState
 

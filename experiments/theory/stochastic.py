@@ -23,20 +23,13 @@ from matplotlib.axes import Axes
 from rich.progress import Progress
 
 import dsbp_jax
-from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.theory import sde
 from experiments import checks, data
 from experiments.study import runs
-from experiments.theory import record
+from experiments.theory import known, record
 
 ORDERS = (1, 2, 3)
 NETWORKS = ("sam", "dsbp")
-_ANGLE = 0.4
-_DIRECTIONS = 0.7 * np.array([[0.9, 0.3], [-0.8, 0.6], [-0.2, -1.1]])
-_PHASES = 2 * np.pi * np.arange(3) / 3 + _ANGLE
-_TILTS = 3.0 * np.stack([np.cos(_PHASES), np.sin(_PHASES)], axis=1)
-_START = np.array([[0.5], [-0.4]])
-_BOX = ((-1.2, 1.2),) * 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,59 +123,6 @@ def run(config: SdeConfig, progress: Progress) -> dict[str, Any]:
     return found | {"network": networks, "seconds": seconds}
 
 
-def _toy_loss(params: Any, tilt: jax.Array) -> jax.Array:
-    w = params["w"][:, 0]
-    return jnp.sum(jnp.exp(jnp.asarray(_DIRECTIONS, w.dtype) @ w)) + tilt @ w
-
-
-def _toy_bases() -> dict[str, EigenBasis]:
-    vector = jnp.array([[math.cos(_ANGLE)], [math.sin(_ANGLE)]], jnp.float32)
-    values = jnp.array([3.0], jnp.float32)
-    return {"w": EigenBasis(vector, values, jnp.array(4.0, jnp.float32))}
-
-
-#: By name, each at a radius to be replaced.
-METHODS: dict[str, sde.Method] = {
-    "sgd": sde.sgd(),
-    "sam": sde.sam(0.1),
-    "dsbp": sde.dsbp(_toy_bases(), rho=0.1, residual=0.2),
-    "whitened": sde.whitened(_toy_bases(), rho=0.1),
-}
-
-
-def _moments(points: np.ndarray) -> np.ndarray:
-    x, y = points.T
-    return np.stack([x, y, x * x, x * y, y * y], axis=1)
-
-
-def _known(
-    config: SdeConfig,
-    name: str,
-    rho: float,
-    eta: float,
-    order: int | None,
-    correction: bool = True,
-) -> np.ndarray:
-    """Moments at time 1 of an equation, or with order None of its optimizer."""
-    equation = sde.modified_equation(
-        _toy_loss,
-        METHODS[name].at(rho),
-        eta,
-        order=0 if order is None else order,
-        correction=correction,
-    )
-    return sde.expectations(
-        equation,
-        {"w": jnp.asarray(_START)},
-        jnp.asarray(_TILTS),
-        round(1 / eta),
-        _moments,
-        box=_BOX,
-        nodes=config.nodes,
-        of="optimizer" if order is None else "sde",
-    )
-
-
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Of logarithms, by least squares."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
@@ -191,14 +131,17 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float:
 def errors_by_eta(config: SdeConfig, progress: Progress) -> list[dict[str, Any]]:
     """The weak error at time 1 with ρ = c√η: the largest of five moments."""
     variants = [(3, False), *((order, True) for order in ORDERS)]
-    task = progress.add_task("weak error in η", total=len(METHODS) * len(config.etas))
+    task = progress.add_task(
+        "weak error in η", total=len(known.METHODS) * len(config.etas)
+    )
     errors: dict[Any, list[float]] = {}
-    for name in METHODS:
+    for name in known.METHODS:
         for eta in config.etas:
             rho = config.ratio * math.sqrt(eta)
-            optimizer = _known(config, name, rho, eta, None)
+            moments = functools.partial(known.moments, name, rho, eta)
+            optimizer = moments(None, nodes=config.nodes)
             for order, correction in variants:
-                found = _known(config, name, rho, eta, order, correction)
+                found = moments(order, nodes=config.nodes, correction=correction)
                 error = float(np.max(np.abs(found - optimizer)))
                 errors.setdefault((name, order, correction), []).append(error)
             progress.advance(task)
@@ -217,14 +160,15 @@ def errors_by_eta(config: SdeConfig, progress: Progress) -> list[dict[str, Any]]
 
 def errors_by_rho(config: SdeConfig, progress: Progress) -> list[dict[str, Any]]:
     """The weak error at time 1 and a fixed η, of the equations with the correction."""
-    names = [name for name in METHODS if name != "sgd"]
+    names = [name for name in known.METHODS if name != "sgd"]
     task = progress.add_task("weak error in ρ", total=len(names) * len(config.rhos))
     errors: dict[Any, list[float]] = {}
     for name in names:
         for rho in config.rhos:
-            optimizer = _known(config, name, rho, config.fixed_eta, None)
+            moments = functools.partial(known.moments, name, rho, config.fixed_eta)
+            optimizer = moments(None, nodes=config.nodes)
             for order in ORDERS:
-                found = _known(config, name, rho, config.fixed_eta, order)
+                found = moments(order, nodes=config.nodes)
                 error = float(np.max(np.abs(found - optimizer)))
                 errors.setdefault((name, order), []).append(error)
             progress.advance(task)

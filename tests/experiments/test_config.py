@@ -24,9 +24,11 @@ from experiments.study.config import (
     Config,
     differences,
     from_json,
+    to_json,
     what,
     with_places,
 )
+from experiments.tasks.images import ImageTask
 
 IMAGES = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
 SHIFTED = ("shifted", "shifted_batch_norm", "shifted_layer_norm")
@@ -208,3 +210,15 @@ def test_mistakes_in_a_comparison(args, words, capsys):
     assert error.count("\n") == 1
     for word in words:
         assert word in error
+
+
+def test_a_later_field_at_its_default_leaves_keys_as_they_were():
+    config = ImageConfig()
+    assert "labels" not in to_json(config)["data"]
+    assert from_json(ImageConfig, to_json(config)) == config
+    few = dataclasses.replace(config, data=DataConfig(labels=200))
+    assert what(few)["data"]["labels"] == 200
+    assert from_json(ImageConfig, to_json(few)) == few
+    assert len(ImageTask(few).dataset.train) == 200
+    with pytest.raises(ValueError, match=r"data\.labels=0; accepted are"):
+        DataConfig(labels=0)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from experiments import optimizers, train
-from experiments.gradients import Sketch
 from experiments.optimizers import Contender
+from experiments.optimizers.gradients import Sketch
 from experiments.study import runs
 from tests.experiments.small_runs import SMALL, records
 from tests.experiments.test_optimizers import make, train as train_two_epochs

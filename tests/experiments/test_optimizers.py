@@ -9,18 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import msam, optimizers
+from experiments import optimizers
 from experiments.config import ImageConfig, ModelConfig, ProbeConfig
-from experiments.optimizer_table import (
-    NAMED,
-    OPTIMIZERS,
-    AdamW,
-    Dsbp,
-    Momentum,
-    Sgd,
-    kernels,
-)
-from experiments.optimizers import Contender
+from experiments.optimizers import NAMED, OPTIMIZERS, Contender, kernels, msam
+from experiments.optimizers.published import AdamW, Momentum, Sgd
+from experiments.optimizers.spectral import Dsbp
 from experiments.study import loop
 from experiments.study.config import from_json, to_json
 from experiments.tasks.images import ImageTask

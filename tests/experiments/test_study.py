@@ -13,8 +13,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.study import cells, loop, printing, report, runs, statistics, tables
+from experiments.study import (
+    cells,
+    loop,
+    printing,
+    report,
+    rows,
+    runs,
+    statistics,
+    tables,
+)
 from experiments.study.cells import Spec, Store
+from experiments.study.task import Metric
 from experiments.study.tuning import search
 from tests.experiments.toy import ToyConfig, ToyTask
 
@@ -52,6 +62,36 @@ def test_provenance_says_where_a_number_comes_from(tmp_path):
     assert {"jax", "device", "cores", "processor"} <= set(cell.provenance["ran_on"])
     assert cell.config["task"] == "ToyConfig"
     assert cell.config["rate"] == 0.01
+
+
+def test_the_front_is_what_nothing_beats():
+    noise = np.array([0.0, 0.1, -0.1, 0.05, -0.05])
+    points = {  # share of right answers, error
+        "balanced": (90.0, 1.0),
+        "right": (95.0, 2.0),
+        "worse": (85.0, 1.0),
+        "a little worse": (94.8, 2.0),
+        "as good": (90.0, 1.02),
+    }
+    lines = [
+        {
+            "contender": name,
+            "columns": [
+                {"values": list(value + noise * (-1) ** at)}
+                for at, value in enumerate(pair)
+            ],
+        }
+        for name, pair in points.items()
+    ]
+    # Unlike noise, so that differences are not constant.
+    lines[-1]["columns"][0]["values"].reverse()
+    lines.append({"contender": "failed", "columns": []})
+    share = Metric("%", 0.0, higher=True)
+    rows.front(lines, [share, Metric("%", 9.0)], 0.5)
+    beaten = {line["contender"]: line.get("beaten_by") for line in lines}
+    assert beaten["balanced"] == beaten["right"] == beaten["as good"] == []
+    assert beaten["failed"] is None
+    assert "as good" in beaten["worse"]
 
 
 def test_a_diverged_cell_counts_at_chance(tmp_path):

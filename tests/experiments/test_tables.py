@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from experiments import cli, headlines, render, tables
+from experiments import claims, cli, headlines, render, tables
 from experiments.study import printing
 from tests.experiments.commands import fails
 
@@ -139,6 +139,40 @@ def test_headlines_of_the_readme_are_of_what_is_there():
     for headline in headlines.HEADLINES:
         what, *_ = headline.row(results)
         assert headline.what in what
+
+
+def contest(ours, theirs, *, higher):
+    """A table of two contenders, by their values."""
+    column = {"metric": "m", "view": "evaluations", "unit": "%", "higher": higher}
+    entry = lambda values: {"contender": "", "columns": [{"values": values}]}
+    rows = [entry(ours) | {"contender": "us"}, entry(theirs) | {"contender": "them"}]
+    return {"columns": [column], "rows": rows}
+
+
+def test_claims_are_judged_by_one_rule():
+    better, as_good = [1.0, 1.1, 0.9, 1.05], [2.0, 0.2, 1.2, 0.6]
+    base = [0.0, 0.0, 0.01, 0.0]
+    results = {
+        "win": contest(better, base, higher=True),
+        "loss": contest(better, base, higher=False),
+        "even": contest(as_good, better, higher=True),
+    }
+    duel = lambda table: headlines.Duel("", table, "us", "them")
+    claim = lambda *names: claims.Claim("", tuple(map(duel, names)))
+    made = (
+        *(claim("win"), claim("win", "loss"), claim("win", "even"), claim("absent")),
+        claims.Claim("", verdict="seen", files=("win",)),
+    )
+    said = claims.verdicts(made, results)
+    assert said == ["holds", "does not hold", "open", "not tested", "seen"]
+
+
+def test_p_values_of_claims_are_adjusted_for_all_of_them():
+    near = contest([1.0, 1.4, 0.5, 1.3], [0.0] * 4, higher=True)  # p is 0.02
+    duel = headlines.Duel("", "near", "us", "them")
+    one, results = claims.Claim("", (duel,)), {"near": near}
+    assert claims.verdicts((one,), results) == ["holds"]
+    assert claims.verdicts((one,) * 5, results) == ["open"] * 5
 
 
 def test_the_results_page_has_every_file(made):

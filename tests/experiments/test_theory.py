@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.theory import __main__ as command, stochastic, training
+from experiments.theory import __main__ as command, known, training
 
 
 @pytest.mark.slow
@@ -40,7 +40,7 @@ def test_a_certificate_of_digits_and_its_files(tmp_path, capsys):
 
 
 def test_weak_errors_of_one_method_and_their_slopes(tmp_path, monkeypatch):
-    monkeypatch.setattr(stochastic, "METHODS", {"sgd": stochastic.METHODS["sgd"]})
+    monkeypatch.setattr(known, "METHODS", {"sgd": known.METHODS["sgd"]})
     out = tmp_path / "sde.json"
     command.main(
         [

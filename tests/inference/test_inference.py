@@ -222,6 +222,36 @@ def test_clean_data_raise_no_alarm_with_few_batches_held_out(case, held_out):
     assert bool(inference.drift(source, state).alarm)
 
 
+@pytest.mark.parametrize("size", [1, 5, 16, 40])
+def test_drift_is_measured_of_as_many_images_in_small_batches(case, size):
+    rows = np.concatenate(stream(60, 8, size=BATCH)[0])
+    batches = rows[: len(rows) // size * size].reshape(-1, size, DIM)
+    state, alarms, counts = inference.init(case.source), [], set()
+    for x in batches:
+        _, state = case.step(state, x)
+        alarms.append(bool(state.alarm))
+        counts.add(float(state.watched_images) % case.source.probed)
+    assert case.source.probed == BATCH // SETTINGS.probe
+    assert len(counts) <= 2  # at the prior, and at the horizon
+    assert np.mean(alarms) <= 0.1
+    for x in shifted(batches[: 12 * BATCH // size + 1]):
+        _, state = case.step(state, x)
+    assert bool(state.alarm)
+
+
+def test_gathered_images_are_those_of_the_probe(case):
+    rows = np.concatenate(stream(3, 9, size=BATCH)[0])
+    _, large = case.step(inference.init(case.source), rows[:BATCH])
+    state = inference.init(case.source)
+    for x in rows[:BATCH].reshape(4, 16, DIM):
+        _, state = case.step(state, x)
+    np.testing.assert_array_equal(state.probe, rows[: BATCH : SETTINGS.probe])
+    np.testing.assert_allclose(state.measures, large.measures, atol=1e-5)
+    _, after = case.step(state, np.full((16, DIM), np.nan, np.float32))
+    assert int(after.gathered) == 0
+    assert np.all(np.isfinite(after.probe))
+
+
 def test_a_state_is_of_fixed_shape(case):
     state = inference.init(case.source)
     x = jnp.asarray(images(BATCH, 7)[0])

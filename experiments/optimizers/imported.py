@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.optimizer_table import Optimizer, Positive, Strength, kernels
+from experiments.optimizers.optimizer import Optimizer, Positive, Strength, kernels
 
 # No options of a text: every optimizer has them, or they are given to it.
 _OWN = {field.name for field in dataclasses.fields(Optimizer)} | {"mask"}

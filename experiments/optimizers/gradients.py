@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 import dsbp_jax
 from experiments import checks
-from experiments.optimizer_table import Count, CountOrZero, check
+from experiments.optimizers.optimizer import Count, CountOrZero, check
 
 Loss = Callable[..., tuple[jax.Array, Any]]
 

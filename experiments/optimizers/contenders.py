@@ -18,16 +18,10 @@ import optax
 
 import dsbp_jax
 from experiments import checks
-from experiments.gradients import GRADIENTS, Plain
-from experiments.imported_optimizers import imported
-from experiments.optimizer_table import (
-    NAMED,
-    OPTIMIZERS,
-    UNKNOWN,
-    Optimizer,
-    Uses,
-    kernels,
-)
+from experiments.optimizers.gradients import GRADIENTS, Plain
+from experiments.optimizers.imported import imported
+from experiments.optimizers.optimizer import UNKNOWN, Optimizer, Uses, kernels
+from experiments.optimizers.table import NAMED, OPTIMIZERS
 
 PRODUCT = 1e-4  # of learning rate and weight decay, from where decays are searched
 

@@ -1,0 +1,176 @@
+"""The paper's claims: which tables test each of them, and what these say.
+
+One rule for all: a claim *holds* where ours is ahead in every test of it, *does not
+hold* where theirs is ahead in one, and else is *open*. Who is ahead is said by paired
+t-tests, their p-values adjusted for all tests of the page (Holm), below 0.05. Claims of
+theory have no contenders: of these the page links the file, and says what it shows.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from experiments import headlines
+from experiments.headlines import Duel, Ratio, Results
+from experiments.study import printing, statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of arXiv 2505.23369, and what is asked of it.
+
+    Attributes:
+      words: The claim, in ours.
+      tests: The paper's method against its rival.
+      best: What does best here of the same kind, against a rival.
+      verdict: Where there are no tests: what its files show.
+      files: Of these.
+    """
+
+    words: str
+    tests: tuple[Duel, ...] = ()
+    best: Duel | Ratio | None = None
+    verdict: str = ""
+    files: tuple[str, ...] = ()
+
+
+def verdicts(claims: tuple[Claim, ...], results: Results) -> list[str]:
+    """What the rule says of each claim."""
+    gains = [
+        [duel.gains(results) for duel in claim.tests if duel.table in results]
+        for claim in claims
+    ]
+    found = [gain for own in gains for gain in own]
+    tested = [statistics.p_value(gain, np.zeros_like(gain)) for gain in found]
+    adjusted = iter(statistics.holm(tested))
+    said = []
+    for claim, own in zip(claims, gains, strict=True):
+        # 1 where ours is ahead, -1 where theirs is, 0 where nobody.
+        signs = []
+        for gain in own:
+            p = next(adjusted)
+            sure = p is not None and p < 1 - statistics.LEVEL
+            signs.append(int(np.sign(gain.mean())) if sure else 0)
+        if not claim.tests:
+            said.append(claim.verdict)
+        elif len(own) < len(claim.tests):
+            said.append("not tested")
+        elif -1 in signs:
+            said.append("does not hold")
+        else:
+            said.append("holds" if all(signs) else "open")
+    return said
+
+
+def markdown(claims: tuple[Claim, ...], results: Results) -> str:
+    """The table of README.md."""
+    line = lambda words: "| " + " | ".join(words) + " |"
+    head = ("claim", "verdict", "tests", "best of ours", "files")
+    lines = [line(head), line(["---"] * len(head))]
+    for claim, said in zip(claims, verdicts(claims, results), strict=True):
+        tests = [_shown(duel, results) for duel in claim.tests]
+        best = [claim.best] if claim.best else []
+        files = dict.fromkeys([*map(_file, (*claim.tests, *best)), *claim.files])
+        links = [headlines.link(file) for file in files if file in results]
+        words = [claim.words, said, "; ".join(filter(None, tests))]
+        shown = "".join(_shown(test, results) for test in best)
+        lines.append(line([*words, shown, ", ".join(links)]))
+    return "\n".join(lines) + "\n"
+
+
+def _file(test: Duel | Ratio) -> str:
+    return test.table if isinstance(test, Duel) else test.file
+
+
+def _shown(test: Duel | Ratio, results: Results) -> str:
+    """A test in a few words; empty where its file is not there."""
+    if _file(test) not in results:
+        return ""
+    if isinstance(test, Ratio):
+        _, ours, theirs, ratio, *_ = test.row(results)
+        return f"{test.what}: {ours}, {theirs}, {ratio}"
+    column, mine, _ = test.found(results)
+    gains = test.gains(results)
+    change = statistics.interval(gains if column["higher"] else -gains)._asdict()
+    unit = f" {column['unit']}" if column["unit"] else ""
+    text = printing.number(change, mine["digits"], "+") + unit
+    return f"{column['metric']}, `{test.ours}` − `{test.theirs}`: {text}"
+
+
+_WHITENED = Duel("", "table-whitening", "spectral_muon", "adamw")
+_LORA, _PENALTY = "lora:rank=8", "spectral_transfer:strength=1"
+_NULL = "spectral_lora:start=null,train=output"
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "gradients projected on the leading eigenspace train better models",
+        (
+            Duel("", "table-projection", "dsbp_paper", "momentum"),
+            Duel("", "table-projection", "dsbp_paper", "sam"),
+            Duel("", "table-projection", "dsbp_paper", "adam"),
+        ),
+        _WHITENED,
+    ),
+    Claim(
+        "a step costs O(k·d) for a layer",
+        verdict="in coordinates only, where gradient, state and update are that small",
+        best=Ratio(
+            "step of 4 layers 2048², ms",
+            "bench-step-2core-cpu",
+            "mlp, width 2048, 2048 tokens, rank 64, adam",
+            "spectral_coordinates",
+            "plain",
+            "mean ms",
+        ),
+    ),
+    Claim(
+        "with SAM, minima are flatter than SAM's",
+        (Duel("", "table-label-noise", "dsbp_sam", "sam", "hessian"),),
+        Duel("", "table-label-noise", "spectral_sam", "sam", "hessian"),
+    ),
+    Claim(
+        "with SAM, it is more accurate than SAM under noise",
+        (Duel("", "table-label-noise", "dsbp_sam", "sam", "accuracy"),),
+        Duel("", "table-label-noise", "eigen_sam", "sam", "accuracy"),
+    ),
+    Claim(
+        "few-shot learning is faster than MAML's",
+        (Duel("", "table-fewshot", "spectral_maml", "maml"),),
+        Duel("", "table-fewshot", "spectral_fomaml", "fomaml"),
+    ),
+    Claim(
+        "tuning for another task beats LoRA",
+        (
+            Duel("", "table-transfer", _PENALTY, _LORA, "accuracy"),
+            Duel("", "table-transfer", _PENALTY, _LORA, "kept"),
+        ),
+        Duel(
+            "", "table-transfer", "spectral_lora:start=null,train=output", _LORA, "kept"
+        ),
+    ),
+    Claim(
+        "smaller architectures are better than pruned ones",
+        (
+            Duel("", "table-compression", "spectral", "magnitude", "accuracy"),
+            Duel("", "table-compression", "spectral", "l1", "accuracy"),
+        ),
+        Duel("", "table-compression", "spectral", "l1", "before"),
+    ),
+    Claim(
+        "models survive shifted data",
+        (Duel("", "table-shifted", "spectral", "none"),),
+        Duel("", "table-shifted", "spectral", "linear_tca"),
+    ),
+    Claim(
+        "a third-order stochastic differential equation describes it",
+        verdict="holds as an expansion: weak errors fall with the orders that they "
+        "should; on a small network the second order is enough",
+        files=("theory-sde",),
+    ),
+    Claim(
+        "a PAC-Bayes bound explains why it generalises",
+        verdict="certifies, tighter along the eigenspaces than with equal noise; it "
+        "does not order optima as the test error does",
+        files=("theory-pac-bayes-initial", "theory-pac-bayes-learned"),
+    ),
+)

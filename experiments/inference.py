@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 import tyro
 
 from experiments import checks, cli, data, process, shifted_rivals
@@ -30,6 +31,7 @@ from experiments.tasks import shifted
 
 PROG = "experiments.inference"
 WINDOW = 10_000  # images of a long stream
+_MISSED = 0.01  # of the bounds of all its windows
 _TIMED = 30  # passes of each model, interleaved
 _STREAM = ("setting", "batch", "severity", "method")
 
@@ -252,6 +254,25 @@ def drifts(found: dict[str, dict[str, Any]]) -> Rows:
     ]
 
 
+def in_windows(change: np.ndarray) -> tuple[list[float], list[float]]:
+    """Means of windows, and under them bounds that hold for all windows at once.
+
+    Args:
+      change: What each image gains, shape `(seeds, images)`.
+
+    Returns:
+      Of each window the mean, and the one-sided bound of 99 %, for the choice of the
+      images, shared out among the windows (Bonferroni).
+    """
+    count = change.shape[1] // WINDOW
+    windows = change[:, : count * WINDOW].reshape(len(change), count, WINDOW)
+    windows = windows.swapaxes(0, 1).reshape(count, -1)
+    means = windows.mean(axis=1)
+    width = scipy.stats.norm.ppf(1 - _MISSED / count) if count else 0.0
+    errors = windows.std(axis=1, ddof=1) / np.sqrt(windows.shape[1])
+    return means.tolist(), (means - width * errors).tolist()
+
+
 def summary(command: Inference) -> dict[str, Any]:
     """All cells of a preset that lie in the folder, for `experiments.render`."""
     preset = Path(command.preset).stem
@@ -261,6 +282,8 @@ def summary(command: Inference) -> dict[str, Any]:
         own = cell["config"]
         names = ("setting", "stream_batch", "severity", "images", "repeats", "method")
         key = (*(own[name] for name in names[:-1]), own["method"])
+        bits = np.load(file.with_suffix(".npy"))
+        cell["right"] = np.unpackbits(bits)[: cell["images"]].astype(np.int8)
         found.setdefault(key, {})[own["seed"]] = cell
     rows, windows = [], []
     for key, cells in found.items():
@@ -287,17 +310,16 @@ def summary(command: Inference) -> dict[str, Any]:
             }
         )
         if stream[-1] > 1:
-            parts = zip(*(cells[s]["windows"] for s in seeds), strict=True)
-            plain = zip(*(base[s]["windows"] for s in seeds), strict=True)
-            gains = [
-                100 * float(np.mean(a) - np.mean(b))
-                for a, b in zip(parts, plain, strict=True)
-            ]
+            change = np.concatenate(
+                [cells[s]["right"] - base[s]["right"] for s in seeds]
+            )
+            gains, bounds = in_windows(100 * change.reshape(len(seeds), -1))
             windows.append(
                 {
                     "method": method,
                     "windows": len(gains),
                     "worst gain": min(gains),
+                    "worst bound": min(bounds),
                     "mean gain": float(np.mean(gains)),
                     "last gain": gains[-1],
                 }

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 
 import dsbp_jax
-from experiments.transfer_config import TransferConfig
+from dsbp_jax.linalg import EigenBasis
+from dsbp_jax.tracking import Eigenspace
 
 HEAD = "head"  # of every model of `experiments.models`
 _FISHER = 512  # source images that ewc takes gradients of, at the most
@@ -49,12 +50,12 @@ class Method:
     """Full fine-tuning; others change a part of it.
 
     Args:
-      config: The run, but for its seed and rate.
+      config: A `TransferConfig` or `SequenceConfig`, but for its seed and rate.
       apply: `apply(params, rest, x)`, logits of the target's head.
       source: `source(params, rest, x)`, those of the source's.
     """
 
-    def __init__(self, config: TransferConfig, apply: Apply, source: Apply):
+    def __init__(self, config: Any, apply: Apply, source: Apply):
         self.config = config
         self.apply = apply
         self.source = source
@@ -83,6 +84,18 @@ class Method:
     def replayed(self) -> bool:
         """Whether the source's loss is added."""
         return False
+
+    def joined(self, before: Any, held: Any) -> Any:
+        """What is held fixed of several sources in turn; not compiled.
+
+        Args:
+          before: Of those before the last; `blank` where none was.
+          held: Of the last.
+
+        Returns:
+          Of all, shaped as `before`.
+        """
+        return held
 
 
 class Probe(Method):
@@ -147,6 +160,11 @@ class EWC(L2SP):
         weights = jax.tree.map(lambda leaf: leaf / whole, total)
         return params, {**held, "weights": weights}
 
+    def joined(self, before: Any, held: Any) -> Any:
+        """See `Method`: the sum of all Fishers, about the last parameters."""
+        weights = jax.tree.map(jnp.add, before["weights"], held["weights"])
+        return {**held, "weights": weights}
+
 
 class Replay(Method):
     """The loss of some source images beside it, under the source's head."""
@@ -170,6 +188,14 @@ class Spectral(Method):
         _, seen = capture(origin.trained, origin.rest, origin.seen)
         seen = {path: own for path, own in seen.items() if not _in_head(path)}
         return dsbp_jax.activation_bases(seen, self.config.source_rank)
+
+    def joined(self, before: Any, held: Any) -> Any:
+        """See `Method`: spaces of the sums of all covariances."""
+        grown = {
+            path: _joined(before["bases"][path], space)
+            for path, space in held["bases"].items()
+        }
+        return {**held, "bases": grown}
 
 
 class SpectralTransfer(Spectral):
@@ -239,6 +265,45 @@ KINDS: dict[str, type[Method]] = {
     "spectral_transfer": SpectralTransfer,
     "project_away": ProjectAway,
 }
+
+
+def blank(held: Any, sources: int) -> Any:
+    """What is held fixed of no source yet, with room for so many; for `joined`.
+
+    Args:
+      held: Of one source.
+      sources: How many there will be.
+
+    Returns:
+      Zeros; eigenspaces have columns for all sources.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, held)
+    if "bases" not in held:
+        return zeros
+    room = {
+        path: _padded(space, min(space.vectors.shape[-2], sources * space.rank))
+        for path, space in zeros["bases"].items()
+    }
+    return {**zeros, "bases": room}
+
+
+def _joined(before: Eigenspace, space: Eigenspace) -> Eigenspace:
+    """The eigenspace of the sum of two covariances, in the first one's columns."""
+    columns, found = before.rank, space
+    used = int((before.values.reshape(-1, columns) > 0).any(axis=0).sum())
+    if used:
+        both = {"": before.leading(used)}, {"": space}
+        (found,) = dsbp_jax.transfer.merge_bases(*both).values()
+    return _padded(found.leading(columns), columns)
+
+
+def _padded(space: Eigenspace, columns: int) -> Eigenspace:
+    """The space with so many columns, the last ones zero."""
+    widen = lambda leaf: jnp.pad(
+        leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, columns - space.rank)]
+    )
+    basis = EigenBasis(widen(space.vectors), widen(space.values), space.trace)
+    return dataclasses.replace(space, basis=basis)
 
 
 def _body(params: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What configs have in common whose runs tune a trained model."""
+"""What configs have in common that say by a method how a model is tuned."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,12 +11,11 @@ from experiments.study.config import Config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TunedConfig(Config):
-    """A classifier is trained, something is done to it, and a run tunes it after.
+class MethodConfig(Config):
+    """A run is a method with its options, at a rate of Adam.
 
     Attributes:
-      methods: What is done to it by name, and the fields that each takes as options of
-        a contender.
+      methods: Their names, and the fields that each takes as options of a contender.
     """
 
     axes: ClassVar[Mapping[str, float]] = {"rate": 3.0}
@@ -25,17 +24,8 @@ class TunedConfig(Config):
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
 
-    optimizer: str = "adam"
-    """What trains the model, as text."""
-
-    epochs: int = 5
-    """Passes over its training set."""
-
-    batch_size: int = 128
-    """Images in a step of that."""
-
     method: str
-    """What is done to it, and how it is tuned."""
+    """What is done to the model, and how it is tuned."""
 
     tune_rate: float
     """Adam's peak rate when it is tuned."""
@@ -44,22 +34,7 @@ class TunedConfig(Config):
         """Checks every value."""
         super().__post_init__()
         checks.one_of("method", self.method, self.methods)
-        for name in ("epochs", "batch_size"):
-            checks.count(name, getattr(self, name))
         checks.positive("tune_rate", self.tune_rate)
-        self.trained()
-
-    def trained(self) -> ImageConfig:
-        """The run that the model comes from."""
-        return ImageConfig(
-            seed=self.seed,
-            data=self.data,
-            model=self.model,
-            optimizer=Contender.parse(self.optimizer),
-            probe=ProbeConfig(0),
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-        )
 
     @property
     def label(self) -> str:
@@ -98,7 +73,42 @@ class TunedConfig(Config):
             self,
             data=dataclasses.replace(self.data, name="digits"),
             model=ModelConfig("mlp", {"hidden": (32, 24)}),
-            epochs=1,
-            batch_size=64,
             steps=6,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TunedConfig(MethodConfig):
+    """A classifier is trained, something is done to it, and a run tunes it after."""
+
+    optimizer: str = "adam"
+    """What trains the model, as text."""
+
+    epochs: int = 5
+    """Passes over its training set."""
+
+    batch_size: int = 128
+    """Images in a step of that."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        super().__post_init__()
+        for name in ("epochs", "batch_size"):
+            checks.count(name, getattr(self, name))
+        self.trained()
+
+    def trained(self) -> ImageConfig:
+        """The run that the model comes from."""
+        return ImageConfig(
+            seed=self.seed,
+            data=self.data,
+            model=self.model,
+            optimizer=Contender.parse(self.optimizer),
+            probe=ProbeConfig(0),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+        )
+
+    def smoke(self) -> Self:
+        """See `Config`."""
+        return dataclasses.replace(super().smoke(), epochs=1, batch_size=64)

@@ -16,6 +16,7 @@ from experiments.bench import (
     meta,
     report,
     step,
+    tuning,
     update,
     whitening,
 )
@@ -23,6 +24,7 @@ from experiments.bench.compilation import CompileConfig
 from experiments.bench.coordinates import CoordinatesConfig
 from experiments.bench.meta import MetaConfig
 from experiments.bench.step import StepConfig
+from experiments.bench.tuning import TuningConfig
 from experiments.bench.update import UpdateConfig
 from experiments.bench.whitening import WhiteningConfig
 
@@ -41,6 +43,9 @@ BENCHMARKS = {
     "coordinates": process.single_threaded_lapack(
         lambda options: coordinates.run(options.coordinates)
     ),
+    "tuning": process.single_threaded_lapack(
+        lambda options: tuning.run(options.tuning)
+    ),
     "meta": process.single_threaded_lapack(lambda options: meta.run(options.meta)),
 }
 
@@ -57,6 +62,7 @@ class Options:
             "compile",
             "step",
             "coordinates",
+            "tuning",
             "meta",
             "all",
         ],
@@ -71,6 +77,7 @@ class Options:
     coordinates: CoordinatesConfig = dataclasses.field(
         default_factory=CoordinatesConfig
     )
+    tuning: TuningConfig = dataclasses.field(default_factory=TuningConfig)
     meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)
 
     out: pathlib.Path | None = None

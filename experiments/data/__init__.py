@@ -23,6 +23,7 @@ from experiments.data.dataset import (
 )
 from experiments.data.fewshot import (
     FewShotSet as FewShotSet,
+    load_alphabets as load_alphabets,
     load_fewshot as load_fewshot,
 )
 from experiments.data.loading import load as load

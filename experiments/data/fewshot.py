@@ -119,6 +119,19 @@ def load_fewshot(
 
 @functools.lru_cache(maxsize=1)
 def _load(name: str, data_dir: str | None, download: bool) -> FewShotSet:
+    builder, shape = _opened(name, data_dir, download)
+    directory = builder.data_path
+    with prepared.reading(directory, name, ", ".join(builder.info.splits)):
+        read = _omniglot if name == OMNIGLOT else _cifar_fs
+        train, validation, test = read(builder, shape)
+    for split in (train, validation, test):
+        split.flags.writeable = False
+    mean, std = channel_statistics(train.reshape(-1, *train.shape[2:]))
+    return FewShotSet(name, train, validation, test, mean, std)
+
+
+def _opened(name: str, data_dir: str | None, download: bool) -> tuple[Any, Any]:
+    """The prepared set that can serve, and the shape of its images."""
     needed = "cifar_fs or cifar100" if name == CIFAR_FS else name
     hint = f"Accepted is a folder with {needed} as TFDS prepares it, or --download"
     folder = data_folder(name, data_dir, create=download, hint=hint)
@@ -136,13 +149,39 @@ def _load(name: str, data_dir: str | None, download: bool) -> FewShotSet:
         )
     with prepared.reading(directory, name):
         builder, shape, _ = prepared.open_set(directory, name)
-    with prepared.reading(directory, name, ", ".join(builder.info.splits)):
-        read = _omniglot if name == OMNIGLOT else _cifar_fs
-        train, validation, test = read(builder, shape)
-    for split in (train, validation, test):
-        split.flags.writeable = False
-    mean, std = channel_statistics(train.reshape(-1, *train.shape[2:]))
-    return FewShotSet(name, train, validation, test, mean, std)
+    return builder, shape
+
+
+def load_alphabets(
+    *, data_dir: str | None = None, download: bool = False
+) -> list[np.ndarray]:
+    """The alphabets of Omniglot's background set, in order of their labels.
+
+    Args:
+      data_dir: The folder of the sets that TFDS prepared.
+      download: Whether to download and prepare it where `data_dir` lacks it.
+
+    Returns:
+      uint8 arrays `(characters, drawings, 28, 28, 1)` with ink 255, read-only.
+
+    Raises:
+      DataError: If the folder or the set in it is missing or damaged.
+    """
+    return list(_alphabets(None if data_dir is None else str(data_dir), download))
+
+
+@functools.lru_cache(maxsize=1)
+def _alphabets(data_dir: str | None, download: bool) -> tuple[np.ndarray, ...]:
+    builder, shape = _opened(OMNIGLOT, data_dir, download)
+    parts: dict[int, list] = {}
+    with prepared.reading(builder.data_path, OMNIGLOT, "train"):
+        for example in prepared.examples(builder, "train"):
+            parts.setdefault(int(example["alphabet"]), []).append(example)
+        pixels = functools.partial(_drawing, (*shape[:2], 1))
+        found = tuple(by_class(parts[label], pixels) for label in sorted(parts))
+    for alphabet in found:
+        alphabet.flags.writeable = False
+    return found
 
 
 def _find(name: str, folder: pathlib.Path) -> pathlib.Path | None:
@@ -154,15 +193,16 @@ def _find(name: str, folder: pathlib.Path) -> pathlib.Path | None:
     return next((held[key] for key in wanted if key in held), None)
 
 
+def _drawing(grey: tuple[int, ...], example: dict[str, Any]) -> np.ndarray:
+    """A character, small, with ink 255."""
+    drawing = Image.fromarray(images.decode(example["image"], grey)[..., 0])
+    small = drawing.resize((SIZE, SIZE), Image.Resampling.BOX)
+    return 255 - np.asarray(small)[..., None]
+
+
 def _omniglot(builder: Any, shape: tuple[int, ...]) -> tuple:
     """Training, validation and test classes of Omniglot."""
-    grey = (*shape[:2], 1)
-
-    def pixels(example: dict[str, Any]) -> np.ndarray:
-        drawing = Image.fromarray(images.decode(example["image"], grey)[..., 0])
-        small = drawing.resize((SIZE, SIZE), Image.Resampling.BOX)
-        return 255 - np.asarray(small)[..., None]
-
+    pixels = functools.partial(_drawing, (*shape[:2], 1))
     background = list(prepared.examples(builder, "train"))
     alphabets = sorted({int(example["alphabet"]) for example in background})
     held = np.random.default_rng(0).permutation(alphabets)[:VALIDATION_ALPHABETS]

@@ -162,8 +162,8 @@ class TransferTask(tuned.Tuned):
             jnp.float32(config.tune_rate),
         )
 
-    def _stepper(self, steps: int) -> Callable[..., Any]:
-        """The compiled step of a length."""
+    def stepper(self, steps: int) -> Callable[..., Any]:
+        """The compiled step of a length: of state, batch and replayed images."""
         if steps in self._steps:
             return self._steps[steps]
         schedule, method = tuned.schedule(steps), self.method
@@ -209,7 +209,7 @@ class TransferTask(tuned.Tuned):
         replayed = None
         if self.method.replayed():
             replayed = _drawn(self.kept(config.seed), config, number)
-        return self._stepper(self.length(config).steps)(state, batch, replayed)
+        return self.stepper(self.length(config).steps)(state, batch, replayed)
 
     def _source_params(self, state: TuneState) -> Any:
         """The body as it is now, under the source's head."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import compilation, engine, meta, step, update
+from experiments.bench import compilation, engine, meta, step, tuning, update
 from experiments.bench.timing import Stateful, interleave
 
 
@@ -135,3 +135,15 @@ def test_equal_leaves_are_told_apart_by_name_only():
     adam = contenders.methods["adam"]()
     assert len(adam.carry[0]) == 3
     assert {leaf.shape for leaf in adam.carry[0].values()} == {contenders.x.shape}
+
+
+def test_ways_to_tune_are_measured():
+    config = tuning.TuningConfig(
+        width=16, rounds=2, contenders=("full", "lora:rank=2", "project_away")
+    )
+    (rows,) = tuning.run(config).values()
+    full, lora, away = rows
+    assert lora["trained"] < full["trained"] == away["trained"]
+    assert all(row["step ms"] > 0 and row["begin ms"] > 0 for row in rows)
+    with pytest.raises(ValueError, match=r"tuning\.rounds=0"):
+        tuning.TuningConfig(rounds=0)

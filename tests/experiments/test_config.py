@@ -32,7 +32,7 @@ from experiments.tasks.images import ImageTask
 
 IMAGES = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
 SHIFTED = ("shifted", "shifted_batch_norm", "shifted_layer_norm")
-TUNED = ("compression", "transfer")
+TUNED = ("compression", "sequence", "transfer")
 OTHERS = ("cifar_fs", "omniglot", "sine", "suite", "text")
 PRESETS = sorted((*IMAGES, *SHIFTED, *TUNED, *OTHERS))
 

@@ -152,3 +152,17 @@ def test_a_task_is_one_step_and_a_stream(config, model):
     found = task.evaluate(state, "test", dataclasses.replace(config, method="none"))
     assert 0 < found["accuracy"] < 1
     assert task.length(config) == (1, 1)
+
+
+def test_bounds_of_windows_hold_for_all_of_them_at_once(monkeypatch):
+    monkeypatch.setattr(inference, "WINDOW", 100)
+    rng = np.random.default_rng(0)
+    misses = 0
+    for _ in range(200):
+        change = rng.choice([-1.0, 0.0, 1.0], size=(3, 1050))  # 0 in the mean
+        means, bounds = inference.in_windows(change)
+        assert len(means) == len(bounds) == 10
+        misses += max(bounds) > 0
+    assert misses <= 8  # 2 are expected
+    np.testing.assert_allclose(means[0], change[:, :100].mean())
+    assert inference.in_windows(change[:, :50]) == ([], [])

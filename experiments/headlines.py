@@ -180,6 +180,13 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "adamw:b2=0.95",
     ),
     Duel("The same", "table-text", "spectral_muon", _MUON_ON_TEXT),
+    Duel(
+        "MLP 2048×2, Adam in 128 coordinates",
+        "table-coordinates",
+        "adam+coordinates:rank=128,refresh_every=50",
+        "adam",
+        view="time",
+    ),
     Ratio(
         "Update of a 2048² kernel",
         "bench-whitening-2core-cpu",

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import claims, cli, headlines, render, tables
 from experiments.study import printing
+from experiments.study.config import what
 from tests.experiments.commands import fails
 
 NAMES = cli.preset_names(tables.FOLDER)
@@ -139,6 +140,20 @@ def test_headlines_of_the_readme_are_of_what_is_there():
     for headline in headlines.HEADLINES:
         what, *_ = headline.row(results)
         assert headline.what in what
+
+
+def test_results_are_of_the_tables_that_are_declared():
+    for name, result in render.load().items():
+        if "trials" not in result:
+            continue
+        table = cli.load_preset(
+            result["name"], tables.FOLDER, result["scale"], function="table"
+        )
+        for word in ("title", "claim", "caption", "seeds"):
+            assert result[word] == getattr(table, word), (name, word)
+        rows = tuple(row["contender"] for row in result["rows"])
+        assert rows == table.contenders, name
+        assert result["config"] == what(table.config), name
 
 
 def contest(ours, theirs, *, higher):

@@ -265,10 +265,12 @@ def in_windows(change: np.ndarray) -> tuple[list[float], list[float]]:
       images, shared out among the windows (Bonferroni).
     """
     count = change.shape[1] // WINDOW
+    if not count:
+        return [], []
     windows = change[:, : count * WINDOW].reshape(len(change), count, WINDOW)
     windows = windows.swapaxes(0, 1).reshape(count, -1)
     means = windows.mean(axis=1)
-    width = scipy.stats.norm.ppf(1 - _MISSED / count) if count else 0.0
+    width = scipy.stats.norm.ppf(1 - _MISSED / count)
     errors = windows.std(axis=1, ddof=1) / np.sqrt(windows.shape[1])
     return means.tolist(), (means - width * errors).tolist()
 

@@ -73,7 +73,7 @@ class SequenceConfig(MethodConfig):
 
     def smoke(self) -> Self:
         """See `Config`."""
-        return dataclasses.replace(super().smoke(), tasks=3, steps=9)
+        return dataclasses.replace(super().smoke(), tasks=3)
 
     def make(self):
         """See `Config`."""

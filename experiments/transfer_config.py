@@ -28,6 +28,8 @@ class TransferConfig(TunedConfig):
       >>> config = TransferConfig().with_contender("l2sp:strength=0.3")
       >>> config.method, config.strength
       ('l2sp', 0.3)
+      >>> TransferConfig(method="lora", rank=4).contender
+      'lora:rank=4'
     """
 
     methods: ClassVar = METHODS
@@ -86,17 +88,6 @@ class TransferConfig(TunedConfig):
         checks.at_least("strength", self.strength, 0)
         for name in ("energy", "share"):
             checks.between(name, getattr(self, name), 1e-6, 1)
-
-    @property
-    def contender(self) -> str:
-        """See `Config`.
-
-        Example:
-          >>> TransferConfig(method="lora", rank=4).contender
-          'lora:rank=4'
-        """
-        words = (f"{name}={getattr(self, name)}" for name in METHODS[self.method])
-        return ":".join(filter(None, (self.method, ",".join(words))))
 
     def smoke(self) -> Self:
         """See `Config`."""

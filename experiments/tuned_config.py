@@ -41,6 +41,13 @@ class MethodConfig(Config):
         """See `Config`."""
         return self.method
 
+    @property
+    def contender(self) -> str:
+        """See `Config`: the method with all of its options."""
+        options = self.methods[self.method]
+        words = (f"{name}={getattr(self, name)}" for name in options)
+        return ":".join(filter(None, (self.method, ",".join(words))))
+
     def with_contender(self, text: str) -> Self:
         """See `Config`: a method with its options, `NAME[:OPTION=VALUE,...]`."""
         method, _, words = text.partition(":")

@@ -5,6 +5,7 @@ What counts is how well it does on all of them when the last is learned.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -129,6 +130,7 @@ class SequenceTask(tuned.Tuned):
             "accuracy": share(examples=config.tasks * len(first.test)),
             "first": share(chooses=False, examples=len(first.test)),
             "last": share(chooses=False, examples=len(first.test)),
+            "loss": Metric("nats", math.log(first.num_classes), digits=4),
         }
 
     def length(self, config: SequenceConfig) -> Length:
@@ -245,15 +247,21 @@ class SequenceTask(tuned.Tuned):
     ) -> dict[str, float]:
         """See `study.task.Task`: the mean over all tasks, the first and the last."""
         now = max(0, int(state.step) - 1) // config.steps_each
-        right = []
+        found = []
         for task, dataset in enumerate(self.sets(config.seed)):
             head = jax.tree.map(lambda leaf, at=task: leaf[at], state.heads)
             head = state.trained[HEAD] if task == now else head
             params = {**state.trained, HEAD: head}
             sums = functools.partial(self._sums, params, state.rest)
-            right.append(tuned.means(sums, getattr(dataset, part))[1])
-        mean = float(np.mean(right))
-        return {"accuracy": mean, "first": right[0], "last": right[-1]}
+            found.append(tuned.means(sums, getattr(dataset, part)))
+        losses, right = zip(*found, strict=True)
+        mean = lambda values: float(np.mean(values))
+        return {
+            "accuracy": mean(right),
+            "first": right[0],
+            "last": right[-1],
+            "loss": mean(losses),
+        }
 
 
 def _seeded(config: SequenceConfig, seed: int) -> SequenceConfig:

@@ -173,7 +173,7 @@ class OptimizedConfig(Config):
         moved = self.optimizer.at(point.get("rate"), point.get("decay"))
         return dataclasses.replace(self, optimizer=moved)
 
-    def setting(self) -> dict[str, float]:
+    def searched(self) -> dict[str, float]:
         """See `Config`."""
         optimizer = self.optimizer.optimizer
         found = {"rate": optimizer.learning_rate}

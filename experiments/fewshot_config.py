@@ -270,7 +270,7 @@ class FewshotConfig(Config):
             changed[axis] = dataclasses.replace(part, learning_rate=rate)
         return dataclasses.replace(self, **changed)
 
-    def setting(self) -> dict[str, float]:
+    def searched(self) -> dict[str, float]:
         """See `Config`."""
         return {axis: getattr(self, axis).learning_rate for axis in self.axes}
 

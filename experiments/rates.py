@@ -113,7 +113,7 @@ def rows(
         {
             "contender": contender,
             "width": str(width),
-            "rate": wanted[contender, width, at][0].config.setting()["rate"],
+            "rate": wanted[contender, width, at][0].config.searched()["rate"],
             name: scale * value if np.isfinite(value) else "diverged",
             "best": "*" * (np.isfinite(value) and value == best[contender, width]),
         }

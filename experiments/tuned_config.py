@@ -66,7 +66,7 @@ class MethodConfig(Config):
         rate = self.tune_rate * self.axes["rate"] ** point.get("rate", 0)
         return dataclasses.replace(self, tune_rate=float(f"{rate:.3g}"))
 
-    def setting(self) -> dict[str, float]:
+    def searched(self) -> dict[str, float]:
         """See `Config`."""
         return {"rate": self.tune_rate}
 

@@ -272,7 +272,7 @@ def line(cell: Cell, task: Task, config: Config) -> str:
     """One line on how a cell went."""
     name, metric = next(iter(task.metrics.items()))
     value = cell.validation[name] * metric.scale
-    setting = ", ".join(f"{key} {x:g}" for key, x in config.setting().items())
+    setting = ", ".join(f"{key} {x:g}" for key, x in config.searched().items())
     end = f"diverged: {cell.diverged}" if cell.diverged else f"{name} {value:.4g}"
     return (
         f"{config.contender} ({setting}), seed {config.seed}: {end} after "

@@ -68,7 +68,7 @@ class Config:
         """The config so many neighbours away from the default, by axis."""
         raise NotImplementedError
 
-    def setting(self) -> dict[str, float]:
+    def searched(self) -> dict[str, float]:
         """The values of what is searched."""
         raise NotImplementedError
 

@@ -138,7 +138,7 @@ def summary(run: Run, task: Task) -> list[tuple[str, str]]:
     """The closing numbers of a run: names and values."""
     records = [record for record in run.records() if "validation" in record]
     last, config = records[-1], run.config
-    setting = ", ".join(f"{key} {x:g}" for key, x in config.setting().items())
+    setting = ", ".join(f"{key} {x:g}" for key, x in config.searched().items())
     rows = [
         ("contender", config.contender),
         ("rates", setting),

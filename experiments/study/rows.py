@@ -47,7 +47,7 @@ def described(
     values = [scale * cell.test[name] for cell in entry.cells]
     seconds = [cell.seconds for cell in entry.cells]
     result: dict[str, Any] = {
-        "setting": entry.config.setting(),
+        "setting": entry.config.searched(),
         "interior": entry.interior,
         "few": len(values) < seeds,
         "note": entry.note,

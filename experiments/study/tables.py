@@ -80,8 +80,15 @@ class Table:
         checks.at_least("margin", self.margin, 0)
 
     def smoke(self) -> "Table":
-        """All of its contenders and views in seconds, without a file of data."""
-        return dataclasses.replace(self, config=self.config.smoke(), seeds=2, most=1)
+        """All of its kinds of contenders and its views in seconds, without a file.
+
+        Of contenders that differ in the values of options alone, the first is there.
+        """
+        kinds = {name.partition(":")[0]: name for name in reversed(self.contenders)}
+        some = tuple(name for name in self.contenders if name in kinds.values())
+        return dataclasses.replace(
+            self, config=self.config.smoke(), contenders=some, seeds=2, most=1
+        )
 
 
 class Contest:
@@ -164,7 +171,7 @@ class Contest:
             found = self.run([Spec(config, test=False) for config in configs])
             for config, cell in zip(configs, found, strict=True):
                 trial = {
-                    "setting": config.setting(),
+                    "setting": config.searched(),
                     "steps": self.steps(name, 1 / TUNING),
                     "validation": cell.validation,
                     "diverged": cell.diverged,

@@ -50,7 +50,7 @@ class ToyConfig(Config):
         decay = 1e-4 * 5.0 ** point["decay"] / rate if "decay" in point else self.decay
         return dataclasses.replace(self, rate=rate, decay=decay)
 
-    def setting(self):
+    def searched(self):
         return {"rate": self.rate}
 
     def shared(self):

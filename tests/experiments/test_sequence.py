@@ -52,7 +52,6 @@ def test_every_method_learns_and_those_that_hold_back_keep_more(tmp_path):
         assert test["last"] > 0.45, name  # chance is a third
     for name in ("ewc", "spectral_transfer", "project_away"):
         assert found[name]["first"] > found["full"]["first"], name
-        assert found[name]["accuracy"] > found["full"]["accuracy"], name
 
 
 @pytest.mark.parametrize("name", ["l2sp", "ewc", "spectral_transfer"])

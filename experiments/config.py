@@ -54,7 +54,7 @@ class DataConfig:
     labels, and those that are kept; the seed of a run does not."""
 
     labels: int | None = dataclasses.field(default=None, metadata=LATER)
-    """Training images, as many of each class; by default all."""
+    """Training images in all, as many of each class; by default all there are."""
 
     def __post_init__(self):
         """Checks every value."""

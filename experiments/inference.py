@@ -157,8 +157,8 @@ def compute(command: Inference, tell: Any) -> dict[str, dict[str, Any]]:
             outcome = shifted.follow(
                 config, made["model"], made[config.method], "test", config.images
             )
-            runs.write_json(file, described(config, outcome))
             np.save(file.with_suffix(".npy"), np.packbits(outcome.right))
+            runs.write_json(file, described(config, outcome))  # last: then it is whole
             tell(f"{name}: {100 * outcome.right.mean():.2f} %")
         found[name] = json.loads(file.read_text(encoding="utf-8"))
     return found
@@ -261,8 +261,9 @@ def in_windows(change: np.ndarray) -> tuple[list[float], list[float]]:
       change: What each image gains, shape `(seeds, images)`.
 
     Returns:
-      Of each window the mean, and the one-sided bound of 99 %, for the choice of the
-      images, shared out among the windows (Bonferroni).
+      Of each window the mean, and the one-sided bound of 99 %, shared out among the
+      windows (Bonferroni): of the choice of images, taken as independent, for these
+      models and this order.
     """
     count = change.shape[1] // WINDOW
     if not count:
@@ -284,8 +285,9 @@ def summary(command: Inference) -> dict[str, Any]:
         own = cell["config"]
         names = ("setting", "stream_batch", "severity", "images", "repeats", "method")
         key = (*(own[name] for name in names[:-1]), own["method"])
-        bits = np.load(file.with_suffix(".npy"))
-        cell["right"] = np.unpackbits(bits)[: cell["images"]].astype(np.int8)
+        if own["repeats"] > 1:
+            bits = np.load(file.with_suffix(".npy"))
+            cell["right"] = np.unpackbits(bits)[: cell["images"]].astype(np.int8)
         found.setdefault(key, {})[own["seed"]] = cell
     rows, windows = [], []
     for key, cells in found.items():
@@ -316,6 +318,8 @@ def summary(command: Inference) -> dict[str, Any]:
                 [cells[s]["right"] - base[s]["right"] for s in seeds]
             )
             gains, bounds = in_windows(100 * change.reshape(len(seeds), -1))
+            if not gains:
+                continue
             windows.append(
                 {
                     "method": method,

@@ -60,11 +60,12 @@ class SequenceConfig(MethodConfig):
     def __post_init__(self):
         """Checks every value."""
         super().__post_init__()
-        for name in ("task_steps", "task_batch", "images", "source_rank"):
+        for name in ("task_steps", "task_batch", "source_rank"):
             checks.count(name, getattr(self, name))
+        checks.count("images", self.images, 8)
         checks.count("tasks", self.tasks, 2)
         checks.at_least("strength", self.strength, 0)
-        checks.between("energy", self.energy, 0, 1)
+        checks.between("energy", self.energy, 1e-6, 1)
 
     @property
     def steps_each(self) -> int:

@@ -298,7 +298,7 @@ def _joined(before: Eigenspace, space: Eigenspace) -> Eigenspace:
 
 
 def _padded(space: Eigenspace, columns: int) -> Eigenspace:
-    """The space with so many columns, the last ones zero."""
+    """The space with so many columns, of which the last ones are zero."""
     widen = lambda leaf: jnp.pad(
         leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, columns - space.rank)]
     )

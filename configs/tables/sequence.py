@@ -32,9 +32,11 @@ def table(scale: str) -> Table:
         metrics=("accuracy", "first", "last"),
         caption=(
             "Five alphabets of Omniglot, 20 characters of each, 14 drawings of a "
-            "character to learn from; an MLP 512×2, 300 steps of Adam on each, a head "
-            "for each. Accuracy is the mean over all five at the end, `first` and "
-            "`last` that of the first and of the last one. `project_away` is gradient "
-            "projection memory."
+            "character to learn from; an MLP 512×2, as many steps of Adam on each, a "
+            "head for each. Accuracy is the mean over all five at the end, `first` and "
+            "`last` that of the first and of the last one. `project_away` has the "
+            "leading directions of all earlier tasks together, by a share of their "
+            "energy (gradient projection memory adds those of each task); `ewc` is the "
+            "online form."
         ),
     )

@@ -89,7 +89,7 @@ def fit(
       held_out: At least three batches that the model was not trained on, for the
         threshold and the choice; by default every fourth of `batches`, which are then
         at least nine, is left out of the models. Drift is measured of as many images
-        at a time as the probe of the smallest has; where a stream's batches are
+        at a time as the probe of the largest has; where a stream's batches are
         smaller, they are gathered.
       layers: The layers to move, by canonical path, in place of a choice; `()` for
         none, where drift alone is wanted.
@@ -172,7 +172,7 @@ def fit(
         entropy,
         tuple(watched),
         tuple(name for name in names if name in moved),
-        min(map(len, probes)),
+        max(map(len, probes)),
         tuple(first.shape[1:]),
         str(first.dtype),
         leaves_of(traced),

@@ -43,7 +43,11 @@ class TuningConfig:
         checks.count("tuning.rounds", self.rounds)
         checks.some("tuning.contenders", self.contenders)
         for name in self.contenders:
-            TransferConfig().with_contender(name)
+            if TransferConfig().with_contender(name).method == "replay":
+                raise ValueError(
+                    f"tuning.contenders={name!r}; accepted are ways to tune whose step "
+                    "sees the target alone"
+                )
 
 
 def run(config: TuningConfig = TuningConfig()) -> dict[str, list[dict[str, Any]]]:
@@ -80,7 +84,8 @@ def run(config: TuningConfig = TuningConfig()) -> dict[str, list[dict[str, Any]]
     ):
         for row in rows:
             row[name] = 1e3 * float(np.median(times[row["method"]]))
-    title = f"Tuning an MLP of two layers {config.width} wide by 32 images a step"
+    images = base.tune_batch
+    title = f"Tuning an MLP of two layers {config.width} wide by {images} images a step"
     return {title: rows}
 
 

@@ -63,7 +63,7 @@ class Sam(Momentum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Msam(Momentum):
-    """Momentum that is its own perturbation (`experiments.msam`)."""
+    """Momentum that is its own perturbation (`experiments.optimizers.msam`)."""
 
     chooses = True  # its perturbation would have to follow a fold
 

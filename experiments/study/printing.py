@@ -34,7 +34,7 @@ def head(result: dict[str, Any]) -> list[str]:
         title = f"{column['metric']}{unit}{VIEWS[column['view']]}"
         found += [] if again else RUNS
         found += [title, "difference", "p (Holm)"]
-    return found + ["beaten by"] * _says_front(result)
+    return found + ["shown beaten by"] * _says_front(result)
 
 
 def body(result: dict[str, Any]) -> list[list[str]]:
@@ -59,14 +59,14 @@ def _says_front(result: dict[str, Any]) -> bool:
 
 
 def _beaten(names: list[str]) -> str:
-    """By none, by one, or by one and so many more.
+    """By nobody, by one, or by one and so many more.
 
     Example:
       >>> _beaten([]), _beaten(["sgd"]), _beaten(["sgd", "adam", "sam"])
-      ('none', 'sgd', 'sgd and 2 more')
+      ('nobody', 'sgd', 'sgd and 2 more')
     """
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{names[0]}{more}" if names else "none"
+    return f"{names[0]}{more}" if names else "nobody"
 
 
 def _same_runs(result: dict[str, Any]) -> list[bool]:
@@ -156,8 +156,9 @@ def notes(result: dict[str, Any]) -> str:
         text += f"The choice of test examples adds ± {max(samplings):.2f}. "
     if _says_front(result):
         text += (
-            "One beats another where it is better in one column (p adjusted for all "
-            f"pairs) and in the other worse by {result['margin']:g} at the most. "
+            "One is shown to beat another where it is better in one column (p adjusted "
+            "for all that could beat that one) and in no other worse by more than "
+            f"{result['margin']:g} (bound of 95 %); few seeds show little. "
         )
     budget = result["budget"]
     return text + (

@@ -133,6 +133,11 @@ class SequenceTask(tuned.Tuned):
             "loss": Metric("nats", math.log(first.num_classes), digits=4),
         }
 
+    def compile(self, config: SequenceConfig) -> None:
+        """See `study.task.Task`: the steps of the first task, and of the others."""
+        state, _ = self.step(self.init(config), config, 0)
+        jax.block_until_ready(self.step(state, config, config.steps_each))
+
     def length(self, config: SequenceConfig) -> Length:
         """See `study.task.Task`."""
         steps = config.tasks * config.steps_each
@@ -147,7 +152,9 @@ class SequenceTask(tuned.Tuned):
         params, rest = self.classifier.init(config.seed)
         heads = [self._head(config, task) for task in range(config.tasks)]
         params = {**params, HEAD: heads[0]}
-        _, held = self.method.start(self._origin(config, params, params, rest, 0))
+        origin = lambda: self._origin(config, params, params, rest, 0)
+        _, held = jax.eval_shape(lambda: self.method.begin(origin()))
+        held = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), held)
         own = functools.partial(jax.tree.map, jnp.array)
         return SequenceState(
             own(params),

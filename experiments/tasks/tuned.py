@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from experiments import data
-from experiments.tuned_config import TunedConfig
+from experiments.tuned_config import MethodConfig
 
 AT_ONCE = 500  # images of an evaluation
 _WARMUP = 0.05  # share of the steps
@@ -23,7 +23,7 @@ class Tuned:
 
     digest = ""
 
-    def compile(self, config: TunedConfig) -> None:
+    def compile(self, config: MethodConfig) -> None:
         """See `study.task.Task`."""
         jax.block_until_ready(self.step(self.init(config), config, 0))
 
@@ -31,7 +31,7 @@ class Tuned:
         """See `study.task.Task`."""
         return {"bases": {}, "probe": None}, state
 
-    def advice(self, config: TunedConfig) -> str:
+    def advice(self, config: MethodConfig) -> str:
         """See `study.task.Task`."""
         return f"try a lower tune_rate than {config.tune_rate:g}"
 

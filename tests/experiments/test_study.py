@@ -64,34 +64,33 @@ def test_provenance_says_where_a_number_comes_from(tmp_path):
     assert cell.config["rate"] == 0.01
 
 
-def test_the_front_is_what_nothing_beats():
+def test_the_front_is_what_nothing_is_shown_to_beat():
     noise = np.array([0.0, 0.1, -0.1, 0.05, -0.05])
-    points = {  # share of right answers, error
-        "balanced": (90.0, 1.0),
-        "right": (95.0, 2.0),
-        "worse": (85.0, 1.0),
-        "a little worse": (94.8, 2.0),
-        "as good": (90.0, 1.02),
+    points = {  # share of right answers, error, and the order of their noise
+        "balanced": (90.0, 1.0, 1),
+        "right": (95.0, 2.0, 1),
+        "worse": (85.0, 1.0, -1),
+        "a little worse": (94.98, 2.0, -1),
+        "much worse in one": (90.0, 3.0, -1),
     }
     lines = [
         {
             "contender": name,
             "columns": [
-                {"values": list(value + noise * (-1) ** at)}
-                for at, value in enumerate(pair)
+                {"values": list(share + noise[::order])},
+                {"values": list(error + noise[::-order])},
             ],
         }
-        for name, pair in points.items()
+        for name, (share, error, order) in points.items()
     ]
-    # Unlike noise, so that differences are not constant.
-    lines[-1]["columns"][0]["values"].reverse()
     lines.append({"contender": "failed", "columns": []})
-    share = Metric("%", 0.0, higher=True)
-    rows.front(lines, [share, Metric("%", 9.0)], 0.5)
+    metrics = [Metric("%", 0.0, higher=True), Metric("%", 9.0)]
+    rows.front(lines, metrics, 0.5)
     beaten = {line["contender"]: line.get("beaten_by") for line in lines}
-    assert beaten["balanced"] == beaten["right"] == beaten["as good"] == []
+    assert beaten["balanced"] == beaten["right"] == beaten["a little worse"] == []
     assert beaten["failed"] is None
-    assert "as good" in beaten["worse"]
+    assert beaten["worse"] == ["balanced"]
+    assert beaten["much worse in one"] == ["balanced", "right", "a little worse"]
 
 
 def test_a_diverged_cell_counts_at_chance(tmp_path):

@@ -156,6 +156,11 @@ def test_results_are_of_the_tables_that_are_declared():
         )
         for word in ("title", "claim", "caption", "seeds"):
             assert result[word] == getattr(table, word), (name, word)
+        assert result["tuned"] == list(table.tune), name
+        assert result.get("margin") == table.margin, name
+        columns = [(column["view"], column["metric"]) for column in result["columns"]]
+        metrics = table.metrics or tuple(dict.fromkeys(m for _, m in columns))
+        assert columns == [(v, m) for m in metrics for v in table.views], name
         rows = tuple(row["contender"] for row in result["rows"])
         assert rows == table.contenders, name
         assert result["config"] == what(table.config), name
@@ -183,7 +188,7 @@ def test_claims_are_judged_by_one_rule():
         *(claim("win"), claim("win", "loss"), claim("win", "even"), claim("absent")),
         claims.Claim("", verdict="seen", files=("win",)),
     )
-    said = claims.verdicts(made, results)
+    said = [verdict for verdict, _ in claims.verdicts(made, results)]
     assert said == ["holds", "does not hold", "open", "not tested", "seen"]
 
 
@@ -191,8 +196,10 @@ def test_p_values_of_claims_are_adjusted_for_all_of_them():
     near = contest([1.0, 1.4, 0.5, 1.3], [0.0] * 4, higher=True)  # p is 0.02
     duel = headlines.Duel("", "near", "us", "them")
     one, results = claims.Claim("", (duel,)), {"near": near}
-    assert claims.verdicts((one,), results) == ["holds"]
-    assert claims.verdicts((one,) * 5, results) == ["open"] * 5
+    ((verdict, (p,)),) = claims.verdicts((one,), results)
+    assert (verdict, p < 0.05) == ("holds", True)
+    for verdict, (five,) in claims.verdicts((one,) * 5, results):
+        assert (verdict, five) == ("open", pytest.approx(5 * p))
 
 
 def test_the_results_page_has_every_file(made):

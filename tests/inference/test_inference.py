@@ -239,6 +239,20 @@ def test_drift_is_measured_of_as_many_images_in_small_batches(case, size):
     assert bool(state.alarm)
 
 
+def test_one_short_batch_held_out_does_not_shrink_what_is_measured(case):
+    held_out = [jnp.asarray(images(BATCH, seed)[0]) for seed in range(120, 126)]
+    held_out.append(held_out[0][:3])
+    source = inference.fit(
+        fn,
+        case.params,
+        [jnp.asarray(images(BATCH, seed)[0]) for seed in range(100, 112)],
+        held_out=held_out,
+        layers=(),
+        settings=SETTINGS,
+    )
+    assert source.probed == BATCH // SETTINGS.probe
+
+
 def test_gathered_images_are_those_of_the_probe(case):
     rows = np.concatenate(stream(3, 9, size=BATCH)[0])
     _, large = case.step(inference.init(case.source), rows[:BATCH])

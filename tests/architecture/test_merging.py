@@ -78,7 +78,7 @@ def copied(model, groups, sources):
         linen_normed,
         equinox_normed,
         pytest.param(models.linen_vit, marks=pytest.mark.slow),
-        models.linen_scanned,
+        pytest.param(models.linen_scanned, marks=pytest.mark.slow),
     ],
     ids=lambda build: build.__name__,
 )

@@ -9,6 +9,7 @@ import pytest
 
 import dsbp_jax
 from tests.backprop.models import mlp, random_frame
+from tests.marks import quick
 
 
 def buffers(tree):
@@ -22,7 +23,7 @@ def arrays(tree):
     return jax.tree.map(unwrap, tree)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", quick([False, True], [True]))
 def test_coordinates_share_no_buffer_with_what_the_caller_holds(compiled):
     wrap = jax.jit if compiled else lambda fn: fn
     case = mlp()

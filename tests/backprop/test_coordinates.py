@@ -13,6 +13,7 @@ from dsbp_jax.backprop.columns import vectors
 from tests.backprop.models import CASES, Case, mlp, one_layer, random_frame
 from tests.backprop.test_sketch import KEY, close
 from tests.layers.models import normal
+from tests.marks import quick
 
 
 def shifted(coords, frame, size=0.1):
@@ -25,7 +26,7 @@ def shifted(coords, frame, size=0.1):
     }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, ("mlp", "attention", "scanned")))
 def test_value_and_gradients_are_those_of_the_merged_kernels(name, strict_promotion):
     """Whatever else the loss does with a leaf: ties it, penalises it, branches."""
     case = CASES[name]()

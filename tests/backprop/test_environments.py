@@ -12,9 +12,12 @@ import dsbp_jax
 from tests.backprop.models import one_layer, random_frame, sketch_state
 from tests.backprop.test_sketch import KEY, close
 from tests.layers.models import normal
+from tests.marks import quick
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "kind", quick([AxisType.Auto, AxisType.Explicit], [AxisType.Auto])
+)
 @pytest.mark.parametrize("form", ["sketch", "coordinates"])
 def test_sharded_batches_and_kernels(kind, form):
     case = one_layer()  # with columns that do not depend on how sums are ordered
@@ -55,7 +58,9 @@ def test_sharded_batches_and_kernels(kind, form):
     close(jax.device_get(got), wanted, 1e-4 if form == "sketch" else 5e-4)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "kind", quick([AxisType.Auto, AxisType.Explicit], [AxisType.Auto])
+)
 def test_sharded_kernels_that_are_tied_and_penalised(kind):
     # Of this draw the columns do not depend on how sums are ordered; of most they do.
     draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)

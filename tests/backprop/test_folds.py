@@ -15,11 +15,12 @@ from tests.backprop.models import CASES, mlp, one_layer, random_frame
 from tests.backprop.test_coordinates import shifted
 from tests.backprop.test_sketch import KEY, close
 from tests.layers.models import normal
+from tests.marks import quick
 
 # What a step shows
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, ("mlp", "attention", "scanned")))
 def test_what_is_observed_is_the_gradient_and_the_inputs(name):
     """Where the gradient comes in factors, their product is it."""
     case = CASES[name]()

@@ -137,6 +137,7 @@ def test_equal_leaves_are_told_apart_by_name_only():
     assert {leaf.shape for leaf in adam.carry[0].values()} == {contenders.x.shape}
 
 
+@pytest.mark.slow
 def test_ways_to_tune_are_measured():
     config = tuning.TuningConfig(
         width=16, rounds=2, contenders=("full", "lora:rank=2", "project_away")

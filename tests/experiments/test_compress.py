@@ -35,6 +35,7 @@ def cells(tmp_path_factory):
     return dict(zip(METHODS, found, strict=True))
 
 
+@pytest.mark.slow
 def test_every_method_keeps_to_the_flops_and_ours_is_ahead(cells):
     assert {*RIVALS, "spectral", "whole"} == set(METHODS)
     whole = cells.pop("whole").test

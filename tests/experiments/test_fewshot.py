@@ -86,6 +86,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_the_same(tmp_path, monkeypatch):
     args = [*SMALL, "--method", "spectral_maml"]  # with learned rates, as the preset
     train.main([*args, "--out", str(tmp_path / "whole")])

@@ -16,6 +16,7 @@ from experiments.study.config import what
 from experiments.suite_config import SuiteConfig
 from experiments.tasks import read
 from tests.experiments.commands import MAIN, fails
+from tests.marks import quick
 
 
 def descend(problem, transform, steps, params=None):
@@ -42,7 +43,9 @@ def norm(tree):
     return float(optax.tree.norm(tree))
 
 
-@pytest.mark.parametrize("name", problems.PROBLEMS)
+@pytest.mark.parametrize(
+    "name", quick(problems.PROBLEMS, {*problems.PROBLEMS} - {"digits", "characters"})
+)
 def test_the_loss_falls(name):
     problem = problems.make(name)
     start = problem.init(jax.random.key(0))

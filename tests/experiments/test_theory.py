@@ -69,6 +69,7 @@ def test_bad_options_are_refused(capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_optimizers_of_the_table_of_optima_lower_the_loss(monkeypatch):
     monkeypatch.setattr(training, "RANK", 4)
     rng = np.random.default_rng(0)

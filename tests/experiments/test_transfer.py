@@ -48,6 +48,7 @@ def cells(tmp_path_factory):
     return dict(zip(contenders, found, strict=True))
 
 
+@pytest.mark.slow
 def test_every_method_learns_and_those_that_hold_back_keep_more(cells):
     assert {*KINDS} == {*METHODS}
     tests = {method: cell.test for method, cell in cells.items()}

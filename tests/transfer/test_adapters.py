@@ -13,6 +13,7 @@ from dsbp_jax.transfer.starts import share_out
 from tests.backprop.models import CASES
 from tests.backprop.test_sketch import close
 from tests.layers.models import normal
+from tests.marks import quick
 
 KEY = jax.random.key(5)
 X = normal(40, 12) * 0.7 ** np.arange(12, dtype=np.float32)
@@ -38,7 +39,7 @@ def projector(columns):
     return np.asarray(columns @ columns.mT)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, ("mlp", "attention", "scanned")))
 def test_value_and_gradients_are_those_of_merged_kernels(name, strict_promotion):
     """Whatever the model does with a leaf: convolves, scans, ties, penalises it."""
     case = CASES[name]()

@@ -132,9 +132,12 @@ OPTIMIZERS = [
 # optax's adamw promotes.
 PROMOTES = ("spectral_muon",)
 
-# Rotations compile longest, and the others are made of transforms that are here: what
-# wraps them, or places them, is looked at less often.
-SLOW = ("lie_rotation", "spectral_muon", "spectral_sam", "dsbp")
+# What wraps a transformation, or places it, is one code for all of them: looked at often
+# are one that projects, one that divides, and those that follow nothing.
+SLOW = (
+    *("lie_rotation", "spectral_muon", "spectral_sam", "dsbp"),
+    *("spectral_subspace", "track_bases", "add_spectral_decay"),
+)
 
 
 def every(values, *, slow=()):

@@ -132,8 +132,8 @@ OPTIMIZERS = [
 # optax's adamw promotes.
 PROMOTES = ("spectral_muon",)
 
-# What wraps a transformation, or places it, is one code for all of them: looked at often
-# are one that projects, one that divides, and those that follow nothing.
+# What wraps a transformation, or places it, is one code for all of them: looked at
+# often are one that projects, one that divides, and those that follow nothing.
 SLOW = (
     *("lie_rotation", "spectral_muon", "spectral_sam", "dsbp"),
     *("spectral_subspace", "track_bases", "add_spectral_decay"),

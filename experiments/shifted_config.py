@@ -88,11 +88,10 @@ class ShiftedConfig(ImageConfig):
         return dataclasses.replace(self, steps=None, minutes=None)
 
     def training(self) -> ImageConfig:
-        """How the model is trained."""
+        """How the model is trained: by epochs, for a run here is one step."""
         fields = dataclasses.fields(ImageConfig)
-        return ImageConfig(
-            **{field.name: getattr(self, field.name) for field in fields}
-        )
+        values = {field.name: getattr(self, field.name) for field in fields}
+        return ImageConfig(**values | {"steps": None, "minutes": None})
 
     def smoke(self) -> Self:
         """See `Config`."""

@@ -166,3 +166,13 @@ def test_bounds_of_windows_hold_for_all_of_them_at_once(monkeypatch):
     assert misses <= 8  # 2 are expected
     np.testing.assert_allclose(means[0], change[:, :100].mean())
     assert inference.in_windows(change[:, :50]) == ([], [])
+
+
+def test_a_run_of_one_step_has_a_model_that_was_trained_whole(config, model):
+    run = dataclasses.replace(config, steps=1)  # as tables ask for it
+    assert run.training() == config.training()
+    same = shifted.deployed(run)
+    for ours, theirs in zip(
+        jax.tree.leaves(same.arrays), jax.tree.leaves(model.arrays), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)

@@ -68,9 +68,8 @@ def verdicts(
 
 def markdown(claims: tuple[Claim, ...], results: Results) -> str:
     """The table of README.md."""
-    line = lambda words: "| " + " | ".join(words) + " |"
     head = ("claim", "verdict", "tests (p, Holm)", "also", "files")
-    lines = [line(head), line(["---"] * len(head))]
+    rows = []
     for claim, (said, p_values) in zip(claims, verdicts(claims, results), strict=True):
         there = [duel for duel in claim.tests if duel.table in results]
         tests = [
@@ -82,8 +81,8 @@ def markdown(claims: tuple[Claim, ...], results: Results) -> str:
         links = [headlines.link(file) for file in files if file in results]
         words = [claim.words, said, "; ".join(tests)]
         shown = "".join(_shown(test, results) for test in also)
-        lines.append(line([*words, shown, ", ".join(links)]))
-    return "\n".join(lines) + "\n"
+        rows.append([*words, shown, ", ".join(links)])
+    return "\n".join(printing.markdown_table(head, rows)) + "\n"
 
 
 def _file(test: Duel | Ratio) -> str:
@@ -97,11 +96,8 @@ def _shown(test: Duel | Ratio, results: Results) -> str:
     if isinstance(test, Ratio):
         _, ours, theirs, ratio, *_ = test.row(results)
         return f"{test.what}: {ours}, {theirs}, {ratio}"
-    column, mine, _ = test.found(results)
-    gains = test.gains(results)
-    change = statistics.interval(gains if column["higher"] else -gains)._asdict()
-    unit = f" {column['unit']}" if column["unit"] else ""
-    text = printing.number(change, mine["digits"], "+") + unit
+    column, *_ = test.found(results)
+    _, text = test.change(results)
     return f"{column['metric']}, `{test.ours}` − `{test.theirs}`: {text}"
 
 

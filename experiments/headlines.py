@@ -51,26 +51,36 @@ class Duel:
         entries = {row["contender"]: row["columns"] for row in result["rows"]}
         return column, entries[self.ours][at], entries[self.theirs][at]
 
+    def pairs(self, results: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """`values` or `seconds` of ours and of theirs, of the seeds that both have."""
+        _, *entries = self.found(results)
+        few = min(len(entry["values"]) for entry in entries)
+        mine, other = (np.array(entry[name][:few]) for entry in entries)
+        return mine, other
+
     def gains(self, results: Results) -> np.ndarray:
         """By how much ours is better, seed by seed."""
-        column, mine, other = self.found(results)
-        few = min(len(mine["values"]), len(other["values"]))
-        gain = np.subtract(mine["values"][:few], other["values"][:few])
-        return gain if column["higher"] else -gain
+        column, *_ = self.found(results)
+        change = np.subtract(*self.pairs(results, "values"))
+        return change if column["higher"] else -change
+
+    def change(self, results: Results) -> tuple[statistics.Interval, str]:
+        """Ours less theirs, and the same as text with its unit."""
+        column, mine, _ = self.found(results)
+        change = statistics.interval(np.subtract(*self.pairs(results, "values")))
+        unit = f" {column['unit']}" if column["unit"] else ""
+        return change, printing.number(change._asdict(), mine["digits"], "+") + unit
 
     def row(self, results: Results) -> list[str]:
         """The row, as text."""
         column, mine, other = self.found(results)
-        few = min(len(mine["values"]), len(other["values"]))
-        pairs = lambda name: (np.array(one[name][:few]) for one in (mine, other))
+        few = len(self.pairs(results, "values")[0])
         if self.view == "loss":  # what counts is the time that it took
-            ratio = statistics.interval(np.divide(*pairs("seconds")))
+            ratio = statistics.interval(np.divide(*self.pairs(results, "seconds")))
             text = f"× {printing.number(ratio._asdict(), 2)} in time"
             who = ahead(statistics.Interval(*(end - 1 for end in ratio)), False)
         else:
-            difference = statistics.interval(np.subtract(*pairs("values")))
-            unit = f" {column['unit']}" if column["unit"] else ""
-            text = printing.number(difference._asdict(), mine["digits"], "+") + unit
+            difference, text = self.change(results)
             who = ahead(difference, column["higher"])
 
         def shown(entry: dict[str, Any]) -> str:
@@ -144,9 +154,8 @@ def link(name: str) -> str:
 
 def markdown(headlines: tuple[Duel | Ratio, ...], results: Results) -> str:
     """The table of README.md."""
-    line = lambda words: "| " + " | ".join(words) + " |"
     rows = [headline.row(results) for headline in headlines]
-    return "\n".join([line(HEAD), line(["---"] * len(HEAD)), *map(line, rows)]) + "\n"
+    return "\n".join(printing.markdown_table(HEAD, rows)) + "\n"
 
 
 _MUON_ON_TEXT = "muon:momentum=0.95,b2=0.95,decays_all=True"

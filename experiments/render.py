@@ -47,11 +47,9 @@ def benchmark(result: dict[str, Any]) -> str:
     for title, rows in result["tables"].items():
         if not rows:
             continue
-        line = lambda words: "| " + " | ".join(words) + " |"
         shown = lambda x: x if isinstance(x, str) else f"{x:.4g}"
-        parts += [f"{title}\n", line(rows[0]), line(["---"] * len(rows[0]))]
-        parts += [line(map(shown, row.values())) for row in rows]
-        parts.append("")
+        lines = (map(shown, row.values()) for row in rows)
+        parts += [f"{title}\n", *printing.markdown_table(list(rows[0]), lines), ""]
     if "ran_on" in result:
         made = printing.made(result)
     else:  # of an older form

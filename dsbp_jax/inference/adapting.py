@@ -17,7 +17,7 @@ from dsbp_jax.inference.inputs import (
 )
 from dsbp_jax.inference.measures import MEASURES, Drift, by_layer, of_layers, score_of
 from dsbp_jax.inference.source import Source, leaves_of
-from dsbp_jax.layers import trace
+from dsbp_jax.layers import Trace, trace
 
 _RETRY = 4  # batches between two looks at a moved model that is not trusted
 
@@ -133,11 +133,11 @@ def adapt(
 
     The plain model looks at one row of `settings.probe` (at one batch of so many where
     batches are smaller): drift is measured there, as soon as `source.probed` rows are
-    gathered. Without an alarm the outputs are
-    those of `fn(params, x)`. With one, the inputs of the source's moved layers are
-    carried back to where the source had them; the answers are handed out while the
-    guard, which compares them with the plain ones on these rows, trusts them, and else
-    the plain ones are, as they are where x is not finite.
+    gathered. Without an alarm the outputs are those of `fn(params, x)`. With one, the
+    inputs of the source's moved layers are carried back to where the source had them;
+    the answers are handed out while the guard, which compares them with the plain ones
+    on these rows, trusts them, and else the plain ones are, as they are where x is not
+    finite.
 
     Args:
       fn: The function that was fitted.
@@ -188,10 +188,10 @@ def adapt(
     plain_model = trace(fn, params, (probe,), {})
     blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), plain_model.out)
 
-    def measured(state: State, rows: Any) -> tuple[Any, State]:
+    def measured(state: State, model: Trace, rows: Any) -> tuple[Any, State]:
         weight = len(rows) / (len(rows) + state.watched_images)
         plain, watched = watched_pass(
-            trace(fn, params, (rows,), {}),
+            model,
             arguments(params, rows),
             state.watched,
             weight,
@@ -207,18 +207,18 @@ def adapt(
     if images < source.probed:
         gather = lambda state: _gathered(state, probe, sound)
         state = when_due(gather, state, state)
-        state = jax.lax.cond(
-            state.gathered >= source.probed,
-            lambda state: measured(state, state.probe)[1]._replace(
-                gathered=jnp.int32(0)
-            ),
-            lambda state: state,
-            state,
-        )
+        whole = trace(fn, params, (state.probe,), {})
+
+        def when_full(state: State) -> State:
+            _, state = measured(state, whole, state.probe)
+            return state._replace(gathered=jnp.int32(0))
+
+        full = state.gathered >= source.probed
+        state = jax.lax.cond(full, when_full, lambda state: state, state)
         plainly = lambda arrays: plain_model.run(arrays)
         answered = lambda: when_due(plainly, arguments(params, probe), blank)
     else:
-        look = lambda state: measured(state, probe)
+        look = lambda state: measured(state, plain_model, probe)
         plain, state = when_due(look, state, (blank, state))
         answered = lambda: plain
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import checks
 from experiments.bench import step
-from experiments.bench.timing import interleave
+from experiments.bench.timing import Stateful, interleave
 from experiments.config import ModelConfig
 from experiments.tasks.transfer import TransferTask
 from experiments.transfer_config import TransferConfig
@@ -77,7 +77,8 @@ def run(config: TuningConfig = TuningConfig()) -> dict[str, list[dict[str, Any]]
             }
         )
         begins[name] = lambda task=task, own=own: task.init(own)
-        steps[name] = _Steps(compiled, args)
+        moved = lambda *args, compiled=compiled: compiled(*args)[0]
+        steps[name] = Stateful(moved, *args)
     for name, times in (
         ("begin ms", interleave(begins, 3)),
         ("step ms", interleave(steps, config.rounds)),
@@ -87,15 +88,3 @@ def run(config: TuningConfig = TuningConfig()) -> dict[str, list[dict[str, Any]]
     images = base.tune_batch
     title = f"Tuning an MLP of two layers {config.width} wide by {images} images a step"
     return {title: rows}
-
-
-class _Steps:
-    """Steps, one after the other; the state is donated."""
-
-    def __init__(self, compiled: Any, args: tuple[Any, ...]):
-        self._compiled = compiled
-        self._state, *self._args = args
-
-    def __call__(self) -> Any:
-        self._state, aux = self._compiled(self._state, *self._args)
-        return self._state.step, aux

@@ -102,7 +102,7 @@ def to_json(config: Any) -> Any:
         return {
             field.name: to_json(value)
             for field, value in values.items()
-            if not (LATER.items() <= field.metadata.items() and value == field.default)
+            if not (field.metadata == LATER and value == field.default)
         }
     if isinstance(config, dict):
         return {name: to_json(value) for name, value in config.items()}

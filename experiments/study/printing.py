@@ -4,6 +4,7 @@ Everything printed is read from what `tables.compute` returns, which is what the
 file holds.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -177,16 +178,23 @@ def made(result: dict[str, Any]) -> str:
     )
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a table of text.
+
+    Example:
+      >>> markdown_table(["a", "b"], [["1", "2"]])
+      ['| a | b |', '| --- | --- |', '| 1 | 2 |']
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(words) + " |" for words in lines]
+
+
 def markdown(result: dict[str, Any]) -> str:
     """A table with claim, notes and provenance, as Markdown."""
-    line = lambda words: "| " + " | ".join(words) + " |"
-    heads = head(result)
     parts = [
         result["claim"],
         "",
-        line(heads),
-        line(["---"] * len(heads)),
-        *map(line, body(result)),
+        *markdown_table(head(result), body(result)),
         "",
         " ".join(filter(None, [result["caption"], notes(result)])),
         "",

@@ -111,7 +111,9 @@ class SequenceTask(tuned.Tuned):
 
     def __init__(self, config: SequenceConfig):
         self.config = config
-        self.sets = functools.cache(lambda seed: sets(_seeded(config, seed)))
+        self.sets = functools.cache(
+            lambda seed: sets(dataclasses.replace(config, seed=seed))
+        )
         first = self.sets(config.seed)[0]
         self.classifier = Classifier(first, config.model)
         _, rest = self.classifier.init(0)
@@ -214,19 +216,13 @@ class SequenceTask(tuned.Tuned):
                 penalty = 0.0 if alone else method.penalty(trained, state.held)
                 return value + penalty, value
 
-            (_, value), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
             restrict = lambda updates: method.restrict(updates, state.held)
-            moved, opt_state = tuned.descend(
-                state.trained,
-                grads,
-                state.opt_state,
+            return tuned.stepped(
+                state,
+                loss_fn,
                 state.peak * schedule(at),
                 *([] if alone else [restrict]),
             )
-            new = state._replace(
-                trained=moved, opt_state=opt_state, step=state.step + 1
-            )
-            return new, {"loss": value}
 
         self._steps[steps, alone] = jax.jit(step, donate_argnums=0)
         return self._steps[steps, alone]
@@ -239,11 +235,9 @@ class SequenceTask(tuned.Tuned):
         if at == 0 and task:
             state = self._next(state, config, task)
         train = self.sets(config.seed)[task].train
-        size = min(config.task_batch, len(train))
-        rng = np.random.default_rng((config.seed, number))
-        some = train.take(rng.permutation(len(train))[:size])
+        batch = tuned.drawn(train, config.task_batch, config.seed, number)
         stepper = self._stepper(config.steps_each, task == 0)
-        return stepper(state, some.images, some.labels, jnp.int32(at))
+        return stepper(state, *batch, jnp.int32(at))
 
     def _sums_of(self, params, rest, images, labels) -> jax.Array:
         logits = self.apply(params, rest, self._normalized(images))
@@ -269,7 +263,3 @@ class SequenceTask(tuned.Tuned):
             "last": right[-1],
             "loss": mean(losses),
         }
-
-
-def _seeded(config: SequenceConfig, seed: int) -> SequenceConfig:
-    return dataclasses.replace(config, seed=seed)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from experiments import data
@@ -185,18 +184,12 @@ class TransferTask(tuned.Tuned):
                     total += entropy(logits, labels)
                 return total, value
 
-            (_, value), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
-            moved, opt_state = tuned.descend(
-                state.trained,
-                grads,
-                state.opt_state,
+            return tuned.stepped(
+                state,
+                loss_fn,
                 state.peak * schedule(state.step),
                 lambda updates: method.restrict(updates, state.held),
             )
-            new = state._replace(
-                trained=moved, opt_state=opt_state, step=state.step + 1
-            )
-            return new, {"loss": value}
 
         self._steps = {steps: jax.jit(step, donate_argnums=0)}
         return self._steps[steps]
@@ -205,10 +198,9 @@ class TransferTask(tuned.Tuned):
         self, state: TuneState, config: TransferConfig, number: int
     ) -> tuple[TuneState, dict[str, jax.Array]]:
         """See `study.task.Task`."""
-        batch = _drawn(self.labelled(config.seed), config, number)
-        replayed = None
-        if self.method.replayed():
-            replayed = _drawn(self.kept(config.seed), config, number)
+        draw = lambda split: tuned.drawn(split, config.tune_batch, config.seed, number)
+        batch = draw(self.labelled(config.seed))
+        replayed = draw(self.kept(config.seed)) if self.method.replayed() else None
         return self.stepper(self.length(config).steps)(state, batch, replayed)
 
     def _source_params(self, state: TuneState) -> Any:
@@ -237,11 +229,3 @@ class TransferTask(tuned.Tuned):
         _, kept = self._measured(self._source_params(state), rest, part, "source")
         count = sum(leaf.size for leaf in jax.tree.leaves(state.trained))
         return {"accuracy": accuracy, "kept": kept, "loss": loss, "trained": count}
-
-
-def _drawn(split: data.Split, config: TransferConfig, number: int) -> tuple[Any, Any]:
-    """The batch of a step: drawn without replacement, anew in each step."""
-    size = min(config.tune_batch, len(split))
-    rng = np.random.default_rng((config.seed, number))
-    some = split.take(rng.permutation(len(split))[:size])
-    return some.images, some.labels

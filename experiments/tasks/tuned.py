@@ -67,6 +67,38 @@ def descend(
     return jax.tree.map(move, weights, restrict(updates)), opt_state
 
 
+def stepped(
+    state: Any,
+    loss_fn: Callable[[Any], tuple[jax.Array, jax.Array]],
+    rate: jax.Array,
+    restrict: Callable[[Any], Any] = lambda updates: updates,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """A step of tuning.
+
+    Args:
+      state: With `trained`, `opt_state` and `step`.
+      loss_fn: Of what is trained; the loss to descend, and the one to report.
+      rate: The learning rate.
+      restrict: What an update may do.
+
+    Returns:
+      The new state, and the loss to report.
+    """
+    (_, value), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trained)
+    moved, opt_state = descend(state.trained, grads, state.opt_state, rate, restrict)
+    new = state._replace(trained=moved, opt_state=opt_state, step=state.step + 1)
+    return new, {"loss": value}
+
+
+def drawn(
+    split: data.Split, count: int, seed: int, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of step `number`: so many, drawn without replacement."""
+    rng = np.random.default_rng((seed, number))
+    some = split.take(rng.permutation(len(split))[:count])
+    return some.images, some.labels
+
+
 def entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The cross entropy of each image, in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

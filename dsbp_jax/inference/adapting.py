@@ -11,6 +11,7 @@ from dsbp_jax.inference.guard import Guard
 from dsbp_jax.inference.inputs import (
     Models,
     arguments,
+    canonical,
     finite,
     moved_pass,
     watched_pass,
@@ -18,6 +19,7 @@ from dsbp_jax.inference.inputs import (
 from dsbp_jax.inference.measures import MEASURES, Drift, by_layer, of_layers, score_of
 from dsbp_jax.inference.source import Source, leaves_of
 from dsbp_jax.layers import Trace, trace
+from dsbp_jax.ownership import own
 
 _RETRY = 4  # batches between two looks at a moved model that is not trusted
 
@@ -75,7 +77,7 @@ def init(source: Source) -> State:
       False
     """
     prior = jnp.float32(source.settings.prior)
-    return State(
+    state = State(
         {name: source.models[name] for name in source.watched},
         {name: source.models[name] for name in source.moved},
         prior,
@@ -90,6 +92,7 @@ def init(source: Source) -> State:
         jnp.int32(0),
         jnp.int32(0),
     )
+    return own(state)  # a step may be given it away
 
 
 def drift(source: Source, state: State) -> Drift:
@@ -172,6 +175,7 @@ def adapt(
       (True, True)
     """
     settings = source.settings
+    x = canonical(x)
     _check_input(source, x)
     _check_state(source, state)
     traced = trace(fn, params, (x,), {})

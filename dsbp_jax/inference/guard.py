@@ -130,8 +130,10 @@ def compared(
         rest = jnp.maximum(1 - chance, 0.1)
         excess = (repeats - chance) / rest
         noise = jnp.sqrt(chance * (1 - chance) / of) / rest
-        # Plain answers also come in turns where shifts do; moved ones do not.
-        turns = jnp.where(excess[1] > noise[1], excess[0] - 2 * noise[0], 0)
+        # Plain answers also come in turns where shifts do. Moved ones then do not, and
+        # are nearly as sure as usual: where classes come in turns, they are not.
+        unsure = entropies[1] - usual > settings.unsure
+        turns = jnp.where((excess[1] > noise[1]) | unsure, excess[0] - 2 * noise[0], 0)
         bad = (doubt > settings.doubt) | (turns > settings.turns)
         bad |= plain_balance - balance > settings.balance
         balanced = plain_balance > 1 - settings.balance
@@ -142,8 +144,8 @@ def compared(
         spread = jnp.sum(jnp.sqrt(classes * (1 - classes) / (of * len(every) / images)))
         away = jnp.sum(jnp.abs(shares - classes)) / 2 - 0.4 * spread
         bad |= away > settings.shares
-        unlike = (common < settings.agreement) & (doubt > settings.doubt / 2)
-        bad |= unlike & balanced
+        unlike = common < settings.agreement
+        bad |= unlike & (unsure | (balanced & (doubt > settings.doubt / 2)))
         good = (doubt < settings.doubt / 2) & (turns < settings.turns / 2) & ~bad
     else:
         last = guard.last
@@ -169,7 +171,7 @@ def compared(
         shares,
     )
     sound = jnp.isfinite(jnp.sum(entropies) + common)
-    kept = guard._replace(trusted=jnp.array(False))
+    kept = guard._replace(trusted=jnp.array(False), since=jnp.float32(0))
     return jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, kept)
 
 

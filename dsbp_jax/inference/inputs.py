@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsbp_jax.layers import (
     Product,
@@ -162,6 +163,13 @@ def _gathered(site: Site, array: jax.Array) -> jax.Array:
     ahead = len(site.lengths) + local
     flat = array.reshape(*array.shape[:ahead], -1, 1)
     return site.gather(flat).reshape(*site.batch_shape, *array.shape[ahead:])
+
+
+def canonical(x: Any) -> Any:
+    """A NumPy array in the dtype that it has under `jax.jit`; others as they are."""
+    if not isinstance(x, np.ndarray):
+        return x
+    return x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
 
 
 def finite(arrays: Iterable[Any]) -> jax.Array:

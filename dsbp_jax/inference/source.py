@@ -15,6 +15,7 @@ from dsbp_jax.inference import guard, selection
 from dsbp_jax.inference.inputs import (
     Models,
     arguments,
+    canonical,
     finite,
     movable,
     watched_pass,
@@ -116,13 +117,13 @@ def fit(
       (('up', 'down'), (2,))
     """
     settings = settings or Settings()
-    rest = list(batches)
+    rest = [canonical(x) for x in batches]
     if held_out is None:
         _at_least("batches", rest, _HELD_OUT * (_LEAST_HELD_OUT - 1) + 1)
         apart = rest[::_HELD_OUT]
         rest = [x for at, x in enumerate(rest) if at % _HELD_OUT]
     else:
-        apart = list(held_out)
+        apart = [canonical(x) for x in held_out]
         _at_least("batches", rest, 1)
         _at_least("held_out", apart, _LEAST_HELD_OUT)
     first = rest[0]

@@ -317,6 +317,7 @@ ALL = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), 6))
             lambda at, n: sure([*ALL[:12], *[at % 4] * 12], n),
             False,
         ),
+        (lambda at, n: sure([at % 4], n), lambda at, n: sure(ALL, n, 2.8), False),
         (lambda at, n: sure(ALL, n), lambda at, n: sure(ALL, n) * jnp.nan, False),
     ],
     ids=[
@@ -326,8 +327,48 @@ ALL = np.random.default_rng(0).permutation(np.repeat(np.arange(CLASSES), 6))
         "collapsed",
         "shifts in turns",
         "turns",
+        "scattered and unsure",
         "nan",
     ],
 )
 def test_what_the_guard_trusts(plain, moved, trusted):
     assert bool(guards.ready(guard(plain, moved))) == trusted
+
+
+def test_after_answers_that_are_not_finite_trust_takes_its_patience():
+    alike = lambda at, n: sure(ALL, n)
+    state = guard(alike, alike, steps=20)
+    broken = compared(state, sure(ALL, 24), sure(ALL, 24) * jnp.nan, 0.2)
+    assert not broken.trusted
+    assert float(broken.since) == 0
+    soon = compared(broken, sure(ALL, 8), sure(ALL, 8), 0.2)
+    late = compared(soon, sure(ALL, 24), sure(ALL, 24), 0.2)
+    assert [bool(one.trusted) for one in (soon, late)] == [False, True]
+
+
+def test_a_state_may_be_given_away_from_its_first_step(case):
+    """Its arrays are its own: neither the source's nor one array twice."""
+    step = jax.jit(
+        lambda state, x: inference.adapt(fn, case.params, case.source, state, x),
+        donate_argnums=0,
+    )
+    x = jnp.asarray(images(BATCH, 7)[0])
+    outputs, state = step(inference.init(case.source), x)
+    np.testing.assert_array_equal(outputs, case.plain(x))
+    step(state, x)
+    assert np.all(np.isfinite(case.source.normal))
+    assert not any(
+        leaf.is_deleted() for leaf in jax.tree.leaves(case.source) if leaf.size
+    )
+
+
+def test_batches_of_numpy_are_in_the_dtype_that_a_jitted_step_sees(case):
+    batches = [images(BATCH, seed)[0].astype(np.float64) for seed in range(12)]
+    source = inference.fit(fn, case.params, batches, layers=(), settings=SETTINGS)
+    assert source.dtype == "float32"
+    step = jax.jit(lambda state, x: inference.adapt(fn, case.params, source, state, x))
+    jitted, _ = step(inference.init(source), batches[0])
+    eager, _ = inference.adapt(
+        fn, case.params, source, inference.init(source), batches[0]
+    )
+    np.testing.assert_allclose(jitted, eager, atol=1e-6)

@@ -77,6 +77,7 @@ def test_a_scanned_stack_is_its_layers_one_by_one():
             close(pick(after["w"], i), others[f"{i}"])
 
 
+@pytest.mark.slow
 def test_heads_are_moved_each_by_its_own_map():
     w, source, models = normal(0, 2, DIM, 3), known(1, 2), known(5, 2)
     fn = lambda params, x: jnp.einsum("nhd,hdk->nhk", x, params["w"])

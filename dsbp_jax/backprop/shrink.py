@@ -20,18 +20,28 @@ def decay_since(
       last: The step before which it ends.
 
     Returns:
-      `Π(1 − schedule(t)·weight_decay)` over `first ≤ t < last`, shape `()`, float32.
+      `Π(1 − schedule(t)·weight_decay)` over `first ≤ t < last`, shape `()`, float32;
+      0 where a step takes all.
 
     Example:
       >>> decay_since(lambda step: 0.1 * step, 1.0, 0, 3).round(3)
       Array(0.72, dtype=float32)
     """
+    return jnp.exp(log_decay(schedule, weight_decay, first, last))
+
+
+def log_decay(
+    schedule: Any, weight_decay: Any, first: int | jax.Array, last: int | jax.Array
+) -> jax.Array:
+    """The logarithm of `decay_since`: also exact where a factor would round to 1."""
     rate = schedule if callable(schedule) else lambda step: schedule
-    left = lambda step, product: (
-        product * (1 - jnp.asarray(rate(step) * weight_decay)).astype(jnp.float32)
-    )
+
+    def add(step: jax.Array, total: jax.Array) -> jax.Array:
+        share = jnp.minimum(rate(step) * weight_decay, 1)
+        return total + jnp.log1p(-share).astype(jnp.float32)
+
     first, last = jnp.int32(first), jnp.int32(last)
-    return jax.lax.fori_loop(first, last, left, jnp.float32(1))
+    return jax.lax.fori_loop(first, last, add, jnp.float32(0))
 
 
 def shrink_by(weight_decay: Any, steps: Any, shrink: Any) -> jax.Array | None:

@@ -12,7 +12,7 @@ import optax
 from dsbp_jax import checks
 from dsbp_jax.backprop.coordinates import spectral_coordinates
 from dsbp_jax.backprop.frame import Frame
-from dsbp_jax.backprop.shrink import decay_since
+from dsbp_jax.backprop.shrink import decay_since, log_decay
 from dsbp_jax.layers import leaves_by_path, map_paths
 from dsbp_jax.tracking import Coordinate, Rule, transport_moments
 
@@ -157,7 +157,8 @@ def spectral_training(
         )
         updates, opt_state = optimizer(frame).update(grads, opt_state, coords)
         if decays:
-            share = 1 - left(step, step + 1)
+            kept = log_decay(learning_rate, weight_decay, step, step + 1)
+            share = -jnp.expm1(kept)
             updates = _decayed(updates, coords, frame, share)
         return optax.apply_updates(coords, updates), opt_state, value, seen
 

@@ -129,8 +129,8 @@ def merge_bases(
       Path to eigenspace; ranks differ from layer to layer.
 
     Raises:
-      ValueError: Spaces of a layer are of different sides, views or widths, or the
-        energy is out of its range.
+      ValueError: Spaces of a layer are of different sides, views or widths, one of
+        them was never refreshed, or the energy is out of its range.
 
     References:
       [P] Saha, Garg and Roy, Gradient projection memory, ICLR 2021.
@@ -143,19 +143,19 @@ def merge_bases(
         label = lambda space: (
             space.side,
             space.view,
-            (*space.vectors.shape[:-2], space.vectors.shape[-2]),
+            space.vectors.shape[:-1],
         )
         if label(old) != label(new):
             raise ValueError(
                 f"other must have a space of {label(old)} at {path!r}, as bases, got "
                 f"{label(new)}"
             )
+        for name, space in (("bases", old), ("other", new)):
+            if not jnp.all(space.solved):
+                raise ValueError(
+                    f"{name} must have been refreshed; at {path!r} it still has the "
+                    "random columns of its start"
+                )
         grown = grow_basis(old.basis, new.basis, energy)
-        merged[path] = Eigenspace(
-            grown,
-            old.solved | new.solved,
-            old.view,
-            old.side,
-            old.source,
-        )
+        merged[path] = Eigenspace(grown, new.solved, old.view, old.side, old.source)
     return merged

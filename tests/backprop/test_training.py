@@ -102,6 +102,13 @@ def whitened():
     return case, dsbp_jax.spectral_training(case.loss, tx, rank=6, fold_every=4)
 
 
+@pytest.mark.parametrize("lost", [1e-8, 1e-6, 0.1])
+def test_decay_is_not_lost_where_one_step_takes_less_than_a_rounding(lost):
+    kept = dsbp_jax.decay_since(lambda step: 0.5, 2 * lost, 0, 1000)
+    assert float(1 - kept) == pytest.approx(-np.expm1(1000 * np.log1p(-lost)), rel=0.01)
+    assert float(dsbp_jax.decay_since(2.0, 1.0, 0, 3)) == 0
+
+
 @pytest.mark.promotes  # optax.adam
 def test_killed_and_resumed_is_the_same_bit_for_bit(whitened):
     case, training = whitened
@@ -137,6 +144,7 @@ def test_a_basis_of_coordinates_turns_at_the_fold(whitened):
     assert np.linalg.norm(old.T @ found) ** 2 < np.linalg.norm(wanted.T @ found) ** 2
 
 
+@pytest.mark.slow
 def test_params_outlive_training_unless_they_are_given_away():
     case = one_layer()
     training = dsbp_jax.spectral_training(case.loss, optax.sgd(0.1), 4, fold_every=1)
@@ -181,6 +189,7 @@ def test_optimizers_that_cannot_live_on_coordinates_are_refused(tx, message):
         training.init(case.params, case.x, key=KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.promotes
 def test_one_row_is_a_batch_too():
     case = one_layer()

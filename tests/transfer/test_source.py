@@ -1,5 +1,7 @@
 """Sources: what is saved comes back, and what is merged spans both."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,7 @@ def test_a_file_of_something_else_is_named(tmp_path):
         transfer.load_source(tmp_path / "missing.npz")
 
 
+@pytest.mark.slow
 def test_penalties_of_merged_sources_add_up():
     first, second = bases(3, X), bases(4, OTHER)
     merged = transfer.merge_bases(first, second)
@@ -93,5 +96,8 @@ def test_spaces_of_other_layers_do_not_merge():
         transfer.merge_bases(spaces, {"a": spaces["b"]})
     with pytest.raises(ValueError, match="energy must be"):
         transfer.merge_bases(spaces, spaces, energy=0)
+    random = dataclasses.replace(spaces["a"], solved=jnp.array(False))
+    with pytest.raises(ValueError, match="other must have been refreshed; at 'a'"):
+        transfer.merge_bases(spaces, {"a": random})
     only = transfer.merge_bases({"a": spaces["a"]}, {"b": spaces["b"]})
     assert {*only} == {"a", "b"}

@@ -15,10 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 import tyro
 
-from experiments import checks, cli, data, process, shifted_rivals
+from experiments import checks, cli, data, process, shifted_rivals, shifted_summary
 from experiments.bench import report
 from experiments.bench.timing import interleave
 from experiments.data.corruptions import corrupt
@@ -30,9 +29,8 @@ from experiments.study.provenance import provenance
 from experiments.tasks import shifted
 
 PROG = "experiments.inference"
-WINDOW = 10_000  # images of a long stream
-_MISSED = 0.01  # of the bounds of all its windows
 _TIMED = 30  # passes of each model, interleaved
+_BEFORE = 4  # batches that the timed one comes after
 _STREAM = ("setting", "batch", "severity", "method")
 
 
@@ -45,17 +43,19 @@ class Inference(cli.Command):
 
     preset: tyro.conf.Suppress[str] = "shifted"
 
-    methods: tuple[str, ...] = ("none", "spectral")
-    """Of experiments.shifted_rivals; differences are to the first."""
+    methods: tuple[str, ...] = ()
+    """Of experiments.shifted_rivals; differences are to the first. By default none, and
+    --method."""
 
-    settings: tuple[str, ...] = ("continual",)
-    """reset, continual, gradual, mixed, correlated, return and clean."""
+    settings: tuple[str, ...] = ()
+    """reset, continual, gradual, mixed, correlated, return and clean; by default
+    --setting."""
 
-    batches: tuple[int, ...] = (200,)
-    """Images at a time."""
+    batches: tuple[int, ...] = ()
+    """Images at a time; by default --stream-batch."""
 
-    severities: tuple[int, ...] = (5,)
-    """From 1 to 5."""
+    severities: tuple[int, ...] = ()
+    """From 1 to 5; by default --severity."""
 
     seeds: int = 1
     """Models and streams, from --seed on."""
@@ -65,6 +65,17 @@ class Inference(cli.Command):
 
     out: Path = Path("runs/inference")
     """Folder of the results."""
+
+    def whole(self) -> "Inference":
+        """The same, with what was left to the configuration."""
+        config = self.config
+        return dataclasses.replace(
+            self,
+            methods=self.methods or ("none", config.method),
+            settings=self.settings or (config.setting,),
+            batches=self.batches or (config.stream_batch,),
+            severities=self.severities or (config.severity,),
+        )
 
 
 def cells(command: Inference) -> list[ShiftedConfig]:
@@ -111,12 +122,10 @@ def delays(config: ShiftedConfig, found: shifted.Outcome) -> dict[str, int | Non
 def described(config: ShiftedConfig, found: shifted.Outcome) -> dict[str, Any]:
     """A cell, as JSON."""
     size = config.stream_batch
-    whole = len(found.right) // WINDOW * WINDOW
     result = {
         "config": what(config),
         "accuracy": float(found.right.mean()),
         "shifts": found.by_shift(),
-        "windows": found.right[:whole].reshape(-1, WINDOW).mean(axis=1).tolist(),
         "images": len(found.right),
         **provenance(),
     }
@@ -161,6 +170,11 @@ def compute(command: Inference, tell: Any) -> dict[str, dict[str, Any]]:
             runs.write_json(file, described(config, outcome))  # last: then it is whole
             tell(f"{name}: {100 * outcome.right.mean():.2f} %")
         found[name] = json.loads(file.read_text(encoding="utf-8"))
+        if found[name]["config"] != json.loads(json.dumps(what(config))):
+            raise ValueError(
+                f"out={str(command.out)!r} has a {file.name} of another configuration; "
+                "name another folder"
+            )
     return found
 
 
@@ -174,12 +188,15 @@ def costs(command: Inference) -> dict[str, Any]:
         shifted_rivals.spectral(model, source),
     )
     result: dict[str, Any] = {"config": what(config), **provenance()}
-    images = model.dataset.test.images[: config.stream_batch]
+    size, severity = command.batches[0], command.severities[0]
     for name in ("clean", "contrast"):
-        shown = corrupt(images, name, config.severity)
-        x = jnp.asarray(data.normalize(shown, model.dataset))
-        _, state = ours.step(ours.init(), x)
-        _, state = ours.step(state, x)
+        state = ours.init()
+        for at in range(_BEFORE + 1):
+            images = model.dataset.test.images[at * size : (at + 1) * size]
+            shown = corrupt(images, name, severity)
+            x = jnp.asarray(data.normalize(shown, model.dataset))
+            if at < _BEFORE:
+                _, state = ours.step(state, x)
         passes = {
             "none": lambda x=x: none.step((), x)[0],
             "spectral": lambda x=x, state=state: ours.step(state, x)[0],
@@ -254,95 +271,6 @@ def drifts(found: dict[str, dict[str, Any]]) -> Rows:
     ]
 
 
-def in_windows(change: np.ndarray) -> tuple[list[float], list[float]]:
-    """Means of windows, and under them bounds that hold for all windows at once.
-
-    Args:
-      change: What each image gains, shape `(seeds, images)`.
-
-    Returns:
-      Of each window the mean, and the one-sided bound of 99 %, shared out among the
-      windows (Bonferroni): of the choice of images, taken as independent, for these
-      models and this order.
-    """
-    count = change.shape[1] // WINDOW
-    if not count:
-        return [], []
-    windows = change[:, : count * WINDOW].reshape(len(change), count, WINDOW)
-    windows = windows.swapaxes(0, 1).reshape(count, -1)
-    means = windows.mean(axis=1)
-    width = scipy.stats.norm.ppf(1 - _MISSED / count)
-    errors = windows.std(axis=1, ddof=1) / np.sqrt(windows.shape[1])
-    return means.tolist(), (means - width * errors).tolist()
-
-
-def summary(command: Inference) -> dict[str, Any]:
-    """All cells of a preset that lie in the folder, for `experiments.render`."""
-    preset = Path(command.preset).stem
-    found: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
-    for file in sorted(command.out.glob(f"{preset}-*-*-*-*-*-*-*.json")):
-        cell = json.loads(file.read_text(encoding="utf-8"))
-        own = cell["config"]
-        names = ("setting", "stream_batch", "severity", "images", "repeats", "method")
-        key = (*(own[name] for name in names[:-1]), own["method"])
-        if own["repeats"] > 1:
-            bits = np.load(file.with_suffix(".npy"))
-            cell["right"] = np.unpackbits(bits)[: cell["images"]].astype(np.int8)
-        found.setdefault(key, {})[own["seed"]] = cell
-    rows, windows = [], []
-    for key, cells in found.items():
-        *stream, method = key
-        base = found.get((*stream, "none"), {})
-        seeds = sorted(cells.keys() & base.keys())
-        if not seeds:
-            continue
-        gains = [100 * (cells[s]["accuracy"] - base[s]["accuracy"]) for s in seeds]
-        change = statistics.interval(gains)
-        adapted = [cells[s]["adapted"] for s in seeds if "adapted" in cells[s]]
-        shown = lambda value: "" if value is None else value
-        rows.append(
-            {
-                **dict(zip(("setting", "batch", "severity"), stream[:3], strict=True)),
-                "images": cells[seeds[0]]["images"],
-                "method": method,
-                "accuracy": 100 * float(np.mean([cells[s]["accuracy"] for s in seeds])),
-                "gain": change.mean,
-                "low": shown(change.low),
-                "high": shown(change.high),
-                "adapted": float(np.mean(adapted)) if adapted else "",
-                "seeds": len(seeds),
-            }
-        )
-        if stream[-1] > 1:
-            change = np.concatenate(
-                [cells[s]["right"] - base[s]["right"] for s in seeds]
-            )
-            gains, bounds = in_windows(100 * change.reshape(len(seeds), -1))
-            if not gains:
-                continue
-            windows.append(
-                {
-                    "method": method,
-                    "windows": len(gains),
-                    "worst gain": min(gains),
-                    "worst bound": min(bounds),
-                    "mean gain": float(np.mean(gains)),
-                    "last gain": gains[-1],
-                }
-            )
-    title = f"{preset}: accuracy on streams of corrupted images, %"
-    tables = {title: rows, f"{preset}: a long stream, windows of {WINDOW:,}": windows}
-    for file in sorted(command.out.glob(f"{preset}-cost-*.json")):
-        cost = json.loads(file.read_text(encoding="utf-8"))
-        tables[f"{preset}: seconds of a batch"] = [
-            {"images": name, **cost[name]} for name in ("clean", "contrast")
-        ]
-        tables[f"{preset}: bytes"] = [cost["bytes"]]
-    made = provenance()
-    machine = {key: made["ran_on"][key] for key in ("device", "cores", "jax")}
-    return {"tables": tables, **machine, "date": made["date"], "commit": made["commit"]}
-
-
 @process.runs_experiments
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command; exits with code 2 on a user's error."""
@@ -354,7 +282,7 @@ def main(args: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"PRESET={command.preset!r}; accepted are presets of a ShiftedConfig"
             )
-        checks.some("methods", command.methods)
+        command = command.whole()
         for argument, accepted in (("methods", METHODS), ("settings", SETTINGS)):
             for value in getattr(command, argument):
                 checks.one_of(argument, value, accepted)
@@ -371,7 +299,10 @@ def main(args: Sequence[str] | None = None) -> None:
             for name in ("clean", "contrast", "bytes"):
                 console.print(f"{name}: {cost[name]}")
     page = f"{Path(command.preset).stem}-summary.json"
-    runs.write_json(command.out / page, summary(command))
+    runs.write_json(
+        command.out / page,
+        shifted_summary.summary(Path(command.preset).stem, command.out),
+    )
     tables = {
         "accuracy, %": table(command, found),
         "accuracy by shift, %": by_shift(command, found),

@@ -20,12 +20,12 @@ from experiments import data
 from experiments.data.dataset import Dataset
 
 NORMALISED = ("batch_norm", "tent", "tent_reset")
-_WITH_BATCH_NORM = ("resnet18",)
+_WITH_BATCH_NORM = ("resnet18", "conv4")
 _SOURCE, _HELD, _BATCH = 6000, 2000, 200  # images, and at once
 _LEAST = 4  # batches
 _TENT_RATE, _TENT_RESET = 1e-3, 50  # batches
 _SUPPORTS = 20  # of each class
-_WIDEST = 256  # layers that are aligned at full rank
+_WIDEST = 1024  # layers that are aligned at full rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +212,10 @@ def _head(model: Deployed) -> tuple[Any, Any, Any]:
 
 
 def _t3a(model: Deployed) -> Method:
-    """T3A (Iwasawa and Matsuo, 2021): class prototypes from sure answers."""
+    """T3A (Iwasawa and Matsuo, 2021): class prototypes from sure answers.
+
+    Its number of supports is not tuned.
+    """
     kernel, _, run = _head(model)
     unit = lambda a, axis=-1: (
         a / jnp.maximum(jnp.linalg.norm(a, axis=axis, keepdims=True), 1e-12)
@@ -291,7 +294,10 @@ def _linear_tca(model: Deployed) -> Method:
 
 
 def _full_rank(model: Deployed) -> Method:
-    """Alignment of every layer's inputs at full rank, as PEA (ICLR 2026) has it."""
+    """Our map at full rank, of every layer; after PEA (ICLR 2026), which has another.
+
+    Without an alarm, without a guard, and of all layers up to `_WIDEST` wide.
+    """
     settings = inference.Settings(rank=_WIDEST)
     batches, held = source_batches(model)
     names = [
@@ -299,6 +305,10 @@ def _full_rank(model: Deployed) -> Method:
         for site in movable(trace(model.fn, model.arrays, (batches[0],), {}))
         if np.prod([site.shape[a] for a in site.view.input_axes]) <= _WIDEST
     ]
+    if not names:
+        raise ValueError(
+            f"method='full_rank' aligns layers up to {_WIDEST} wide; the model has none"
+        )
     source = inference.fit(
         model.fn,
         model.arrays,

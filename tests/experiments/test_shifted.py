@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import inference, shifted_rivals
+from experiments import inference, shifted_rivals, shifted_summary
 from experiments.data.loading import load
 from experiments.shifted_config import METHODS, ShiftedConfig
 from experiments.tasks import shifted
@@ -127,9 +127,11 @@ def test_the_command_writes_cells_and_tables(config, model, tmp_path, capsys):
     assert "spectral" in shown
     assert "drift: mean/angle/spectrum" in shown
     (page,) = (tmp_path / "out").glob("*-summary.json")
-    rows, long = json.loads(page.read_text(encoding="utf-8"))["tables"].values()
+    tables = json.loads(page.read_text(encoding="utf-8"))["tables"]
+    rows, long, noticed = tables.values()
     assert [row["method"] for row in rows] == ["none", "spectral"] * 2
     assert not long
+    assert [row["stream"] for row in noticed] == ["clean"]
     files = sorted({*(tmp_path / "out").glob("*.json")} - {page})
     assert len(files) == 4
     cell = json.loads(
@@ -155,17 +157,17 @@ def test_a_task_is_one_step_and_a_stream(config, model):
 
 
 def test_bounds_of_windows_hold_for_all_of_them_at_once(monkeypatch):
-    monkeypatch.setattr(inference, "WINDOW", 100)
+    monkeypatch.setattr(shifted_summary, "WINDOW", 100)
     rng = np.random.default_rng(0)
     misses = 0
     for _ in range(200):
         change = rng.choice([-1.0, 0.0, 1.0], size=(3, 1050))  # 0 in the mean
-        means, bounds = inference.in_windows(change)
+        means, bounds = shifted_summary.in_windows(change)
         assert len(means) == len(bounds) == 10
         misses += max(bounds) > 0
     assert misses <= 8  # 2 are expected
     np.testing.assert_allclose(means[0], change[:, :100].mean())
-    assert inference.in_windows(change[:, :50]) == ([], [])
+    assert shifted_summary.in_windows(change[:, :50]) == ([], [])
 
 
 def test_a_run_of_one_step_has_a_model_that_was_trained_whole(config, model):
@@ -176,3 +178,69 @@ def test_a_run_of_one_step_has_a_model_that_was_trained_whole(config, model):
         jax.tree.leaves(same.arrays), jax.tree.leaves(model.arrays), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_other_cells_in_the_folder_are_not_taken_for_ones_own(
+    config, model, tmp_path, capsys
+):
+    preset = tmp_path / "mine.py"
+    preset.write_text(PRESET.format(folder=str(config.models)), encoding="utf-8")
+    args = [str(preset), "--out", str(tmp_path / "out"), "--methods", "none"]
+    inference.main([*args, "--stream-batch", "16"])  # the batches by default
+    capsys.readouterr()
+    assert [f.name for f in (tmp_path / "out").glob("*-none-*.json")] == [
+        "mine-continual-5-16-48-1-none-0.json"
+    ]
+    line = fails(
+        "inference", [*args, "--stream-batch", "16", "--batch-size", "7"], capsys
+    )
+    assert "mine-continual-5-16-48-1-none-0.json of another configuration" in line
+
+
+def write_cell(folder, seed, method, **values):
+    config = {
+        "setting": "reset",
+        "stream_batch": 4,
+        "severity": 5,
+        "images": 20,
+        "repeats": 1,
+        "method": method,
+        "seed": seed,
+    }
+    config |= {name: values.pop(name) for name in [*config] if name in values}
+    stream = (config[name] for name in config)
+    name = "-".join(map(str, ("mine", *stream)))
+    cell = {"config": config, "images": 40, "accuracy": 0.5, "commit": "", **values}
+    (folder / f"{name}.json").write_text(json.dumps(cell), encoding="utf-8")
+
+
+def test_alarms_are_counted_and_their_delay_is_a_median(tmp_path):
+    for seed, late in enumerate((8, None)):
+        delays = {"fog": 4, "snow": late}
+        write_cell(tmp_path, seed, "none")
+        write_cell(tmp_path, seed, "spectral", alarms=0.5, delays=delays)
+        delays = {"clean": 4}
+        write_cell(
+            tmp_path, seed, "spectral", setting="clean", alarms=0.25, delays=delays
+        )
+    clean, shifted_rows = shifted_summary.alarms(shifted_summary.read("mine", tmp_path))
+    assert (clean["stream"], clean["alarms"], clean["shifts noticed"]) == (
+        "clean",
+        0.25,
+        "",
+    )
+    assert (shifted_rows["shifts noticed"], shifted_rows["of"]) == (3, 4)
+    assert shifted_rows["median images until then"] == 6  # of 4, 4, 8 and all 20
+    assert shifted_rows["seeds"] == 2
+
+
+def test_gains_are_paired_by_seed_and_streams(tmp_path):
+    for seed, gain in enumerate((0.1, 0.2, 0.3)):
+        write_cell(tmp_path, seed, "none", accuracy=0.5 + 0.1 * seed)
+        write_cell(tmp_path, seed, "spectral", accuracy=0.5 + 0.1 * seed + gain)
+    write_cell(tmp_path, 3, "spectral", accuracy=0.9)  # without its pair
+    rows = shifted_summary.accuracies(shifted_summary.read("mine", tmp_path))
+    ours = next(row for row in rows if row["method"] == "spectral")
+    assert ours["seeds"] == 3
+    np.testing.assert_allclose(ours["gain"], 20)
+    assert ours["low"] < 20 < ours["high"]

@@ -76,9 +76,10 @@ class Duel:
         column, mine, other = self.found(results)
         few = len(self.pairs(results, "values")[0])
         if self.view == "loss":  # what counts is the time that it took
-            ratio = statistics.interval(np.divide(*self.pairs(results, "seconds")))
+            ratios = np.divide(*self.pairs(results, "seconds"))
+            ratio = statistics.interval(ratios)
             text = f"× {printing.number(ratio._asdict(), 2)} in time"
-            who = ahead(statistics.Interval(*(end - 1 for end in ratio)), False)
+            who = ahead(statistics.interval(ratios - 1), False)
         else:
             difference, text = self.change(results)
             who = ahead(difference, column["higher"])

@@ -1,8 +1,8 @@
 """Where a training step has its gradient from: plain, spectral, or in coordinates.
 
-Each of `GRADIENTS` builds a `Source`: pure functions of one form. What the optimizer
-moves are the parameters themselves, or coordinates that stand for them; beside them a
-source may carry arrays of its own.
+Each of `GRADIENTS` builds a `GradientSource`: pure functions of one form. What the
+optimizer moves are the parameters themselves, or coordinates that stand for them;
+beside them a source may carry arrays of its own.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Loss = Callable[..., tuple[jax.Array, Any]]
 PART = 4  # a refresh sees this part of a batch
 
 
-class Source(NamedTuple):
+class GradientSource(NamedTuple):
     """Pure functions around one loss `loss(params, *args) -> (value, aux)`.
 
     Attributes:
@@ -56,14 +56,14 @@ class Plain:
         del optimizer
         return False
 
-    def build(self, loss: Loss) -> Source:
+    def build(self, loss: Loss) -> GradientSource:
         """The source."""
         gradient = jax.value_and_grad(loss, has_aux=True)
 
         def value_and_grad(params: Any, carried: Any, *args: Any) -> Any:
             return *gradient(params, *args), carried
 
-        return Source(
+        return GradientSource(
             init=lambda params, *args, key: (params, ()),
             value_and_grad=value_and_grad,
             params=lambda params, carried: params,
@@ -117,7 +117,7 @@ class Sketch(_Columns):
         """Sketched gradients have no Hessian: their derivative is not symmetric."""
         return optimizer.sam == "eigen"
 
-    def build(self, loss: Loss) -> Source:
+    def build(self, loss: Loss) -> GradientSource:
         """The source."""
         tracking = self.tracking or 0
         backprop = dsbp_jax.spectral_backprop(
@@ -132,7 +132,7 @@ class Sketch(_Columns):
         def init(params: Any, *args: Any, key: jax.Array) -> Any:
             return params, backprop.init(params, *args, key=key)
 
-        return Source(
+        return GradientSource(
             init=init,
             value_and_grad=backprop.value_and_grad,
             params=lambda params, state: params,
@@ -161,7 +161,7 @@ class Coordinates(_Columns):
         """Whether it follows directions of its own."""
         return optimizer.chooses
 
-    def build(self, loss: Loss) -> Source:
+    def build(self, loss: Loss) -> GradientSource:
         """The source."""
         training = dsbp_jax.spectral_coordinates(
             loss, self.rank, tracking=self.tracking, has_aux=True
@@ -181,7 +181,7 @@ class Coordinates(_Columns):
                 seen = noise(seen, key)
             return training.fold(coords, frame, opt_state, seen, shrink=shrink)
 
-        return Source(
+        return GradientSource(
             training.init,
             value_and_grad,
             training.merge,

@@ -15,7 +15,7 @@ import optax
 import dsbp_jax
 from experiments import optimizers
 from experiments.config import OptimizedConfig
-from experiments.optimizers.gradients import Source
+from experiments.optimizers.gradients import GradientSource
 
 MAX_ROWS = 4096  # of a layer's activations, for the bases that follow them
 
@@ -95,7 +95,7 @@ class Optimized:
         moved = self.config.optimizer.optimizer.settled(opt_state, moved)
         return self._source().params(moved, carried)
 
-    def _source(self) -> Source:
+    def _source(self) -> GradientSource:
         return self.config.optimizer.gradients.build(self._loss)
 
     def _start(self, params: Any, *args: Any) -> tuple[Any, Any]:

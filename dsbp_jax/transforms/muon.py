@@ -63,7 +63,8 @@ def spectral_muon(
         singular values round.
       residual: As for `spectral_whitening`.
       damping: Likewise.
-      scale: Likewise.
+      scale: Likewise. Of an MLP the best rate was the same at widths 256 and 1024 with
+        "rms", and a third at the greater with "spectral".
       refresh_every: Likewise. 4 saves one of three products in most steps, and trains
         much worse: what is newest in the momentum is then outside of the basis, and
         scaled up with the tail.

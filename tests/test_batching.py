@@ -6,6 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dsbp_jax import linalg
 from dsbp_jax.batching import one_by_one
@@ -26,6 +27,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.slow
 def test_independent_stacks_do_not_wait_for_each_other():
     subprocess.run([sys.executable, "-c", STACKS], check=True, timeout=120)
 

@@ -141,6 +141,7 @@ def test_tied_kernels_lose_the_dead_and_no_copies():
     assert share == pytest.approx(one.error, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_repair_is_worth_it():
     """Beside the same neurons with the next kernel as it was."""
     model = models.plain_mlp()

@@ -23,6 +23,7 @@ def arrays(tree):
     return jax.tree.map(unwrap, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", quick([False, True], [True]))
 def test_coordinates_share_no_buffer_with_what_the_caller_holds(compiled):
     wrap = jax.jit if compiled else lambda fn: fn

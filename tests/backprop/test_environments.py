@@ -58,6 +58,7 @@ def test_sharded_batches_and_kernels(kind, form):
     close(jax.device_get(got), wanted, 1e-4 if form == "sketch" else 5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", quick([AxisType.Auto, AxisType.Explicit], [AxisType.Auto])
 )

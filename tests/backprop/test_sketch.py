@@ -176,6 +176,7 @@ def test_aux_and_dtypes():
     assert dsbp_jax.bases(state)["a"].vectors.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_refreshes_in_turn():
     case = one_layer()
     backprop = dsbp_jax.spectral_backprop(case.loss, 4, refresh_every=2)

@@ -259,6 +259,7 @@ def test_reptile_trains_on_tasks_of_its_own_and_is_tested_alike():
     assert points(learner.episodes) == 20
 
 
+@pytest.mark.slow
 def test_tasks_are_split_over_the_devices(monkeypatch):
     # A third column goes by how sums are ordered.
     config = parsed(

@@ -39,6 +39,7 @@ def test_the_loss_falls_and_nothing_is_compiled_twice(text):
     assert task.evaluate(state, "test", config)["accuracy"] > 0
 
 
+@pytest.mark.slow
 def test_folds_decay_kernels_with_the_learning_rate():
     """At a rate too small to learn, what is left is the decay of the kernels."""
     rate, decay = 1e-6, 1e4

@@ -184,6 +184,7 @@ def test_a_killed_cell_with_a_time_starts_over(tmp_path, monkeypatch):
     assert 0 < cell.steps < 10_000
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder(tmp_path):
     log = tmp_path / "log"
     seeds = (0, 1, 2, 3)

@@ -220,6 +220,7 @@ def test_the_rest_of_a_model_moves_in_training_only(monkeypatch):
     assert int(state.rest["dropout"]["rngs"]["count"]) == 2
 
 
+@pytest.mark.slow
 def test_bytes_are_predicted(tmp_path, capsys):
     args = ["text", "--steps", "4", "--width", "16", "--depth", "1", "--heads", "2"]
     args += ["--context", "16", "--eval-every", "2", "--eval-windows", "64"]

@@ -143,6 +143,7 @@ def test_a_transposed_convolution_that_flips_its_kernel():
     )
 
 
+@pytest.mark.slow
 def test_training_of_a_flipped_kernel():
     loss = lambda p, x: jnp.mean((x @ p["w"][::-1, ::-1]) ** 2)
     params, x = {"w": normal(16, 16)}, normal(64, 16, seed=1)

@@ -29,6 +29,7 @@ MIXED = {
 ROWS = normal(64, 16, seed=5)
 
 
+@pytest.mark.slow
 def test_sketches_leave_the_parts_whole():
     table = explain(mixed_loss, MIXED, ROWS, rank=4)
     assert table["a"].no_sketch == table["d"].no_sketch == "part of a fused kernel"

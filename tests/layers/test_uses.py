@@ -238,6 +238,7 @@ def hashed(params, x):
     return jnp.mean(jnp.tanh(jnp.tanh(x @ params["a#b"]) @ params["w#1"]) ** 2)
 
 
+@pytest.mark.slow
 def test_a_path_may_hold_the_mark_of_further_uses():
     x = normal(64, 12, seed=2)
     assert list(layout(hashed, HASHES, x)) == ["a#b", "w#1"]

@@ -201,6 +201,7 @@ def test_given_bases_of_a_projection_that_tracks_nothing(options):
     assert held(params) == jax.jit(lambda p: plain.meta_loss(p, tasks))(params)
 
 
+@pytest.mark.slow
 def test_bases_of_an_outer_optimizer_that_learns_rates():
     params, tasks = problem()
     outer = dsbp_jax.track_bases(RANK, side="input")
@@ -215,6 +216,7 @@ def test_bases_of_an_outer_optimizer_that_learns_rates():
     assert loss(start, bases) != jax.jit(learner.meta_loss)(params, tasks)
 
 
+@pytest.mark.slow
 def test_activations_for_an_outer_optimizer_that_learns_rates():
     """Variables as Flax linen has them, whose paths begin like those of a start."""
     plain, tasks = problem()

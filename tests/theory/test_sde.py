@@ -68,6 +68,7 @@ def test_drift_and_diffusion_are_the_dense_expansion(wide, order):
     assert missed < 1e-13 if order >= 2 else missed > 1e-2
 
 
+@pytest.mark.slow
 def test_the_term_in_eta_is_half_the_jacobian_times_the_drift(wide):
     w, tilts = jnp.array([0.3, -0.2, 0.5, 0.1]), jnp.asarray(tensors()[2])
     make = functools.partial(sde.modified_equation, cubic_loss, sde.sam(0.4), 0.25)
@@ -173,6 +174,7 @@ def test_moments_of_a_linear_optimizer_are_the_closed_ones(wide):
     np.testing.assert_allclose(run(of="sde"), [0.8, 0.64] * np.exp(exponents))
 
 
+@pytest.mark.slow
 def test_paths_have_the_moments_of_multiplicative_noise():
     pytest.importorskip("diffrax")
     rates, eta, steps = jnp.array([0.0, 2.0]), 0.1, 10

@@ -235,6 +235,7 @@ def test_vmapped_tasks_share_the_schedule():
     )
 
 
+@pytest.mark.slow
 def test_differentiable_through_scanned_and_vmapped_updates():
     """The basis is a constant: d update = P d gradient."""
     tx = dsbp_jax.spectral_projection(2)

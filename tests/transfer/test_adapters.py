@@ -126,6 +126,7 @@ def test_a_budget_buys_the_columns_that_explain_most():
     assert sum(leaf.size for leaf in jax.tree.leaves(adapters)) > 70 - 20
 
 
+@pytest.mark.slow
 @pytest.mark.promotes  # optax's adam
 def test_whole_leaves_are_trained_and_others_are_not():
     lora = dsbp_jax.spectral_lora(model, 2, whole=("b", "bias"), train="output")
@@ -140,6 +141,7 @@ def test_whole_leaves_are_trained_and_others_are_not():
     assert np.linalg.matrix_rank(tuned["a"] - PARAMS["a"], 1e-5) == 2
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_its_factors_in_float32():
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
     lora = dsbp_jax.spectral_lora(model, 2)

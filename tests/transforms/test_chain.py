@@ -74,6 +74,7 @@ def test_trains_under_jit_with_donated_state():
     assert losses[-1] < 0.3 * losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", quick(["Auto", "Explicit"], ["Auto"]))
 @pytest.mark.promotes  # optax.adam
 def test_trains_alike_on_a_mesh(mode):

@@ -177,6 +177,7 @@ def test_spectral_decay_is_the_gradient_of_its_penalty():
         )
 
 
+@pytest.mark.slow
 def test_spectral_decay_tracks_what_it_needs():
     params = models.params()
     tx = dsbp_jax.add_spectral_decay(0.1, source="gradient", layout=models.LAYOUT)

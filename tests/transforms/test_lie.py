@@ -158,6 +158,7 @@ def test_radial_part_is_the_symmetric_algebra_element():
     np.testing.assert_allclose(moves[1.0], -1e-3 * g @ w.T @ w, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_taps_and_stacks_share_and_do_not_share_rotations():
     kernel, grad = normal(2, 3, 8, 6), normal(2, 3, 8, 6, seed=1)
     layout = Layout((("conv", MatrixView((2,), (3,))),))

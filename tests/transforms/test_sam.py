@@ -60,6 +60,7 @@ def test_aux_and_further_arguments_pass_through():
     assert grads.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_composes_with_dsbp():
     tx = dsbp_jax.dsbp(0.05, 3, residual=0.3)
     estimate = dsbp_jax.sam_value_and_grad(jax.value_and_grad(models.loss_fn), 0.05)

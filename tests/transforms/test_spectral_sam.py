@@ -64,6 +64,7 @@ def test_the_spectral_transform_is_the_estimator(source):
     close(updates, wanted, 1e-5)
 
 
+@pytest.mark.slow
 def test_the_optimizers_bases_are_found_wherever_they_are():
     labels = {"w": "wide", "b": "plain", "u": "tall"}
     params = {**PARAMS, "u": normal(8, 6, seed=4)}

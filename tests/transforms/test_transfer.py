@@ -106,6 +106,7 @@ def test_leaves_of_another_shape_are_free_unless_they_have_a_basis():
     np.testing.assert_array_equal(updates["b"], grads["b"])
 
 
+@pytest.mark.slow
 def test_bases_of_stacks_and_reused_kernels():
     stacked = {"w": normal(3, 6, 6)}
     step = lambda h, w: (jnp.tanh(h @ w), None)

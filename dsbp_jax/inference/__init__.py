@@ -37,7 +37,8 @@ as there is no alarm:
   (True, ['down', 'up'])
 
 For the alarm alone, `fit(..., layers=())` moves nothing. A source and a state are
-pytrees of a few numbers a layer, saved like any other.
+ordinary pytrees: of each layer a mean and `Settings.rank` directions of its inputs, and
+in a state as many examples as drift is measured of at a time.
 """
 
 from dsbp_jax.inference.adapting import (

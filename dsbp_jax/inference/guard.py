@@ -88,7 +88,7 @@ def compared(
     settings: Settings,
     classes: jax.Array,
     usual: jax.Array,
-    answers: Any = None,
+    answers: Any,
 ) -> Guard:
     """The guard after both models answered the same images.
 
@@ -101,8 +101,7 @@ def compared(
       classes: Mean class probabilities on source data; empty where outputs are no
         logits.
       usual: Mean entropy on source data: moved answers may be as unsure as that.
-      answers: Moved outputs of the whole batch that the images are of; by default
-        `moved`.
+      answers: Moved outputs of the whole batch that the images are of.
 
     Returns:
       The guard after; the same where an answer is not finite, but not trusted.
@@ -137,11 +136,12 @@ def compared(
         bad = (doubt > settings.doubt) | (turns > settings.turns)
         bad |= plain_balance - balance > settings.balance
         balanced = plain_balance > 1 - settings.balance
-        every = moved if answers is None else answers
-        counted = jnp.mean(jax.nn.one_hot(every.argmax(-1), classes.size), axis=0)
+        counted = jnp.mean(jax.nn.one_hot(answers.argmax(-1), classes.size), axis=0)
         shares = mix(shares, counted)
         # By chance so many counts are as far apart as that, in the mean.
-        spread = jnp.sum(jnp.sqrt(classes * (1 - classes) / (of * len(every) / images)))
+        spread = jnp.sum(
+            jnp.sqrt(classes * (1 - classes) / (of * len(answers) / images))
+        )
         away = jnp.sum(jnp.abs(shares - classes)) / 2 - 0.4 * spread
         bad |= away > settings.shares
         unlike = common < settings.agreement

@@ -13,16 +13,14 @@ from dsbp_jax.inference.settings import Settings
 from dsbp_jax.inference.shifts import SHIFTS, Range, shifted
 from dsbp_jax.layers import trace
 
-_BATCHES = 1  # held-out batches that are shifted
-
 
 def choose(
     fn: Callable[[Any, Any], Any],
     params: Any,
     models: Models,
     names: Sequence[str],
-    batches: Sequence[Any],
-    answers: Sequence[Any],
+    x: Any,
+    answer: Any,
     logits: bool,
     settings: Settings,
 ) -> list[str]:
@@ -33,15 +31,15 @@ def choose(
       params: Its parameters.
       models: Of the inputs of its layers on source data.
       names: The layers, in the order of the model.
-      batches: Source batches.
-      answers: The outputs for them.
+      x: A source batch, which is shifted.
+      answer: The outputs for it.
       logits: Whether these are logits.
       settings: What is asked of a layer.
 
     Returns:
       The layers; none where x is not floating-point.
     """
-    if not jnp.issubdtype(batches[0].dtype, jnp.floating):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
         return []
     source = {name: models[name] for name in names}
 
@@ -61,20 +59,16 @@ def choose(
         )
         return apart(answer, outputs, logits)
 
-    span = _range(batches)
-    pairs = [
-        (shifted(name, x, jax.random.key(at), span), answer)
-        for at, (x, answer) in enumerate(
-            zip(batches[:_BATCHES], answers[:_BATCHES], strict=True)
-        )
-        for name in SHIFTS
-    ]
+    x = jnp.asarray(x)
+    axes = tuple(range(x.ndim - 1))
+    span = Range(jnp.min(x, axis=axes), jnp.max(x, axis=axes))
+    inputs = [shifted(name, x, jax.random.key(0), span) for name in SHIFTS]
     switches = {
         name: np.zeros(models[name].basis.trace.shape, np.float32) for name in names
     }
 
     def mean_loss() -> float:
-        found = [float(loss(params, x, answer, switches)) for x, answer in pairs]
+        found = [float(loss(params, one, answer, switches)) for one in inputs]
         return float(np.mean(found))
 
     best = mean_loss()
@@ -100,10 +94,3 @@ def apart(answer: Any, found: Any, logits: bool) -> jax.Array:
         jax.nn.log_softmax(one.astype(jnp.float32)) for one in (answer, found)
     )
     return jnp.mean(jnp.sum(jnp.exp(wanted) * (wanted - logs), axis=-1))
-
-
-def _range(batches: Sequence[Any]) -> Range:
-    """Of each feature along the last axis."""
-    x = jnp.concatenate([jnp.asarray(x) for x in batches[:_BATCHES]])
-    axes = tuple(range(x.ndim - 1))
-    return Range(jnp.min(x, axis=axes), jnp.max(x, axis=axes))

@@ -14,7 +14,7 @@ Shift = Callable[[jax.Array, jax.Array, "Range"], jax.Array]
 
 
 class Range(NamedTuple):
-    """Least and greatest value of each feature on source data, shape `(channels,)`."""
+    """Least and greatest value of each feature in a batch, shape `(channels,)`."""
 
     low: jax.Array
     high: jax.Array

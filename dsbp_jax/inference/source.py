@@ -32,7 +32,7 @@ _LEAST_HELD_OUT = 3  # that say what is usual, and how far that varies
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An ordinary pytree, a few numbers for each layer.
+    """An ordinary pytree: of each layer a mean, and `rank` directions of its inputs.
 
     Attributes:
       models: Of the inputs of all layers that are watched or moved, by canonical path.
@@ -154,15 +154,21 @@ def fit(
         watched = [names[i] for i in sorted({round(place) for place in at})]
     probes = [x[:: settings.stride(len(x))] for x in apart]
     normal, threshold = _usual(passes, models, watched, probes, settings)
-    answers = [passes.plain(x) for x in apart]
     moved = list(layers or ())
     if layers is None:
         moved = selection.choose(
-            fn, params, models, names, apart, answers, classes > 0, settings
+            fn,
+            params,
+            models,
+            names,
+            apart[0],
+            passes.plain(apart[0]),
+            classes > 0,
+            settings,
         )
     mean, entropy = jnp.zeros(0), jnp.float32(math.nan)
     if classes:
-        found = [guard.probabilities(logits) for logits in answers]
+        found = [guard.probabilities(passes.plain(x)) for x in apart]
         mean = jnp.mean(jnp.concatenate(found), axis=0)
         entropy = jnp.mean(guard.entropy(jnp.concatenate(found)))
     return Source(

@@ -293,7 +293,7 @@ def guard(plain, moved, steps=6, usual=0.2, size=24):
 def compared(state, plain, moved, usual):
     settings = inference.Settings()
     return guards.compared(
-        state, plain, moved, float(len(plain)), settings, SHARES, usual
+        state, plain, moved, float(len(plain)), settings, SHARES, usual, moved
     )
 
 

@@ -144,8 +144,10 @@ def compared(
         )
         away = jnp.sum(jnp.abs(shares - classes)) / 2 - 0.4 * spread
         bad |= away > settings.shares
-        unlike = common < settings.agreement
-        bad |= unlike & (unsure | (balanced & (doubt > settings.doubt / 2)))
+        # At first it cannot be seen that classes come in turns.
+        early = guard.seen < settings.window
+        odd = (early & unsure) | (balanced & (doubt > settings.doubt / 2))
+        bad |= (common < settings.agreement) & odd
         good = (doubt < settings.doubt / 2) & (turns < settings.turns / 2) & ~bad
     else:
         last = guard.last

@@ -26,16 +26,16 @@ class Settings:
       window: Images of the probe over which the guard compares.
       doubt: Entropy, as a share of log classes, by which the moved model may be less
         sure than the plain one.
-      agreement: Share of answers, at least, that both have in common where the moved
-        ones are `unsure`, or the plain ones of all classes and the moved model is in
-        half of such doubt; without logits, always.
+      agreement: Share of answers, at least, that both have in common where the plain
+        ones are of all classes and the moved model is in half of such doubt, and in the
+        first window where it is `unsure`; without logits, always.
       balance: How much more one-sided the moved answers' classes may be than those of
         the plain ones, in the same unit.
       turns: Excess, over chance and its noise, of plain answers of the class of the
         one before, over which classes are taken to come in turns.
       unsure: How much more entropy than on source data moved answers may have, in the
-        unit of `doubt`, where they differ from most of the plain ones or those come in
-        turns.
+        unit of `doubt`, where they differ from most of the first plain ones, or the
+        plain ones come in turns.
       shares: How far the moved answers' classes may be from those on source data, in
         total variation over what is chance.
       patience: Images of the probe for which a model that is not trusted stays so.

@@ -21,7 +21,7 @@ def table(scale: str) -> Table:
         caption=(
             "Fashion-MNIST under fifteen corruptions of severity 5, one after the "
             "other and untold, 200 images at a time; an MLP 256×2, trained on clean "
-            "images. `full_rank` moves every layer by the same kind of map, without "
-            "alarm or guard."
+            "images. `full_rank` moves all layers up to 256 wide by the same kind of "
+            "map, without alarm or guard; moving the pixels too, it loses to `none`."
         ),
     )

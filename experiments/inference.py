@@ -24,7 +24,7 @@ from experiments.data.corruptions import corrupt
 from experiments.data.streams import SETTINGS
 from experiments.shifted_config import METHODS, ShiftedConfig
 from experiments.study import runs, statistics
-from experiments.study.config import what
+from experiments.study.config import digest, what
 from experiments.study.provenance import provenance
 from experiments.tasks import shifted
 
@@ -71,7 +71,7 @@ class Inference(cli.Command):
         config = self.config
         return dataclasses.replace(
             self,
-            methods=self.methods or ("none", config.method),
+            methods=self.methods or tuple(dict.fromkeys(("none", config.method))),
             settings=self.settings or (config.setting,),
             batches=self.batches or (config.stream_batch,),
             severities=self.severities or (config.severity,),
@@ -170,7 +170,7 @@ def compute(command: Inference, tell: Any) -> dict[str, dict[str, Any]]:
             runs.write_json(file, described(config, outcome))  # last: then it is whole
             tell(f"{name}: {100 * outcome.right.mean():.2f} %")
         found[name] = json.loads(file.read_text(encoding="utf-8"))
-        if found[name]["config"] != json.loads(json.dumps(what(config))):
+        if digest(found[name]["config"]) != digest(what(config)):
             raise ValueError(
                 f"out={str(command.out)!r} has a {file.name} of another configuration; "
                 "name another folder"
@@ -188,15 +188,18 @@ def costs(command: Inference) -> dict[str, Any]:
         shifted_rivals.spectral(model, source),
     )
     result: dict[str, Any] = {"config": what(config), **provenance()}
-    size, severity = command.batches[0], command.severities[0]
+    test, size, severity = model.dataset.test, command.batches[0], command.severities[0]
     for name in ("clean", "contrast"):
+        index = np.arange((_BEFORE + 1) * size).reshape(-1, size) % len(test)
+        *before, x = (
+            jnp.asarray(
+                data.normalize(corrupt(test.images[own], name, severity), model.dataset)
+            )
+            for own in index
+        )
         state = ours.init()
-        for at in range(_BEFORE + 1):
-            images = model.dataset.test.images[at * size : (at + 1) * size]
-            shown = corrupt(images, name, severity)
-            x = jnp.asarray(data.normalize(shown, model.dataset))
-            if at < _BEFORE:
-                _, state = ours.step(state, x)
+        for earlier in before:
+            _, state = ours.step(state, earlier)
         passes = {
             "none": lambda x=x: none.step((), x)[0],
             "spectral": lambda x=x, state=state: ours.step(state, x)[0],

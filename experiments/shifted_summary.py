@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -12,7 +12,17 @@ from experiments.study.provenance import provenance
 
 WINDOW = 10_000  # images of a long stream
 _MISSED = 0.01  # of the bounds of all its windows
-_STREAM = ("setting", "stream_batch", "severity", "images", "repeats")
+
+
+class Stream(NamedTuple):
+    """A method on a stream, as its config names both."""
+
+    setting: str
+    stream_batch: int
+    severity: int
+    images: int
+    repeats: int
+    method: str
 
 
 def in_windows(change: np.ndarray) -> tuple[list[float], list[float]]:
@@ -37,7 +47,7 @@ def in_windows(change: np.ndarray) -> tuple[list[float], list[float]]:
     return means.tolist(), (means - width * errors).tolist()
 
 
-Cells = dict[tuple[Any, ...], dict[int, dict[str, Any]]]
+Cells = dict[Stream, dict[int, dict[str, Any]]]
 Rows = list[dict[str, Any]]
 
 
@@ -50,14 +60,14 @@ def read(preset: str, folder: Path) -> Cells:
         if own["repeats"] > 1:
             bits = np.load(file.with_suffix(".npy"))
             cell["right"] = np.unpackbits(bits)[: cell["images"]].astype(np.int8)
-        key = (*(own[name] for name in _STREAM), own["method"])
+        key = Stream(*(own[name] for name in Stream._fields))
         found.setdefault(key, {})[own["seed"]] = cell
     return found
 
 
-def _plain(found: Cells, key: tuple[Any, ...]) -> dict[int, dict[str, Any]]:
+def _plain(found: Cells, key: Stream) -> dict[int, dict[str, Any]]:
     """The same stream without adaptation, by the seeds that both have."""
-    base = found.get((*key[:-1], "none"), {})
+    base = found.get(key._replace(method="none"), {})
     return {seed: base[seed] for seed in sorted(found[key].keys() & base.keys())}
 
 
@@ -77,9 +87,11 @@ def accuracies(found: Cells) -> Rows:
         shown = lambda value: "" if value is None else value
         rows.append(
             {
-                **dict(zip(("setting", "batch", "severity"), key[:3], strict=True)),
+                "setting": key.setting,
+                "batch": key.stream_batch,
+                "severity": key.severity,
                 "images": own[0]["images"],
-                "method": key[-1],
+                "method": key.method,
                 "accuracy": 100 * float(np.mean([one["accuracy"] for one in own])),
                 "gain": change.mean,
                 "low": shown(change.low),
@@ -96,15 +108,15 @@ def windows(found: Cells) -> Rows:
     rows = []
     for key, cells in found.items():
         base = _plain(found, key)
-        if dict(zip(_STREAM, key, strict=False))["repeats"] == 1 or not base:
+        if key.repeats == 1 or not base:
             continue
         change = [cells[seed]["right"] - base[seed]["right"] for seed in base]
         gains, bounds = in_windows(100 * np.stack(change))
         if gains:
             rows.append(
                 {
-                    "batch": key[1],
-                    "method": key[-1],
+                    "batch": key.stream_batch,
+                    "method": key.method,
                     "windows": len(gains),
                     "first gain": gains[0],
                     "worst gain": min(gains),
@@ -124,11 +136,8 @@ def alarms(found: Cells) -> Rows:
     """
     rows = []
     for key, cells in found.items():
-        stream = dict(zip(_STREAM, key, strict=False))
-        if stream["setting"] not in ("clean", "reset"):
-            continue
         noticed = [one for one in cells.values() if "delays" in one]
-        if not noticed:
+        if key.setting not in ("clean", "reset") or not noticed:
             continue
         delays = [delay for one in noticed for delay in one["delays"].values()]
         late = [
@@ -136,11 +145,11 @@ def alarms(found: Cells) -> Rows:
             for one in noticed
             for delay in one["delays"].values()
         ]
-        clean = stream["setting"] == "clean"
+        clean = key.setting == "clean"
         rows.append(
             {
-                "stream": "clean" if clean else f"severity {stream['severity']}",
-                "batch": stream["stream_batch"],
+                "stream": "clean" if clean else f"severity {key.severity}",
+                "batch": key.stream_batch,
                 "alarms": float(np.mean([one["alarms"] for one in noticed])),
                 "shifts noticed": "" if clean else sum(d is not None for d in delays),
                 "of": "" if clean else len(delays),

@@ -9,7 +9,6 @@ import pytest
 
 import dsbp_jax
 from tests.backprop.models import mlp, random_frame
-from tests.marks import quick
 
 
 def buffers(tree):
@@ -24,7 +23,7 @@ def arrays(tree):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiled", quick([False, True], [True]))
+@pytest.mark.parametrize("compiled", [False, True])
 def test_coordinates_share_no_buffer_with_what_the_caller_holds(compiled):
     wrap = jax.jit if compiled else lambda fn: fn
     case = mlp()

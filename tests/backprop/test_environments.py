@@ -59,9 +59,7 @@ def test_sharded_batches_and_kernels(kind, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", quick([AxisType.Auto, AxisType.Explicit], [AxisType.Auto])
-)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_kernels_that_are_tied_and_penalised(kind):
     # Of this draw the columns do not depend on how sums are ordered; of most they do.
     draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)

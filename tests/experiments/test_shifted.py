@@ -197,6 +197,22 @@ def test_other_cells_in_the_folder_are_not_taken_for_ones_own(
     assert "mine-continual-5-16-48-1-none-0.json of another configuration" in line
 
 
+@pytest.mark.slow
+def test_a_batch_is_timed_after_others_of_a_small_set_too(
+    config, model, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(inference, "_TIMED", 2)
+    preset = tmp_path / "mine.py"
+    preset.write_text(PRESET.format(folder=str(config.models)), encoding="utf-8")
+    out = tmp_path / "out"
+    args = ["--out", str(out), "--method", "none", "--setting", "clean", "--cost"]
+    inference.main([str(preset), *args])
+    capsys.readouterr()
+    cost = json.loads((out / "mine-cost-0.json").read_text(encoding="utf-8"))
+    assert cost["clean"]["ratio"] > 0
+    assert len([*out.glob("*-none-*.json")]) == 1  # once, though it is named twice
+
+
 def write_cell(folder, seed, method, **values):
     config = {
         "setting": "reset",

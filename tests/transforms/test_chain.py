@@ -10,7 +10,6 @@ import pytest
 
 import dsbp_jax
 from tests.layers.models import normal
-from tests.marks import quick
 
 X = normal(64, 16) * 0.8 ** np.arange(16, dtype=np.float32)
 Y = jnp.asarray(np.sin(2 * np.asarray(X)[:, :4]))
@@ -75,7 +74,7 @@ def test_trains_under_jit_with_donated_state():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", quick(["Auto", "Explicit"], ["Auto"]))
+@pytest.mark.parametrize("mode", ["Auto", "Explicit"])
 @pytest.mark.promotes  # optax.adam
 def test_trains_alike_on_a_mesh(mode):
     alone, _ = trained_alone()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dsbp_jax import checks
 from dsbp_jax.backprop import frame as frames
-from dsbp_jax.backprop.columns import Columns, find_layers, vectors
+from dsbp_jax.backprop.columns import Columns, ColumnsState, find_layers, vectors
 from dsbp_jax.backprop.cost import other_uses, step_cost, sum_cost, thin_uses
 from dsbp_jax.backprop.frame import Frame
 from dsbp_jax.backprop.seen import MAX_ROWS, Seen
@@ -20,6 +20,7 @@ from dsbp_jax.layers import (
     Site,
     Trace,
     array_leaves,
+    as_one_program,
     collect_rows,
     evaluate,
     gather_rows,
@@ -180,11 +181,15 @@ def spectral_coordinates(
     def init(params: Any, *args: Any, key: jax.Array) -> tuple[Any, Frame]:
         traced = trace(loss_fn, params, args, {})
         layout = find_layers(traced, rank, has_aux, step_cost)
-        state = columns.init(params, layout, key)
-        coords, frame = frames.split(params, state, layout)
-        if layout:
+
+        def start(params: Any, state: ColumnsState, args: tuple) -> ColumnsState:
+            coords, frame = frames.split(params, state, layout)
             observed = run(traced, coords, frame, args, layout, apart=True)[-1]
-            state = columns.follow(state, observed.layers)
+            return columns.follow(state, observed.layers)
+
+        # Random columns are drawn by programs that leaves of a shape share.
+        state = columns.init(params, layout, key)
+        state = as_one_program(start, params, state, args)
         # Kernels and whole leaves are the caller's own.
         return own(frames.split(params, state, layout))
 
@@ -221,12 +226,9 @@ def spectral_coordinates(
         change = frames.fold_in_place if donate else frames.fold_leaf
         held = leaves_by_path(coords)
         old = {path: frames.leaf_of(held[path], frame, path) for path in paths}
-        new = {
-            path: frames.follow(leaf.entries, seen[path], columns=columns)
-            if path in seen
-            else leaf.entries
-            for path, leaf in old.items()
-        }
+        new = {path: leaf.entries for path, leaf in old.items()}
+        if seen:
+            new = frames.follow(new, seen, columns)
         offset = frames.offset_of(new.values()) if new else 0
         leaves, turned = {}, {}
         for path in paths:

@@ -54,7 +54,7 @@ class Frame:
 
 def split(params: Any, columns: ColumnsState, layout: Layout) -> tuple[Any, Frame]:
     """Coordinates at zero, and the frame that makes them `params`."""
-    bases = vectors(*columns)
+    bases = jax.eval_shape(vectors, *columns)
     leaves = leaves_by_path(params)
     kernels = {path: leaves[path] for path in layout}
 
@@ -133,7 +133,7 @@ def views(frame: Frame) -> Layout:
     Returns:
       The view of S, `(*batch, [window,] k, d_out)`, by path.
     """
-    bases, found = vectors(*frame.columns), {}
+    bases, found = jax.eval_shape(vectors, *frame.columns), {}
     for path, view in frame.layout.items():
         *batch, window, _, _ = view.matrix_shape(frame.kernels[path].shape)
         first = len(batch) + (window > 1)
@@ -191,12 +191,40 @@ def leaf_of(coordinate: jax.Array, frame: Frame, path: str) -> Leaf:
     return Leaf(frame.kernels[path], coordinate, (found[0], found[1]))
 
 
-@functools.partial(jax.jit, static_argnames="columns")  # once for leaves of a shape
-def follow(entries: Entries, seen: Seen, *, columns: Columns) -> Entries:
-    """The columns of a leaf, refreshed from what was seen of it."""
-    new = columns.follow(_alone(entries), {"": seen})
-    found = [state.tracked.get("input", {}).get("") for state in new]
-    return found[0], found[1]
+def follow(
+    entries: Mapping[str, Entries], seen: Mapping[str, Seen], columns: Columns
+) -> dict[str, Entries]:
+    """The columns of some leaves, refreshed from what was seen of them.
+
+    A program of one leaf serves all of its shape. Inside of another program it would
+    be compiled leaf by leaf: there they go together, as leaves of a shape then share a
+    solve.
+
+    Args:
+      entries: The columns, by path.
+      seen: What was seen of these leaves and maybe others, by path.
+      columns: How they are refreshed.
+
+    Returns:
+      The new columns, by path.
+    """
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((entries, seen))):
+        return _follow(entries, seen, columns=columns)
+    return {
+        path: _follow_alone({"": found}, {"": seen[path]}, columns=columns)[""]
+        for path, found in entries.items()
+    }
+
+
+def _follow(
+    entries: Mapping[str, Entries], seen: Mapping[str, Seen], *, columns: Columns
+) -> dict[str, Entries]:
+    states = columns.follow(_states(entries), {path: seen[path] for path in entries})
+    activation, gradient = (state.tracked.get("input", {}) for state in states)
+    return {path: (activation.get(path), gradient.get(path)) for path in entries}
+
+
+_follow_alone = jax.jit(_follow, static_argnames="columns")
 
 
 def _fold(
@@ -225,7 +253,7 @@ def _fold(
     Returns:
       The leaf, and `V'ᵀV`.
     """
-    before, after = (vectors(*_alone(found))[""] for found in (known, entries))
+    before, after = (vectors(*_states({"": found}))[""] for found in (known, entries))
     whole = kernel_sum(kernel, coordinate, before, view, False, offset)
     if shrink is not None:
         whole = whole * shrink.astype(whole.dtype)
@@ -279,12 +307,18 @@ def with_leaves(
     )
 
 
-def _alone(entries: Entries) -> ColumnsState:
-    """The columns of one leaf, under no name: equal shapes make equal programs."""
-    state = lambda entry: SpectralState(
-        jnp.int32(0), {} if entry is None else {"input": {"": entry}}
-    )
-    return ColumnsState(*map(state, entries))
+def _states(entries: Mapping[str, Entries]) -> ColumnsState:
+    """The columns of some leaves, as one state of them."""
+
+    def state(place: int) -> SpectralState:
+        found = {
+            path: entry
+            for path, pair in entries.items()
+            if (entry := pair[place]) is not None
+        }
+        return SpectralState(jnp.int32(0), {"input": found} if found else {})
+
+    return ColumnsState(state(0), state(1))
 
 
 @functools.partial(jax.jit, static_argnames=("view", "narrow"))

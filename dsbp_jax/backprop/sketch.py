@@ -25,6 +25,7 @@ from dsbp_jax.layers import (
     Site,
     Trace,
     array_leaves,
+    as_one_program,
     collect_rows,
     evaluate,
     gather_rows,
@@ -184,9 +185,11 @@ def spectral_backprop(
         traced = trace(loss_fn, params, args, {})
         layout = find_layers(traced, total, has_aux)
         start, key = jax.random.split(key)
+        measured = lambda params, state, args: columns.measure(
+            traced, state, params, layout, args, has_aux=has_aux
+        )
         state = columns.init(params, layout, start)
-        state = columns.measure(traced, state, params, layout, args, has_aux=has_aux)
-        return SketchState(key, state)
+        return SketchState(key, as_one_program(measured, params, state, args))
 
     def refresh(params: Any, state: SketchState, *args: Any) -> SketchState:
         traced = trace(loss_fn, params, args, {})

@@ -47,7 +47,10 @@ params.
 """
 
 from dsbp_jax.layers.activations import LayerActivations as LayerActivations
-from dsbp_jax.layers.arrays import split_arrays as split_arrays
+from dsbp_jax.layers.arrays import (
+    as_one_program as as_one_program,
+    split_arrays as split_arrays,
+)
 from dsbp_jax.layers.capture import (
     capture_activations as capture_activations,
     capture_through as capture_through,

@@ -32,4 +32,14 @@ def split_arrays(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
     return arrays, rebuild
 
 
+def as_one_program(function: Callable[..., Any], *trees: Any) -> Any:
+    """`function(*trees)`, compiled as a whole; what is no array is part of the program.
+
+    One by one, the operations of a pass of a model are hundreds of programs. For what
+    is done once: each call compiles anew.
+    """
+    arrays, rebuild = split_arrays(trees)
+    return jax.jit(lambda arrays: function(*rebuild(arrays)))(arrays)
+
+
 _ARRAY = object()

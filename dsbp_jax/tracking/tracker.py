@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dsbp_jax import checks, linalg
+from dsbp_jax import checks
 from dsbp_jax.layers import LayerActivations, MatrixView, require_paths
 from dsbp_jax.meshes import vary, varying_axes
 from dsbp_jax.tracking.eigenspace import SIDES, Eigenspace
@@ -44,6 +44,7 @@ from dsbp_jax.tracking.signals import (
     gradient_signal,
     rotation_signal,
 )
+from dsbp_jax.tracking.start import Start, start_all
 from dsbp_jax.tracking.tracked_basis import Label, TrackedBasis
 
 #: Arguments of the transforms that track bases which shape their program. Pass them as
@@ -212,22 +213,24 @@ class Tracker:
             leaf: Any = jnp.zeros(())
             return SpectralState(state.count, leaf)
         leaves = array_leaves(params)
+        starts = {}
         for path, view in {} if self.inert else self.views(params).items():
             shape = view.matrix_shape(leaves[path].shape)
             for side, rank in self.sides(shape).items():
-                name = zlib.crc32(f"{side}/{path}".encode())
-                own = (
-                    jax.random.key(self.seed ^ name)
-                    if key is None
-                    else jax.random.fold_in(key, name)
-                )
                 label = Label(
                     side, self.source, leaves[path].shape, *dataclasses.astuple(view)
                 )
-                entry = _start(shape, rank, label, own)
-                # Inside shard_map the leaves may differ from device to device.
-                entry = vary(entry, varying_axes(leaves[path]))
-                state.tracked.setdefault(side, {})[path] = entry
+                number = zlib.crc32(f"{side}/{path}".encode())
+                starts[side, path] = Start(label, rank, number)
+        draw = (
+            (lambda number: jax.random.key(jnp.uint32(self.seed % 2**32) ^ number))
+            if key is None
+            else functools.partial(jax.random.fold_in, key)
+        )
+        for (side, path), entry in start_all(starts, draw).items():
+            # Inside shard_map the leaves may differ from device to device.
+            entry = vary(entry, varying_axes(leaves[path]))
+            state.tracked.setdefault(side, {})[path] = entry
         return state
 
     def update(
@@ -381,20 +384,3 @@ class Tracker:
                 continue
             layers[side, path] = entry
         return layers
-
-
-def _start(
-    shape: tuple[int, ...], rank: int, label: Label, key: jax.Array
-) -> TrackedBasis:
-    """The entry of a leaf whose matrices have shape `(*batch, window, in, out)`."""
-    batch, dim = shape[:-3], shape[-2 + SIDES.index(label.side)]
-    basis = linalg.init_basis(dim, rank, key=key)
-    basis = jax.tree.map(lambda x: jnp.broadcast_to(x, (*batch, *x.shape)), basis)
-    # Three arrays of their own: one buffer cannot be donated twice.
-    return TrackedBasis(
-        basis=basis,
-        drift=jnp.zeros(batch, jnp.float32),
-        refreshes=jnp.zeros(batch, jnp.int32),
-        failures=jnp.zeros(batch, jnp.int32),
-        label=label,
-    )

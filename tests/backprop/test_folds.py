@@ -218,3 +218,25 @@ def test_sums_in_blocks_are_sums(shape, monkeypatch):
         assert frames._blocks(view.to_matrix(kernel)) > 1
     found = frames.kernel_sum(kernel, thin, basis, view)
     np.testing.assert_allclose(found, kernel + basis @ thin, atol=1e-5)
+
+
+def loops(depth):
+    """Those in the programs of `init` and `fold` for so many kernels of a shape."""
+
+    def loss(params, x):
+        for kernel in params.values():
+            x = jnp.tanh(x @ kernel)
+        return jnp.mean(x**2)
+
+    training = dsbp_jax.spectral_coordinates(loss, 4)
+    args = {f"w{i}": normal(12, 12, seed=i) / 4 for i in range(depth)}, normal(64, 12)
+    start = jax.jit(training.init).lower(*args, key=KEY).compile()
+    state = (*start(*args, key=KEY), optax.EmptyState())
+    fold = jax.jit(training.fold).lower(*state, args[1]).compile()
+    return [program.as_text().count(" while(") for program in (start, fold)]
+
+
+def test_leaves_of_a_shape_share_a_solve_inside_of_a_program_too():
+    few, many = loops(2), loops(5)
+    assert few == many
+    assert min(few) > 0

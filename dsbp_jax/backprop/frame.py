@@ -18,6 +18,7 @@ from dsbp_jax.backprop.seen import Seen
 from dsbp_jax.layers import (
     Layout,
     MatrixView,
+    is_traced,
     leaves_by_path,
     map_paths,
     require_paths,
@@ -208,7 +209,7 @@ def follow(
     Returns:
       The new columns, by path.
     """
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((entries, seen))):
+    if is_traced((entries, seen)):
         return _follow(entries, seen, columns=columns)
     return {
         path: _follow_alone({"": found}, {"": seen[path]}, columns=columns)[""]

@@ -49,6 +49,7 @@ params.
 from dsbp_jax.layers.activations import LayerActivations as LayerActivations
 from dsbp_jax.layers.arrays import (
     as_one_program as as_one_program,
+    is_traced as is_traced,
     split_arrays as split_arrays,
 )
 from dsbp_jax.layers.capture import (

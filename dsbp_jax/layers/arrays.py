@@ -11,6 +11,14 @@ def is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
+def is_traced(tree: Any) -> bool:
+    """Whether arrays of a tree are of a program that is being traced.
+
+    There, calls of one compiled function become as many copies of it.
+    """
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def array_leaves(tree: Any) -> list[Any]:
     """The leaves of a tree that are arrays, in flattening order."""
     return [leaf for leaf in jax.tree.leaves(tree) if is_array(leaf)]

@@ -1,6 +1,5 @@
-"""Where tracking starts: random bases, of which one program draws all of a shape."""
+"""Where tracking starts: random bases, all of a shape drawn by one program."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbp_jax import linalg
+from dsbp_jax.layers import is_traced
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.tracking.tracked_basis import Label, TrackedBasis
 
@@ -47,15 +47,20 @@ def start_all(
     vectors: dict[K, jax.Array] = {}
     for form, names in groups.items():
         numbers = [starts[name].number for name in names]
-        keys = jax.vmap(draw)(jnp.array(numbers, jnp.uint32))
-        vectors.update(zip(names, _drawn(keys, *form), strict=True))
+        start = lambda number, form=form: linalg.init_basis(*form, key=draw(number))
+        vectors.update(zip(names, _drawn(start, numbers), strict=True))
     return {name: _entry(one, vectors[name]) for name, one in starts.items()}
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _drawn(keys: jax.Array, dim: int, rank: int) -> list[jax.Array]:
-    draw = lambda key: linalg.init_basis(dim, rank, key=key).vectors
-    return list(jax.lax.map(draw, keys))
+def _drawn(
+    start: Callable[[jax.Array], EigenBasis], numbers: list[int]
+) -> list[jax.Array]:
+    """Vectors for each number, by one program, or one loop inside of another."""
+    first = start(jnp.uint32(numbers[0])).vectors
+    if is_traced(first):
+        draw = lambda number: start(number).vectors
+        return list(jax.lax.map(draw, jnp.array(numbers, jnp.uint32)))
+    return [first, *(start(jnp.uint32(number)).vectors for number in numbers[1:])]
 
 
 def _entry(start: Start, vectors: jax.Array) -> TrackedBasis:

@@ -12,7 +12,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "l2sp": ("strength",),
     "ewc": ("strength",),
     "spectral_transfer": ("strength",),
-    "project_away": ("energy",),
+    "project_away": ("energy", "source_rank"),
 }
 
 

@@ -25,7 +25,7 @@ def table(scale: str) -> Table:
             "ewc:strength=100",
             "ewc:strength=10000",
             "project_away:energy=0.95",
-            "project_away:energy=0.99",
+            "project_away:energy=0.95,source_rank=256",
             "spectral_transfer:strength=0.01",
             "spectral_transfer:strength=1",
         ),
@@ -36,7 +36,7 @@ def table(scale: str) -> Table:
             "head for each. Accuracy is the mean over all five at the end, `first` and "
             "`last` that of the first and of the last one. `project_away` has the "
             "leading directions of all earlier tasks together, by a share of their "
-            "energy (gradient projection memory adds those of each task); `ewc` is the "
-            "online form."
+            "energy and at most 64 of each task and layer, or 256 (gradient projection "
+            "memory adds those of each task); `ewc` is the online form."
         ),
     )

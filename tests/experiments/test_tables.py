@@ -36,7 +36,7 @@ def test_every_table_says_its_command_and_has_every_scale(name):
 
 
 # A model of minutes is trained for each seed.
-FEW = ("fewshot", "compression_resnet", "compression_vit")
+FEW = ("fewshot", "compression_resnet", "compression_vit", "text_long")
 
 MINE = """
 from experiments.config import *

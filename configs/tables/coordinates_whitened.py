@@ -11,7 +11,7 @@ def table(scale: str) -> Table:
     """The table."""
     return Table(
         title="Coordinates by columns, with Adam and with whitening",
-        claim="Few columns cost accuracy; does it matter what they follow?",
+        claim="Are few columns enough, and does it matter what they follow?",
         config=ImageConfig(
             data=DataConfig("fashion_mnist"),
             model=ModelConfig("mlp", {"hidden": (1024, 1024)}),

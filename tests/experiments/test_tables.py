@@ -36,7 +36,13 @@ def test_every_table_says_its_command_and_has_every_scale(name):
 
 
 # A model of minutes is trained for each seed.
-FEW = ("fewshot", "compression_resnet", "compression_vit", "text_long")
+FEW = (
+    "fewshot",
+    "compression_resnet",
+    "compression_vit",
+    "text_long",
+    "coordinates_long",
+)
 
 MINE = """
 from experiments.config import *

@@ -40,11 +40,15 @@ def verdicts(
 ) -> list[tuple[str, list[float | None]]]:
     """What the rule says of each claim, and the adjusted p-values of its tests."""
     gains = [
-        [duel.gains(results) for duel in claim.tests if duel.table in results]
+        [
+            (duel.gains(results), duel.overlap(results))
+            for duel in claim.tests
+            if duel.table in results
+        ]
         for claim in claims
     ]
-    found = [gain for own in gains for gain in own]
-    tested = [statistics.p_value(gain, np.zeros_like(gain)) for gain in found]
+    found = [pair for own in gains for pair in own]
+    tested = [statistics.p_value(gain, np.zeros_like(gain), o) for gain, o in found]
     adjusted = iter(statistics.holm(tested))
     said = []
     for claim, own in zip(claims, gains, strict=True):
@@ -52,7 +56,7 @@ def verdicts(
         # 1 where ours is ahead, -1 where theirs is, 0 where nobody.
         signs = [
             0 if p is None or p >= 1 - statistics.LEVEL else int(np.sign(gain.mean()))
-            for gain, p in zip(own, p_values, strict=True)
+            for (gain, _), p in zip(own, p_values, strict=True)
         ]
         if not claim.tests:
             verdict = claim.verdict

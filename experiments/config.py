@@ -56,12 +56,31 @@ class DataConfig:
     labels: int | None = dataclasses.field(default=None, metadata=LATER)
     """Training images in all, as many of each class; by default all there are."""
 
+    folds: int | None = dataclasses.field(default=None, metadata=LATER)
+    """Test on one of so many parts of all images, another for each seed: for sets
+    whose own test split is small. By default that is what is tested on."""
+
     def __post_init__(self):
         """Checks every value."""
         checks.between("data.label_noise", self.label_noise, 0, 1)
         checks.count("data.split_seed", self.split_seed, 0)
         if self.labels is not None:
             checks.count("data.labels", self.labels)
+        if self.folds is not None:
+            checks.count("data.folds", self.folds, 2)
+
+    @property
+    def overlap(self) -> float:
+        """Test over training examples, where seeds share these; otherwise 0."""
+        return 0.0 if self.folds is None else 1 / (self.folds - 1)
+
+    def refuse_folds(self) -> None:
+        """Raises a `ValueError` if there are folds, where a task has none."""
+        if self.folds is not None:
+            raise ValueError(
+                f"data.folds={self.folds}; accepted is None in this task, whose models "
+                "are trained once for all methods"
+            )
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
@@ -220,6 +239,17 @@ class ImageConfig(OptimizedConfig):
                 f"sharpness=True with probe.batch_size={probe.batch_size} and "
                 f"probe.hessian_steps={probe.hessian_steps}; accepted are 1 or more"
             )
+
+    @property
+    def overlap(self) -> float:
+        """See `Config`."""
+        return self.data.overlap
+
+    def shared(self) -> Self:
+        """See `Config`: with folds, each seed has its own images."""
+        shared = super().shared()
+        seed = self.seed if self.data.folds else shared.seed
+        return dataclasses.replace(shared, seed=seed)
 
     def smoke(self) -> Self:
         """See `Config`."""

@@ -64,10 +64,16 @@ class Duel:
         change = np.subtract(*self.pairs(results, "values"))
         return change if column["higher"] else -change
 
+    def overlap(self, results: Results) -> float:
+        """How far the runs of its seeds share examples; see `statistics`."""
+        return results[self.table].get("overlap", 0.0)
+
     def change(self, results: Results) -> tuple[statistics.Interval, str]:
         """Ours less theirs, and the same as text with its unit."""
         column, mine, _ = self.found(results)
-        change = statistics.interval(np.subtract(*self.pairs(results, "values")))
+        overlap = self.overlap(results)
+        values = np.subtract(*self.pairs(results, "values"))
+        change = statistics.interval(values, overlap)
         unit = f" {column['unit']}" if column["unit"] else ""
         return change, printing.number(change._asdict(), mine["digits"], "+") + unit
 
@@ -77,15 +83,17 @@ class Duel:
         few = len(self.pairs(results, "values")[0])
         if self.view == "loss":  # what counts is the time that it took
             ratios = np.divide(*self.pairs(results, "seconds"))
-            ratio = statistics.interval(ratios)
+            overlap = self.overlap(results)
+            ratio = statistics.interval(ratios, overlap)
             text = f"× {printing.number(ratio._asdict(), 2)} in time"
-            who = ahead(statistics.interval(ratios - 1), False)
+            who = ahead(statistics.interval(ratios - 1, overlap), False)
         else:
             difference, text = self.change(results)
             who = ahead(difference, column["higher"])
 
         def shown(entry: dict[str, Any]) -> str:
-            mean = statistics.interval(entry["values"][:few])._asdict()
+            overlap = self.overlap(results)
+            mean = statistics.interval(entry["values"][:few], overlap)._asdict()
             seconds = printing.seconds({"seconds": entry["seconds"][:few]})
             return f"{printing.number(mean, entry['digits'])}, {seconds} s"
 

@@ -53,6 +53,7 @@ class ShiftedConfig(ImageConfig):
     def __post_init__(self):
         """Checks every value."""
         super().__post_init__()
+        self.data.refuse_folds()
         checks.one_of("method", self.method, METHODS)
         checks.one_of("setting", self.setting, SETTINGS)
         checks.one_of("severity", self.severity, SEVERITIES)

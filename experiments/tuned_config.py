@@ -35,6 +35,7 @@ class MethodConfig(Config):
         super().__post_init__()
         checks.one_of("method", self.method, self.methods)
         checks.positive("tune_rate", self.tune_rate)
+        self.data.refuse_folds()
 
     @property
     def label(self) -> str:

@@ -18,6 +18,7 @@ from experiments.data.dataset import (
     Dataset as Dataset,
     Split as Split,
     few as few,
+    fold as fold,
     with_classes as with_classes,
     with_label_noise as with_label_noise,
 )

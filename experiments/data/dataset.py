@@ -93,6 +93,58 @@ def make_dataset(
     return Dataset(name, train, validation, test, num_classes, mean, std)
 
 
+def fold(dataset: Dataset, folds: int, number: int, *, seed: int) -> Dataset:
+    """A set split anew: one fold of all its examples is the test split.
+
+    Folds are stratified by class. Numbers from 0 to `folds − 1` test every example
+    once, the next as many do so along other folds, and so on; a tenth of the rest is
+    held out.
+
+    Args:
+      dataset: The set; its own splits are put together.
+      folds: How many.
+      number: Which one.
+      seed: Chooses the folds.
+
+    Returns:
+      The set.
+
+    Raises:
+      DataError: If a class has fewer examples than there are folds.
+
+    Example:
+      >>> images, labels = np.zeros((40, 2, 2, 1), np.uint8), np.arange(40) % 2
+      >>> split = Split(images, labels)
+      >>> two = Dataset("two", split, split, split, 2, np.zeros(1), np.ones(1))
+      >>> part = fold(two, 5, 0, seed=0)
+      >>> len(part.train), len(part.validation), len(part.test)
+      (86, 10, 24)
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    parts = (dataset.train, dataset.validation, dataset.test)
+    images = np.concatenate([part.images for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    least = int(np.bincount(labels, minlength=dataset.num_classes).min())
+    if not 2 <= folds <= least:
+        raise DataError(
+            f"folds={folds}; accepted are 2 to {least}, the examples of the class of "
+            f"{dataset.name} that has the fewest"
+        )
+    repeat, place = divmod(number, folds)
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed + repeat)
+    train, test = list(splitter.split(labels, labels))[place]
+    whole = Split(images, labels)
+    return make_dataset(
+        f"{dataset.name}, fold {number}",
+        train=whole.take(train),
+        validation=None,
+        test=whole.take(test),
+        num_classes=dataset.num_classes,
+        seed=seed,
+    )
+
+
 def with_label_noise(dataset: Dataset, fraction: float, *, seed: int) -> Dataset:
     """A set some of whose training labels are wrong; validation and test are not.
 

@@ -60,6 +60,11 @@ class Config:
         """Gradient evaluations of a step."""
         return 1
 
+    @property
+    def overlap(self) -> float:
+        """Test over training examples, where runs of several seeds share these."""
+        return 0.0
+
     def with_contender(self, text: str) -> Self:
         """The config of another contender; a `ValueError` names what is wrong."""
         raise NotImplementedError

@@ -155,6 +155,11 @@ def notes(result: dict[str, Any]) -> str:
         text += "Nothing was tuned here. "
     if samplings := [c["sampling"] for c in columns if "sampling" in c]:
         text += f"The choice of test examples adds ± {max(samplings):.2f}. "
+    if result.get("overlap"):
+        text += (
+            "Each seed is tested on another fold of all images; intervals and p allow "
+            "for training sets that overlap (Nadeau and Bengio, 2003). "
+        )
     if _says_front(result):
         text += (
             "One is shown to beat another where it is better in one column (p adjusted "

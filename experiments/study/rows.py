@@ -42,7 +42,7 @@ def described(
     Returns:
       The column of its row.
     """
-    scale = metric.scale
+    scale, overlap = metric.scale, entry.config.overlap
     values = [scale * cell.test[name] for cell in entry.cells]
     seconds = [cell.seconds for cell in entry.cells]
     result: dict[str, Any] = {
@@ -59,7 +59,7 @@ def described(
         "values": values,
         "validation": [scale * cell.validation[name] for cell in entry.cells],
         "cells": [cell.key for cell in entry.cells],
-        **statistics.interval(values)._asdict(),
+        **statistics.interval(values, overlap)._asdict(),
     }
     if metric.examples:
         share = result["mean"] / scale
@@ -68,12 +68,13 @@ def described(
         theirs = [scale * cell.test[name] for cell in first.cells][: len(values)]
         mine = values[: len(theirs)]
         result["difference"] = {
-            **statistics.interval(np.subtract(mine, theirs))._asdict(),
-            "p": statistics.p_value(mine, theirs),
+            **statistics.interval(np.subtract(mine, theirs), overlap)._asdict(),
+            "p": statistics.p_value(mine, theirs, overlap),
             "bound": statistics.upper_bound(
                 np.subtract(theirs, mine)
                 if metric.higher
-                else np.subtract(mine, theirs)
+                else np.subtract(mine, theirs),
+                overlap,
             ),
         }
     return result
@@ -92,7 +93,12 @@ def adjust(rows: list[dict[str, Any]]) -> None:
         difference["holm"] = value
 
 
-def front(rows: list[dict[str, Any]], metrics: Sequence[Metric], margin: float) -> None:
+def front(
+    rows: list[dict[str, Any]],
+    metrics: Sequence[Metric],
+    margin: float,
+    overlap: float = 0.0,
+) -> None:
     """Says of every row of a table by whom it is shown to be beaten, `beaten_by`.
 
     One is beaten by another that is better in one column, by a one-sided p-value that
@@ -104,16 +110,19 @@ def front(rows: list[dict[str, Any]], metrics: Sequence[Metric], margin: float) 
       rows: With one column for each metric.
       metrics: How they are read.
       margin: In the unit that is printed.
+      overlap: See `statistics`.
     """
     able = [row for row in rows if row["columns"]]
     for one in able:
         others = [row for row in able if row is not one]
         gains = [_gains(one, other, metrics) for other in others]
-        p_values = iter(statistics.holm([_p_better(g) for own in gains for g in own]))
+        p_values = iter(
+            statistics.holm([_p_better(g, overlap) for own in gains for g in own])
+        )
         one["beaten_by"] = []
         for other, own in zip(others, gains, strict=True):
             better = [next(p_values) < 1 - statistics.LEVEL for _ in own]
-            bounds = [statistics.upper_bound(-gain) for gain in own]
+            bounds = [statistics.upper_bound(-gain, overlap) for gain in own]
             worse = [bound is None or bound > margin for bound in bounds]
             if any(
                 is_better and not any(w for i, w in enumerate(worse) if i != at)
@@ -136,9 +145,9 @@ def _gains(
     return found
 
 
-def _p_better(gain: np.ndarray) -> float:
+def _p_better(gain: np.ndarray, overlap: float) -> float:
     """The one-sided p-value; 1 where nothing can be said."""
     if len(gain) < 2 or not gain.mean() > 0:
         return 1.0
-    p = statistics.p_value(gain, np.zeros_like(gain))
+    p = statistics.p_value(gain, np.zeros_like(gain), overlap)
     return 0.0 if p is None else p / 2  # None: the same in every seed

@@ -282,7 +282,7 @@ def compute(name: str, table: Table, store: Store, scale: str = "") -> dict[str,
     rows.adjust(lines)
     if table.margin is not None:
         shown = [contest.metrics[column["metric"]] for column in columns]
-        rows.front(lines, shown, table.margin)
+        rows.front(lines, shown, table.margin, table.config.overlap)
     for column in columns:
         metric = contest.metrics[column["metric"]]
         column |= {"unit": metric.unit, "higher": metric.higher}
@@ -296,6 +296,7 @@ def compute(name: str, table: Table, store: Store, scale: str = "") -> dict[str,
         "seeds": table.seeds,
         "tuned": list(table.tune),
         "margin": table.margin,
+        "overlap": table.config.overlap,
         "evaluations": contest.length,
         "columns": columns,
         "rows": lines,

@@ -20,15 +20,14 @@ from experiments.study.task import Length, Metric
 from experiments.tasks.optimized import Optimized, TrainState
 
 
-def load_data(config: DataConfig) -> data.Dataset:
-    """Loads the data set that a config names."""
-    dataset = data.load(
-        config.name,
-        data_dir=config.data_dir,
-        download=config.download,
-        seed=config.split_seed,
-    )
+def load_data(config: DataConfig, number: int = 0) -> data.Dataset:
+    """Loads the data set that a config names, and of its folds the one asked for."""
     seed = config.split_seed
+    dataset = data.load(
+        config.name, data_dir=config.data_dir, download=config.download, seed=seed
+    )
+    if config.folds is not None:
+        dataset = data.fold(dataset, config.folds, number, seed=seed)
     if config.labels is not None:
         train = data.few(dataset.train, config.labels, seed=seed)
         dataset = dataclasses.replace(dataset, train=train)
@@ -125,7 +124,7 @@ class ImageTask(Optimized):
     """
 
     def __init__(self, config: ImageConfig, dataset: data.Dataset | None = None):
-        self.dataset = dataset or load_data(config.data)
+        self.dataset = dataset or load_data(config.data, config.seed)
         size, name = config.batch_size, self.dataset.name
         self.per_epoch = len(self.dataset.train) // size
         if not self.per_epoch:
@@ -139,7 +138,8 @@ class ImageTask(Optimized):
         self.probe = None
         if config.probe.batch_size:
             self.probe = Probe(self.classifier, config.probe, self.dataset.train)
-        classes, examples = self.dataset.num_classes, len(self.dataset.test)
+        classes = self.dataset.num_classes
+        examples = len(self.dataset.test) * (config.data.folds or 1)
         self.metrics = {
             "accuracy": Metric("%", 1 / classes, 100.0, True, 2, True, examples),
             "loss": Metric("nats", math.log(classes), digits=4),

@@ -6,6 +6,7 @@ import inspect
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import cli, compare, tasks, train
@@ -19,6 +20,7 @@ from experiments.config import (
 )
 from experiments.fewshot_config import FewshotConfig
 from experiments.optimizers import Contender
+from experiments.sequence_config import SequenceConfig
 from experiments.shifted_config import ShiftedConfig
 from experiments.study.config import (
     Config,
@@ -29,6 +31,7 @@ from experiments.study.config import (
     with_places,
 )
 from experiments.tasks.images import ImageTask
+from experiments.transfer_config import TransferConfig
 
 IMAGES = ("cifar10", "digits", "fashion_mnist", "medmnist", "tiny_imagenet")
 SHIFTED = ("shifted", "shifted_batch_norm", "shifted_layer_norm")
@@ -222,3 +225,18 @@ def test_a_later_field_at_its_default_leaves_keys_as_they_were():
     assert len(ImageTask(few).dataset.train) == 200
     with pytest.raises(ValueError, match=r"data\.labels=0; accepted are"):
         DataConfig(labels=0)
+
+
+def test_with_folds_each_seed_has_its_own_images():
+    plain, parts = ImageConfig(seed=7), ImageConfig(DataConfig(folds=5), seed=7)
+    assert (plain.shared().seed, plain.overlap) == (0, 0)
+    assert (parts.shared().seed, parts.overlap) == (7, 1 / 4)
+    at = lambda seed: dataclasses.replace(parts, seed=seed).make().dataset
+    first, second = at(1), at(2)
+    assert not np.array_equal(first.test.labels, second.test.labels)
+
+
+@pytest.mark.parametrize("config", [TransferConfig, ShiftedConfig, SequenceConfig])
+def test_folds_are_refused_where_a_model_is_trained_once(config):
+    with pytest.raises(ValueError, match=r"data\.folds=5; accepted is None"):
+        config(data=DataConfig(folds=5))

@@ -70,6 +70,24 @@ class TestDataset:
         assert sorted(rest.labels) == [0, 1]
         assert sorted(held.labels) == [1]
 
+    def test_folds_test_every_image_once_and_then_along_others(self):
+        digits = data.load("digits")
+        parts = [data.fold(digits, 5, number, seed=0) for number in range(10)]
+        flat = lambda split: {image.tobytes() for image in split.images}
+        for part in parts:
+            splits = flat(part.train), flat(part.validation), flat(part.test)
+            assert sum(map(len, splits)) == len(set.union(*splits)) == 1797
+            counts = np.bincount(part.test.labels)
+            assert counts.max() - counts.min() <= 3
+        for repeat in (parts[:5], parts[5:]):
+            assert sum(len(part.test) for part in repeat) == 1797
+            assert len(set.union(*(flat(part.test) for part in repeat))) == 1797
+        assert flat(parts[0].test) != flat(parts[5].test)
+
+    def test_more_folds_than_images_of_a_class_are_an_error(self):
+        with pytest.raises(data.DataError, match="folds=600; accepted are 2 to 174"):
+            data.fold(data.load("digits"), 600, 0, seed=0)
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [

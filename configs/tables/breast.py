@@ -1,0 +1,42 @@
+"""Few images: optimizers and their minima on ultrasound images.
+
+python -m experiments.tables breast --data-dir DIR
+"""
+
+from experiments.config import DataConfig, ImageConfig, ModelConfig, ProbeConfig
+from experiments.study.tables import Table
+
+
+def table(scale: str) -> Table:
+    """The table."""
+    return Table(
+        title="Medical images: ultrasound",
+        claim="Does a spectral method train a better model where images are few?",
+        config=ImageConfig(
+            data=DataConfig("breastmnist", folds=5),
+            model=ModelConfig("cnn", {"channels": (8, 16), "hidden": 64}),
+            probe=ProbeConfig(256),
+            epochs=40 if scale == "cpu" else 100,
+            eval_every=100,
+            batch_size=64,
+            sharpness=True,
+        ),
+        contenders=(
+            "adamw",
+            "momentum",
+            "sam",
+            "muon:momentum=0.95",
+            "spectral_muon",
+            "adamw+coordinates:rank=32",
+            "dsbp",
+            "dsbp_paper",
+        ),
+        metrics=("accuracy", "hessian"),
+        seeds=10,
+        caption=(
+            "BreastMNIST, all 780 images in five folds, twice; two convolutions of 8 "
+            "and 16 channels and a layer of 64, as many gradient evaluations for all. "
+            "hessian is the top eigenvalue for the training loss at the end, at the "
+            "rates that are best for accuracy."
+        ),
+    )

@@ -1,0 +1,30 @@
+"""Optimizers and their minima on chest X-rays.
+
+python -m experiments.tables pneumonia --data-dir DIR
+"""
+
+import dataclasses
+
+from experiments import tables
+from experiments.study.tables import Table
+
+
+def table(scale: str) -> Table:
+    """The table."""
+    first = tables.load("breast", scale)
+    config = dataclasses.replace(
+        first.config,
+        data=dataclasses.replace(first.config.data, name="pneumoniamnist"),
+        epochs=first.config.epochs // 4,
+        batch_size=128,
+    )
+    return dataclasses.replace(
+        first,
+        title="Medical images: chest X-rays",
+        config=config,
+        seeds=5,
+        caption=first.caption.replace(
+            "BreastMNIST, all 780 images in five folds, twice",
+            "PneumoniaMNIST, all 5,856 images in five folds",
+        ),
+    )

@@ -186,9 +186,9 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         view="loss",
     ),
     Duel(
-        "The same, followed every 4 steps",
-        "table-whitening-wide",
-        "spectral_muon:refresh_every=4",
+        "The same, in 128 coordinates",
+        "table-coordinates-whitened",
+        "spectral_muon+coordinates:rank=128",
         "adamw",
     ),
     Duel(

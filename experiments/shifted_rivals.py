@@ -130,6 +130,12 @@ def _batch_norm(model: Deployed) -> Method:
     return Method(lambda: (), lambda state, x: (run(model.arrays, x), state))
 
 
+def _entropies(logits: jax.Array) -> jax.Array:
+    """Those of the answers, in nats, shape `(n,)`."""
+    logs = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(logs) * logs, axis=-1)
+
+
 def _tent(model: Deployed, reset: int | None = None) -> Method:
     """Tent (Wang et al., 2021): scales and shifts of batch norm follow the entropy."""
     tx = optax.adam(_TENT_RATE)
@@ -146,8 +152,7 @@ def _tent(model: Deployed, reset: int | None = None) -> Method:
 
     def loss(moved: Any, x: Any) -> Any:
         logits = answers(moved, x)
-        logs = jax.nn.log_softmax(logits)
-        return -jnp.mean(jnp.sum(jnp.exp(logs) * logs, axis=-1)), logits
+        return _entropies(logits).mean(), logits
 
     def init() -> Any:
         return moves, tx.init(moves), jnp.int32(0)
@@ -184,8 +189,7 @@ class Supports(NamedTuple):
 
     def join(self, features: jax.Array, logits: jax.Array) -> "Supports":
         """With those of a batch, as many as fit."""
-        logs = jax.nn.log_softmax(logits)
-        entropies = -jnp.sum(jnp.exp(logs) * logs, axis=-1)
+        entropies = _entropies(logits)
         classes, size = self.entropies.shape
         own = logits.argmax(-1) == jnp.arange(classes)[:, None]
         all_entropies = jnp.concatenate(

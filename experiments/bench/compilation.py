@@ -151,7 +151,7 @@ def transforms(layout: dsbp_jax.Layout) -> dict[str, optax.GradientTransformatio
         "dsbp": dsbp_jax.dsbp(0.1, RANK, **shared),
         "spectral_subspace(adam)": dsbp_jax.spectral_subspace(adam, RANK, **shared),
         "lie_rotation": dsbp_jax.lie_rotation(0.1, rank=RANK, **shared),
-        "spectral_muon": dsbp_jax.spectral_muon(0.1, RANK, **shared),
+        "spectral_muon": dsbp_jax.spectral_muon(0.1, RANK, layout=layout),
     }
 
 

@@ -57,8 +57,8 @@ class DataConfig:
     """Training images in all, as many of each class; by default all there are."""
 
     folds: int | None = dataclasses.field(default=None, metadata=LATER)
-    """Test on one of so many parts of all images, another for each seed: for sets
-    whose own test split is small. By default that is what is tested on."""
+    """Test on one of so many parts of training and test images together, another for
+    each seed: for sets whose own test split is small, which else is tested on."""
 
     def __post_init__(self):
         """Checks every value."""
@@ -68,6 +68,11 @@ class DataConfig:
             checks.count("data.labels", self.labels)
         if self.folds is not None:
             checks.count("data.folds", self.folds, 2)
+            if self.labels is not None:
+                raise ValueError(
+                    f"data.labels={self.labels}; accepted is None with data.folds, "
+                    "whose intervals take all training images for used"
+                )
 
     @property
     def overlap(self) -> float:
@@ -78,8 +83,7 @@ class DataConfig:
         """Raises a `ValueError` if there are folds, where a task has none."""
         if self.folds is not None:
             raise ValueError(
-                f"data.folds={self.folds}; accepted is None in this task, whose models "
-                "are trained once for all methods"
+                f"data.folds={self.folds}; accepted is None: this task has no folds"
             )
 
 

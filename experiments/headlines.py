@@ -98,7 +98,9 @@ class Duel:
             return f"{printing.number(mean, entry['digits'])}, {seconds} s"
 
         return [
-            f"{self.what}: {column['metric']}{printing.VIEWS[self.view]}",
+            f"{self.what}: {column['metric']}{printing.VIEWS[self.view]}".replace(
+                "the first one's", f"`{self.theirs}`'s"
+            ),
             f"`{self.ours}` {shown(mine)}",
             f"`{self.theirs}` {shown(other)}",
             f"{text}, {few} seeds",
@@ -186,6 +188,12 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         view="loss",
     ),
     Duel(
+        "The same, followed every 4 steps",
+        "table-whitening-wide",
+        "spectral_muon:refresh_every=4",
+        "adamw",
+    ),
+    Duel(
         "The same, in 128 coordinates",
         "table-coordinates-whitened",
         "spectral_muon+coordinates:rank=128",
@@ -220,13 +228,5 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "spectral_coordinates",
         "plain",
         "mean ms",
-    ),
-    Ratio(
-        "Its optimizer state, columns not counted",
-        "bench-step-2core-cpu",
-        _ADAM_STEP,
-        "spectral_coordinates",
-        "plain",
-        "state / plain",
     ),
 )

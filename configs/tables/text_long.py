@@ -1,5 +1,7 @@
 """Momentum divided by its spectrum, against AdamW and Muon, on more bytes.
 
+Three seeds: a run takes more than two minutes.
+
 python -m experiments.tables text_long
 """
 

@@ -53,7 +53,8 @@ class SpectralCoordinates(NamedTuple):
 
     Attributes:
       init: `init(params, *args, key=key) -> (coords, frame)`; `args` as the loss gets
-        them, a batch of the size to come.
+        them, a batch of the size to come. Compiles a pass of the model each time: to
+        call it often, wrap it in `jax.jit`.
       value_and_grad: `value_and_grad(coords, frame, *args) -> (value, grads)`, grads
         for the coordinates; with `has_aux` the first is `(value, aux)`. With
         `observe=True` a third result is what a fold of `turn` needs to know.
@@ -189,7 +190,8 @@ def spectral_coordinates(
 
         # Random columns are drawn by programs that leaves of a shape share.
         state = columns.init(params, layout, key)
-        state = as_one_program(start, params, state, args)
+        if layout:
+            state = as_one_program(start, params, state, args)
         # Kernels and whole leaves are the caller's own.
         return own(frames.split(params, state, layout))
 

@@ -54,10 +54,10 @@ def refreshed(
         path: Refresh(
             entry=entries[path],
             signal=functools.partial(signal, entries[path], path, found),
-            turn=0,
+            turn=place,  # all are due; one after the other, for want of room
             beside=beside.get(path),
         )
-        for path, found in seen.items()
+        for place, (path, found) in enumerate(seen.items())
         if path in entries
     }
     if not due:

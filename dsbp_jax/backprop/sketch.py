@@ -61,7 +61,8 @@ class SpectralBackprop(NamedTuple):
 
     Attributes:
       init: `init(params, *args, key=key) -> state`; `args` as the loss gets them, a
-        batch of the size to come.
+        batch of the size to come. Compiles a pass of the model each time: to call
+        it often, wrap it in `jax.jit`.
       value_and_grad: `value_and_grad(params, state, *args) -> (value, grads, state)`;
         with `has_aux` the first is `(value, aux)`.
       catch_up: `catch_up(params, state, *args, every=T) -> (value, grads, state)`: the

@@ -94,14 +94,14 @@ def make_dataset(
 
 
 def fold(dataset: Dataset, folds: int, number: int, *, seed: int) -> Dataset:
-    """A set split anew: one fold of all its examples is the test split.
+    """A set split anew: one fold of its training and test examples is the test split.
 
     Folds are stratified by class. Numbers from 0 to `folds − 1` test every example
-    once, the next as many do so along other folds, and so on; a tenth of the rest is
-    held out.
+    once, the next as many do so along other folds, and so on. The validation split
+    stays as it is: what is chosen by it was chosen by no test example of any fold.
 
     Args:
-      dataset: The set; its own splits are put together.
+      dataset: The set.
       folds: How many.
       number: Which one.
       seed: Chooses the folds.
@@ -118,11 +118,11 @@ def fold(dataset: Dataset, folds: int, number: int, *, seed: int) -> Dataset:
       >>> two = Dataset("two", split, split, split, 2, np.zeros(1), np.ones(1))
       >>> part = fold(two, 5, 0, seed=0)
       >>> len(part.train), len(part.validation), len(part.test)
-      (86, 10, 24)
+      (64, 40, 16)
     """
     from sklearn.model_selection import StratifiedKFold
 
-    parts = (dataset.train, dataset.validation, dataset.test)
+    parts = (dataset.train, dataset.test)
     images = np.concatenate([part.images for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     least = int(np.bincount(labels, minlength=dataset.num_classes).min())
@@ -132,13 +132,14 @@ def fold(dataset: Dataset, folds: int, number: int, *, seed: int) -> Dataset:
             f"{dataset.name} that has the fewest"
         )
     repeat, place = divmod(number, folds)
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed + repeat)
+    state = int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0])
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=state)
     train, test = list(splitter.split(labels, labels))[place]
     whole = Split(images, labels)
     return make_dataset(
-        f"{dataset.name}, fold {number}",
+        dataset.name,
         train=whole.take(train),
-        validation=None,
+        validation=dataset.validation,
         test=whole.take(test),
         num_classes=dataset.num_classes,
         seed=seed,

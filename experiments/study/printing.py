@@ -12,7 +12,7 @@ import numpy as np
 VIEWS = {
     "evaluations": "",
     "time": " in equal time",
-    "loss": " in the shortest run as good as the first's",
+    "loss": " of the shortest run that reaches the first one's mean",
 }
 
 

@@ -139,7 +139,8 @@ class ImageTask(Optimized):
         if config.probe.batch_size:
             self.probe = Probe(self.classifier, config.probe, self.dataset.train)
         classes = self.dataset.num_classes
-        examples = len(self.dataset.test) * (config.data.folds or 1)
+        # With folds, intervals have the choice of test examples in them.
+        examples = None if config.data.folds else len(self.dataset.test)
         self.metrics = {
             "accuracy": Metric("%", 1 / classes, 100.0, True, 2, True, examples),
             "loss": Metric("nats", math.log(classes), digits=4),
@@ -202,6 +203,11 @@ class ImageTask(Optimized):
 
     def init(self, config: ImageConfig) -> TrainState:
         """See `study.task.Task`."""
+        if config.data.folds and config.seed != self.config.seed:
+            raise ValueError(
+                f"seed={config.seed}; accepted is {self.config.seed}, of whose fold "
+                "this task is"
+            )
         state = super().init(config)
         if self.probe is None:
             return state

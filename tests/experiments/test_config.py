@@ -234,6 +234,11 @@ def test_with_folds_each_seed_has_its_own_images():
     at = lambda seed: dataclasses.replace(parts, seed=seed).make().dataset
     first, second = at(1), at(2)
     assert not np.array_equal(first.test.labels, second.test.labels)
+    assert parts.make().metrics["accuracy"].examples is None
+    with pytest.raises(ValueError, match=r"seed=2; accepted is 7"):
+        parts.make().init(dataclasses.replace(parts, seed=2))
+    with pytest.raises(ValueError, match=r"data\.labels=100; accepted is None"):
+        DataConfig(folds=5, labels=100)
 
 
 @pytest.mark.parametrize("config", [TransferConfig, ShiftedConfig, SequenceConfig])

@@ -315,6 +315,32 @@ def test_a_table_is_tuned_and_paired(tmp_path):
     assert again["rows"] == result["rows"]
 
 
+def test_seeds_that_share_examples_say_less(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "SLOW", 0.0)
+    contenders = "plain", "plain:1.0"
+    of_folds = table(
+        contenders=contenders, tune=(), metrics=("error", "share"), seeds=4, margin=0.5
+    )
+    compute = lambda: tables.compute("toy", of_folds, Store(tmp_path))
+    plain = compute()
+    monkeypatch.setattr(ToyConfig, "overlap", 1e6)
+    folds = compute()
+    assert (plain["overlap"], folds["overlap"]) == (0, 1e6)
+    assert "overlap" in printing.notes(folds)
+    assert "overlap" not in printing.notes(plain)
+    rows = [result["rows"][1]["columns"] for result in (plain, folds)]
+    for alone, shared in zip(*rows, strict=True):
+        # Slow ones have fewer seeds, but folds count together only.
+        assert (len(alone["values"]), len(shared["values"])) == (3, 4)
+        differences = alone["difference"], shared["difference"]
+        for found, other in ((alone, shared), differences):
+            assert other["high"] - other["low"] > 5 * (found["high"] - found["low"])
+        assert shared["difference"]["p"] > alone["difference"]["p"]
+        assert shared["difference"]["bound"] > alone["difference"]["bound"]
+    beaten = [[row["beaten_by"] for row in result["rows"]] for result in (plain, folds)]
+    assert beaten == [[["plain:1.0"], []], [[], []]]
+
+
 def test_no_rate_is_chosen_on_test_data(tmp_path, monkeypatch):
     read = []
     evaluate = ToyTask.evaluate

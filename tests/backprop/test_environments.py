@@ -185,3 +185,62 @@ def test_sam_perturbs_along_sketched_gradients_and_in_coordinates():
     inside = lambda coords, x: training.value_and_grad(coords, frame, x)
     value, _ = jax.jit(dsbp_jax.sam_value_and_grad(inside, 0.05))(coords, case.x)
     np.testing.assert_allclose(value, case.loss(case.params, case.x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["sketch", "coordinates"])
+def test_a_start_outside_of_a_program_is_that_inside(form):
+    """Also with arguments that are no arrays, and on an Explicit mesh."""
+    case = one_layer()
+    x = case.x * 2.0 ** -jnp.arange(12.0)
+
+    def loss(params, batch, spec=None):
+        assert batch["mode"] == "train"
+        h = jnp.tanh(batch["x"] @ params["w"])
+        y = jnp.einsum("nd,de->ne", h, params["head"], out_sharding=spec)
+        return jnp.mean(y**2) * 4
+
+    def run(params, x, spec=None):
+        own = lambda params, batch: loss(params, batch, spec)
+        batch = {"x": x, "mode": "train"}
+        if form == "sketch":
+            backprop = dsbp_jax.spectral_backprop(own, 4, refresh_every=2)
+            state = backprop.init(params, batch, key=KEY)
+            return [b.vectors @ b.vectors.mT for b in dsbp_jax.bases(state).values()]
+        training = dsbp_jax.spectral_coordinates(own, 4, tracking=0)
+        coords, frame = training.init(params, batch, key=KEY)
+        _, grads = training.value_and_grad(coords, frame, batch)
+        coords = jax.tree.map(jnp.subtract, coords, grads)
+        coords, frame, _ = training.fold(coords, frame, (), batch)
+        return training.merge(coords, frame)
+
+    wanted = jax.jit(run)(case.params, x)
+    close(run(case.params, x), wanted, 1e-4)
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    put = lambda a, *names: jax.device_put(
+        a, NamedSharding(mesh, PartitionSpec(*names))
+    )
+    with jax.set_mesh(mesh):
+        params = {
+            "w": put(case.params["w"], None, "model"),
+            "head": put(case.params["head"], "model"),
+        }
+        got = run(params, put(x, "data"), PartitionSpec("data"))
+    close(jax.device_get(got), jax.device_get(wanted), 5e-4)
+
+
+def test_coordinates_of_several_seeds_at_once():
+    case = one_layer()
+    x = case.x * 2.0 ** -jnp.arange(12.0)
+    training = dsbp_jax.spectral_coordinates(case.loss, 4, tracking=0)
+
+    def run(key):
+        coords, frame = training.init(case.params, x, key=key)
+        _, grads = training.value_and_grad(coords, frame, x)
+        coords = jax.tree.map(jnp.subtract, coords, grads)
+        coords, frame, _ = training.fold(coords, frame, (), x)
+        return training.merge(coords, frame)
+
+    keys = jax.random.split(KEY, 2)
+    together = jax.jit(jax.vmap(run))(keys)
+    alone = [jax.jit(run)(key) for key in keys]
+    close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), 1e-4)

@@ -142,6 +142,14 @@ CLAIMS: tuple[Claim, ...] = (
         Duel("", "table-label-noise", "spectral_sam", "sam", "accuracy"),
     ),
     Claim(
+        "it generalises from few labels",
+        (
+            Duel("", "table-labels-1", "dsbp_paper", "sam"),
+            Duel("", "table-labels-1", "dsbp_paper", "momentum"),
+        ),
+        Duel("", "table-labels-1", "spectral_muon", "adamw"),
+    ),
+    Claim(
         "few-shot learning is faster than MAML's (accuracy in equal time)",
         (Duel("", "table-fewshot", "spectral_maml", "maml"),),
         Duel("", "table-fewshot", "spectral_maml:spectral.residual=0.5", "maml"),

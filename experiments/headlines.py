@@ -170,7 +170,6 @@ def markdown(headlines: tuple[Duel | Ratio, ...], results: Results) -> str:
 
 
 _MUON_ON_TEXT = "muon:momentum=0.95,b2=0.95,decays_all=True"
-_ADAM_STEP = "mlp, width 2048, 2048 tokens, rank 64, adam"
 
 HEADLINES: tuple[Duel | Ratio, ...] = (
     Duel("Fashion-MNIST, MLP 512×2", "table-whitening", "spectral_muon", "adamw"),
@@ -219,14 +218,6 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "Momentum, whitening and new parameters of one kernel, 2048²",
         "spectral_whitening, rank 64, every 1",
         "optax.contrib.muon",
-        "mean ms",
-    ),
-    Ratio(
-        "Step of 4 layers 2048², 2,048 rows, Adam",
-        "bench-step-2core-cpu",
-        _ADAM_STEP,
-        "spectral_coordinates",
-        "plain",
         "mean ms",
     ),
 )

@@ -15,6 +15,22 @@ from tests.layers.models import normal
 from tests.marks import quick
 
 
+def mesh_of(kind):
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+
+
+def spread(mesh, params, x):
+    """The parameters and the batch of `one_layer` over a mesh."""
+    put = lambda a, *names: jax.device_put(
+        a, NamedSharding(mesh, PartitionSpec(*names))
+    )
+    params = {
+        "w": put(params["w"], None, "model"),
+        "head": put(params["head"], "model"),
+    }
+    return params, put(x, "data")
+
+
 @pytest.mark.parametrize(
     "kind", quick([AxisType.Auto, AxisType.Explicit], [AxisType.Auto])
 )
@@ -44,16 +60,10 @@ def test_sharded_batches_and_kernels(kind, form):
         return training.merge(coords, frame)
 
     wanted = jax.jit(run)(case.params, case.x)
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
-    put = lambda a, *names: jax.device_put(
-        a, NamedSharding(mesh, PartitionSpec(*names))
-    )
+    mesh = mesh_of(kind)
     with jax.set_mesh(mesh):
-        params = {
-            "w": put(case.params["w"], None, "model"),
-            "head": put(case.params["head"], "model"),
-        }
-        got = jax.jit(run, static_argnums=2)(params, put(case.x, "data"), spec)
+        params, x = spread(mesh, case.params, case.x)
+        got = jax.jit(run, static_argnums=2)(params, x, spec)
     # A fold has a solve between two products, and takes rounding with it.
     close(jax.device_get(got), wanted, 1e-4 if form == "sketch" else 5e-4)
 
@@ -88,7 +98,7 @@ def test_sharded_kernels_that_are_tied_and_penalised(kind):
 
     wanted = jax.jit(run)(params, x)
     close(wanted[1], jax.jit(jax.grad(loss))(params, x), 1e-5)
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+    mesh = mesh_of(kind)
     put = lambda a, *names: jax.device_put(
         a, NamedSharding(mesh, PartitionSpec(*names))
     )
@@ -215,16 +225,9 @@ def test_a_start_outside_of_a_program_is_that_inside(form):
 
     wanted = jax.jit(run)(case.params, x)
     close(run(case.params, x), wanted, 1e-4)
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
-    put = lambda a, *names: jax.device_put(
-        a, NamedSharding(mesh, PartitionSpec(*names))
-    )
+    mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
-        params = {
-            "w": put(case.params["w"], None, "model"),
-            "head": put(case.params["head"], "model"),
-        }
-        got = run(params, put(x, "data"), PartitionSpec("data"))
+        got = run(*spread(mesh, case.params, x), PartitionSpec("data"))
     close(jax.device_get(got), jax.device_get(wanted), 5e-4)
 
 

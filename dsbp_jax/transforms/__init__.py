@@ -33,6 +33,10 @@ own spectrum, so that it chains:
   >>> tx = optax.chain(optax.trace(0.95), dsbp_jax.spectral_whitening(4, power=0.75),
   ...                  optax.scale(-0.02))
 
+Few columns are enough: with 32 of 512 a network reached the loss of the exact polar
+factor, with 8 it came near; what costs is an old basis (table `columns` of
+experiments), so `refresh_every` is 1 by default.
+
 The paper's way round keeps the leading eigenspace: `spectral_projection`, with a share
 κ = `residual` of the rest, and `dsbp`, the ready optimizer. At κ = 0 it is the paper's
 projection, which by itself does not reach the base optimizer's loss; at κ = 1 it is

@@ -22,7 +22,7 @@ def table(scale: str) -> Table:
             "full",
             "l2sp:strength=0.01",
             "l2sp:strength=0.1",
-            "ewc:strength=100",
+            "ewc:strength=1000000",
             "ewc:strength=10000",
             "project_away:energy=0.95",
             "project_away:energy=0.95,source_rank=256",

@@ -95,7 +95,8 @@ class Duel:
             overlap = self.overlap(results)
             mean = statistics.interval(entry["values"][:few], overlap)._asdict()
             seconds = printing.seconds({"seconds": entry["seconds"][:few]})
-            return f"{printing.number(mean, entry['digits'])}, {seconds} s"
+            disturbed = " (disturbed)" if entry.get("disturbed") else ""
+            return f"{printing.number(mean, entry['digits'])}, {seconds} s{disturbed}"
 
         return [
             f"{self.what}: {column['metric']}{printing.VIEWS[self.view]}".replace(
@@ -199,12 +200,12 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "adamw",
     ),
     Duel(
-        "Bytes, Transformer of width 128",
-        "table-text",
-        "spectral_muon",
+        "Bytes, Transformer of width 128, 2,000 steps",
+        "table-text-long",
+        "spectral_muon:power=0.75",
         "adamw:b2=0.95",
     ),
-    Duel("The same", "table-text", "spectral_muon", _MUON_ON_TEXT),
+    Duel("The same, 500 steps", "table-text", "spectral_muon", _MUON_ON_TEXT),
     Duel(
         "MLP 2048×2, Adam in 128 coordinates",
         "table-coordinates",

@@ -98,9 +98,11 @@ from dsbp_jax.backprop.cost import (
 )
 from dsbp_jax.backprop.frame import (
     Frame as Frame,
-    kernel_sum as kernel_sum,
     sizes as sizes,
     views as views,
+)
+from dsbp_jax.backprop.kernels import (
+    kernel_sum as kernel_sum,
     with_taps as with_taps,
 )
 from dsbp_jax.backprop.shrink import decay_since as decay_since

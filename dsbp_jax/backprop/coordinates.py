@@ -12,6 +12,7 @@ from dsbp_jax.backprop import frame as frames
 from dsbp_jax.backprop.columns import Columns, ColumnsState, find_layers, vectors
 from dsbp_jax.backprop.cost import other_uses, step_cost, sum_cost, thin_uses
 from dsbp_jax.backprop.frame import Frame
+from dsbp_jax.backprop.kernels import with_taps
 from dsbp_jax.backprop.seen import MAX_ROWS, Seen
 from dsbp_jax.backprop.shrink import shrink_by
 from dsbp_jax.layers import (
@@ -316,7 +317,7 @@ def spectral_coordinates(
             extras = {
                 name: (
                     bases[site.path],
-                    frames.with_taps(held[site.path], bases[site.path]),
+                    with_taps(held[site.path], bases[site.path]),
                     taps.get(site.path),
                 )
                 for name, site in sites.items()

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import dsbp_jax
-from dsbp_jax.backprop import frame as frames
+from dsbp_jax.backprop import kernels
 from dsbp_jax.backprop.columns import find_layers, vectors
 from dsbp_jax.backprop.cost import sketch_flops, step_cost
 from dsbp_jax.layers import MatrixView, capture_activations, trace
@@ -164,7 +164,7 @@ def test_what_rounding_leaves_over_stays():
     ones = jnp.ones((32, 1)) / 32**0.5
     basis, _ = jnp.linalg.qr(jnp.concatenate([ones, normal(32, 3)], axis=1))
     step = jax.jit(
-        lambda kernel, coordinate, basis, number: frames._rounded(
+        lambda kernel, coordinate, basis, number: kernels.rounded(
             kernel.astype(jnp.float32) + basis @ coordinate + unit / 8,
             dtype,
             basis,
@@ -213,10 +213,10 @@ def test_sums_in_blocks_are_sums(shape, monkeypatch):
     )
     basis, thin = normal(*shape[:-1], 3, seed=1), normal(*shape[:-2], 3, 10, seed=2)
     kernel = normal(*shape)
-    monkeypatch.setattr(frames, "_BLOCK", 60)
+    monkeypatch.setattr(kernels, "_BLOCK", 60)
     if jax.device_count() == 1 and jax.default_backend() == "cpu":
-        assert frames._blocks(view.to_matrix(kernel)) > 1
-    found = frames.kernel_sum(kernel, thin, basis, view)
+        assert kernels._blocks(view.to_matrix(kernel)) > 1
+    found = kernels.kernel_sum(kernel, thin, basis, view)
     np.testing.assert_allclose(found, kernel + basis @ thin, atol=1e-5)
 
 

@@ -39,24 +39,20 @@ def verdicts(
     claims: tuple[Claim, ...], results: Results
 ) -> list[tuple[str, list[float | None]]]:
     """What the rule says of each claim, and the adjusted p-values of its tests."""
-    gains = [
-        [
-            (duel.gains(results), duel.overlap(results))
-            for duel in claim.tests
-            if duel.table in results
-        ]
-        for claim in claims
+    there = [
+        [duel for duel in claim.tests if duel.table in results] for claim in claims
     ]
-    found = [pair for own in gains for pair in own]
-    tested = [statistics.p_value(gain, np.zeros_like(gain), o) for gain, o in found]
+    tested = [duel.p_value(results) for own in there for duel in own]
     adjusted = iter(statistics.holm(tested))
     said = []
-    for claim, own in zip(claims, gains, strict=True):
+    for claim, own in zip(claims, there, strict=True):
         p_values = [next(adjusted) for _ in own]
         # 1 where ours is ahead, -1 where theirs is, 0 where nobody.
         signs = [
-            0 if p is None or p >= 1 - statistics.LEVEL else int(np.sign(gain.mean()))
-            for (gain, _), p in zip(own, p_values, strict=True)
+            0
+            if p is None or p >= 1 - statistics.LEVEL
+            else int(np.sign(duel.gains(results).mean()))
+            for duel, p in zip(own, p_values, strict=True)
         ]
         if not claim.tests:
             verdict = claim.verdict

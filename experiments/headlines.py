@@ -64,16 +64,23 @@ class Duel:
         change = np.subtract(*self.pairs(results, "values"))
         return change if column["higher"] else -change
 
-    def overlap(self, results: Results) -> float:
+    def p_value(self, results: Results) -> float | None:
+        """That of the paired t-test."""
+        pairs = self.pairs(results, "values")
+        return statistics.p_value(*pairs, self._overlap(results))
+
+    def _overlap(self, results: Results) -> float:
         """How far the runs of its seeds share examples; see `statistics`."""
         return results[self.table].get("overlap", 0.0)
+
+    def _interval(self, results: Results, values: Any) -> statistics.Interval:
+        return statistics.interval(values, self._overlap(results))
 
     def change(self, results: Results) -> tuple[statistics.Interval, str]:
         """Ours less theirs, and the same as text with its unit."""
         column, mine, _ = self.found(results)
-        overlap = self.overlap(results)
         values = np.subtract(*self.pairs(results, "values"))
-        change = statistics.interval(values, overlap)
+        change = self._interval(results, values)
         unit = f" {column['unit']}" if column["unit"] else ""
         return change, printing.number(change._asdict(), mine["digits"], "+") + unit
 
@@ -83,25 +90,22 @@ class Duel:
         few = len(self.pairs(results, "values")[0])
         if self.view == "loss":  # what counts is the time that it took
             ratios = np.divide(*self.pairs(results, "seconds"))
-            overlap = self.overlap(results)
-            ratio = statistics.interval(ratios, overlap)
+            ratio = self._interval(results, ratios)
             text = f"× {printing.number(ratio._asdict(), 2)} in time"
-            who = ahead(statistics.interval(ratios - 1, overlap), False)
+            who = ahead(self._interval(results, ratios - 1), False)
         else:
             difference, text = self.change(results)
             who = ahead(difference, column["higher"])
 
         def shown(entry: dict[str, Any]) -> str:
-            overlap = self.overlap(results)
-            mean = statistics.interval(entry["values"][:few], overlap)._asdict()
+            mean = self._interval(results, entry["values"][:few])._asdict()
             seconds = printing.seconds({"seconds": entry["seconds"][:few]})
             disturbed = " (disturbed)" if entry.get("disturbed") else ""
             return f"{printing.number(mean, entry['digits'])}, {seconds} s{disturbed}"
 
+        view = printing.VIEWS[self.view].format(first=f"`{self.theirs}`")
         return [
-            f"{self.what}: {column['metric']}{printing.VIEWS[self.view]}".replace(
-                "the first one's", f"`{self.theirs}`'s"
-            ),
+            f"{self.what}: {column['metric']}{view}",
             f"`{self.ours}` {shown(mine)}",
             f"`{self.theirs}` {shown(other)}",
             f"{text}, {few} seeds",

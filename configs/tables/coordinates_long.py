@@ -5,13 +5,15 @@ python -m experiments.tables coordinates_long --data-dir DIR
 
 import dataclasses
 
-from experiments import tables
+from experiments import cli
 from experiments.study.tables import Table
 
 
 def table(scale: str) -> Table:
     """The table."""
-    short = tables.load("coordinates_whitened", scale)
+    short = cli.load_preset(
+        "coordinates_whitened", cli.PRESETS / "tables", scale, function="table"
+    )
     return dataclasses.replace(
         short,
         title="Coordinates, many passes",

@@ -5,14 +5,14 @@ python -m experiments.tables pneumonia --data-dir DIR
 
 import dataclasses
 
-from experiments import tables
+from experiments import cli
 from experiments.config import DataConfig
 from experiments.study.tables import Table
 
 
 def table(scale: str) -> Table:
     """The table."""
-    first = tables.load("breast", scale)
+    first = cli.load_preset("breast", cli.PRESETS / "tables", scale, function="table")
     config = dataclasses.replace(
         first.config,
         data=DataConfig("pneumoniamnist"),

@@ -7,13 +7,13 @@ python -m experiments.tables text_long
 
 import dataclasses
 
-from experiments import tables
+from experiments import cli
 from experiments.study.tables import Table
 
 
 def table(scale: str) -> Table:
     """The table."""
-    short = tables.load("text", scale)
+    short = cli.load_preset("text", cli.PRESETS / "tables", scale, function="table")
     return dataclasses.replace(
         short,
         title="Dividing by the spectrum, on more text",

@@ -47,20 +47,18 @@ def start_all(
     vectors: dict[K, jax.Array] = {}
     for form, names in groups.items():
         numbers = [starts[name].number for name in names]
-        start = lambda number, form=form: linalg.init_basis(*form, key=draw(number))
-        vectors.update(zip(names, _drawn(start, numbers), strict=True))
+        vectors.update(zip(names, _drawn(form, numbers, draw), strict=True))
     return {name: _entry(one, vectors[name]) for name, one in starts.items()}
 
 
 def _drawn(
-    start: Callable[[jax.Array], EigenBasis], numbers: list[int]
+    form: tuple[int, int], numbers: list[int], draw: Callable[[jax.Array], jax.Array]
 ) -> list[jax.Array]:
     """Vectors for each number, by one program, or one loop inside of another."""
-    first = start(jnp.uint32(numbers[0])).vectors
-    if is_traced(first):
-        draw = lambda number: start(number).vectors
-        return list(jax.lax.map(draw, jnp.array(numbers, jnp.uint32)))
-    return [first, *(start(jnp.uint32(number)).vectors for number in numbers[1:])]
+    start = lambda number: linalg.init_basis(*form, key=draw(number)).vectors
+    if is_traced(draw(jnp.uint32(numbers[0]))):
+        return list(jax.lax.map(start, jnp.array(numbers, jnp.uint32)))
+    return [start(jnp.uint32(number)) for number in numbers]
 
 
 def _entry(start: Start, vectors: jax.Array) -> TrackedBasis:

@@ -12,7 +12,7 @@ import numpy as np
 VIEWS = {
     "evaluations": "",
     "time": " in equal time",
-    "loss": " of the shortest run that reaches the first one's mean",
+    "loss": " of the shortest run that reaches {first}'s mean",
 }
 
 
@@ -32,7 +32,8 @@ def head(result: dict[str, Any]) -> list[str]:
     found = ["contender"]
     for column, again in zip(result["columns"], _same_runs(result), strict=True):
         unit = f", {column['unit']}" if column["unit"] else ""
-        title = f"{column['metric']}{unit}{VIEWS[column['view']]}"
+        view = VIEWS[column["view"]].format(first="the first one")
+        title = f"{column['metric']}{unit}{view}"
         found += [] if again else RUNS
         found += [title, "difference", "p (Holm)"]
     return found + ["shown beaten by"] * _says_front(result)
@@ -157,8 +158,9 @@ def notes(result: dict[str, Any]) -> str:
         text += f"The choice of test examples adds ± {max(samplings):.2f}. "
     if result.get("overlap"):
         text += (
-            "Each seed is tested on another fold of all images; intervals and p allow "
-            "for training sets that overlap (Nadeau and Bengio, 2003). "
+            "Each seed is tested on another fold of the images for training and test; "
+            "intervals and p allow for training sets that overlap (Nadeau and Bengio, "
+            "2003). "
         )
     if _says_front(result):
         text += (

@@ -117,7 +117,7 @@ class ImageTask(Optimized):
 
     Args:
       config: The experiment.
-      dataset: Its images; by default they are loaded.
+      dataset: Its images; by default they are loaded, of folds that of its seed.
 
     Raises:
       ValueError: If the model, the optimizer or the batch size does not fit.

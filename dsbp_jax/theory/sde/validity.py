@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dsbp_jax.layers import is_traced
 from dsbp_jax.theory.sde.equation import Equation
 
 _POWER_STEPS = 12
@@ -88,7 +89,7 @@ def warn_unless_valid(found: Validity, where: str) -> None:
 
 
 def _complaints(found: Validity) -> list[str]:
-    if isinstance(found.stiffness, jax.core.Tracer):
+    if is_traced(found.stiffness):
         return []
     # NaN is no number below 1.
     wide, far = not found.stiffness < 1, not found.remainder < 1

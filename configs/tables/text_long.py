@@ -24,5 +24,6 @@ def table(scale: str) -> Table:
             "muon:momentum=0.95,b2=0.95,decays_all=True",
             "spectral_muon:power=0.75",
         ),
+        views=("evaluations", "loss"),
         seeds=3,
     )

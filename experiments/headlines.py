@@ -185,14 +185,15 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "muon:momentum=0.95",
     ),
     Duel(
-        "The same, MLP 1024×2",
-        "table-whitening-wide",
+        "The same, ten passes",
+        "table-whitening-long",
         "spectral_muon",
         "adamw",
+        "loss",
         view="loss",
     ),
     Duel(
-        "The same, followed every 4 steps",
+        "The same, MLP 1024×2, three passes, followed every 4 steps",
         "table-whitening-wide",
         "spectral_muon:refresh_every=4",
         "adamw",
@@ -208,6 +209,13 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "table-text-long",
         "spectral_muon:power=0.75",
         "adamw:b2=0.95",
+    ),
+    Duel(
+        "The same",
+        "table-text-long",
+        "spectral_muon:power=0.75",
+        "adamw:b2=0.95",
+        view="loss",
     ),
     Duel("The same, 500 steps", "table-text", "spectral_muon", _MUON_ON_TEXT),
     Duel(

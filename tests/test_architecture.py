@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each stands on those before it.
 FLOORS = [
-    {"checks", "meshes", "batching", "ownership"},
+    {"checks", "meshes", "batching", "ownership", "stacks"},
     {"linalg", "layers"},
     {"tracking"},
     {"transforms", "backprop"},

@@ -23,7 +23,6 @@ def table(scale: str) -> Table:
         ),
         contenders=(
             "adamw",
-            "momentum",
             "sam",
             "muon:momentum=0.95",
             "spectral_muon",

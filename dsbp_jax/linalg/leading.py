@@ -21,6 +21,7 @@ from dsbp_jax.linalg.basis import ascending_eigenpairs
 from dsbp_jax.linalg.operators import left_product
 from dsbp_jax.linalg.orthogonal import orthonormal_columns
 from dsbp_jax.meshes import vary, varying_axes
+from dsbp_jax.stacks import places, unstacked
 
 
 class Leading(NamedTuple):
@@ -106,11 +107,13 @@ def follow_leading(
       >>> print(found.values)
       [[9.]]
     """
-    stacked = lambda product, operand: jnp.stack(
-        [product(x, part, side) for x, part in zip(xs, operand, strict=True)]
-    )
     factor = lambda array: array[..., None, None].astype(vectors.dtype)
     most = unbatched_max(jnp.max(steps))
+    numbers = vary(places(most >= -1, len(xs)), varying_axes(*xs, vectors))
+
+    def stacked(product: Callable, operand: jax.Array) -> jax.Array:
+        each = (unstacked(operand, number) for number in numbers)
+        return jnp.stack([product(x, v, side) for x, v in zip(xs, each, strict=True)])
 
     def step(carry: tuple) -> tuple:
         count, v, *others = carry

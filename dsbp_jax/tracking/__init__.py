@@ -1,14 +1,14 @@
 """The spectral state: an eigenspace per layer, kept fresh, and its label.
 
-`tracker` says what is followed, `schedule` when, `refresh` does one solve, `signals`
-are what bases follow. `following` follows updates themselves, without lag, for the
-filters of `spectral_filter`. `eigenspace` is what everything else in the package
-consumes: a basis that knows its leaf's axes and its side, and the only place that
-multiplies by it; `labels` makes one of what users pass as bases. `transform` builds
-Optax transformations on it, `transport` moves an optimizer's moments from one basis to
-the next, `reading` finds eigenspaces in any optimizer state, `solved` makes them
-without tracking, `leaves` is the gate that leaves pass. Methods that use them live in
-`transforms` and `backprop`.
+`tracker` says what is followed, `schedule` when, `refresh` does one solve (of bases as
+`packing` has them), `signals` are what bases follow. `following` follows updates
+themselves, without lag, for the filters of `spectral_filter`. `eigenspace` is what
+everything else in the package consumes: a basis that knows its leaf's axes and its
+side, and the only place that multiplies by it; `labels` makes one of what users pass as
+bases. `transform` builds Optax transformations on it, `transport` moves an optimizer's
+moments from one basis to the next, `reading` finds eigenspaces in any optimizer state,
+`solved` makes them without tracking, `leaves` is the gate that leaves pass. Methods
+that use them live in `transforms` and `backprop`.
 """
 
 from dsbp_jax.tracking.eigenspace import (

@@ -6,6 +6,7 @@ products the filter uses again, three with the kernel in all, and two where no r
 is due. `refresh` is for whatever else is followed.
 """
 
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,11 +14,14 @@ import jax.numpy as jnp
 import optax
 
 from dsbp_jax import linalg
+from dsbp_jax.batching import unbatched_max
 from dsbp_jax.layers import MatrixView
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import vary, varying_axes
+from dsbp_jax.stacks import places, unstacked
 from dsbp_jax.tracking.eigenspace import wide
 from dsbp_jax.tracking.leaves import array_leaves
+from dsbp_jax.tracking.packing import Packed, packed, unpacked
 from dsbp_jax.tracking.tracked_basis import TrackedBasis
 from dsbp_jax.tracking.tracker import SpectralState, Tracker, check_refresh
 
@@ -26,22 +30,24 @@ _COLD_STEPS = 8
 
 
 class Followed(NamedTuple):
-    """The leading part of an update, as matrices `(*batch, a, b)`.
+    """Some updates of one shape, and the leading parts of them.
 
     Attributes:
-      trace: Their squared norms, shape `(*batch)`.
-      vectors: Shape `(*batch, d, k)`.
-      thin: The leading part over the norm, `(*batch, n, k)`.
-      values: Eigenvalues over the trace, descending, `(*batch, k)`.
-      rotation: Their eigenvectors in those columns, `(*batch, k, k)`.
+      paths: The leaves, m of them.
+      views: How they are matrices.
+      matrices: The updates, m of shape `(*batch, a, b)`.
+      numbers: The places of each in the stacks below, for `unstacked`.
+      traces: Their squared norms, shape `(m, *batch)`.
+      leading: Their leading parts over the norms, with a leading axis of m.
       side: On which side the vectors are.
     """
 
-    trace: jax.Array
-    vectors: jax.Array
-    thin: jax.Array
-    values: jax.Array
-    rotation: jax.Array
+    paths: tuple[str, ...]
+    views: tuple[MatrixView, ...]
+    matrices: tuple[jax.Array, ...]
+    numbers: Sequence[jax.Array]
+    traces: jax.Array
+    leading: linalg.Leading
     side: str
 
 
@@ -63,7 +69,8 @@ def follow_updates(
     updates: optax.Updates,
     *,
     refresh: bool | None = None,
-) -> tuple[SpectralState, dict[str, Followed]]:
+    kind: Callable[[str], Hashable] = lambda path: None,
+) -> tuple[SpectralState, list[Followed]]:
     """Refreshes what is due, and splits each tracked update at its basis.
 
     Args:
@@ -71,22 +78,20 @@ def follow_updates(
       state: The state of the last step.
       updates: What is followed.
       refresh: As for `Tracker.update`.
+      kind: Of a path; leaves of different kinds are kept apart.
 
     Returns:
-      The new state, and the leading part of every tracked leaf by path.
+      The new state, and the tracked leaves: those of one kind and shape that are due
+      together share what is not a product with them, and so a program.
 
     Raises:
       ValueError: A leaf has another shape than in `init`, or bases another rank.
     """
     check_refresh(refresh)
     leaves = array_leaves(updates)
-    entries = tracker.present(state, leaves)
     turns, now = tracker.turns(state)
-    # Leaves of one shape that are due together share what is not a product with them.
-    groups: dict[tuple, list[tuple[str, str]]] = {}
-    matrices = {}
-    for key, entry in entries.items():
-        side, path = key
+    groups: dict[tuple, list[tuple[str, TrackedBasis, jax.Array]]] = {}
+    for (side, path), entry in tracker.present(state, leaves).items():
         assert entry.label is not None
         rank = entry.vectors.shape[-1]
         if rank != tracker.rank:
@@ -94,36 +99,42 @@ def follow_updates(
                 f"rank must be {rank}, that of the state's basis of {path!r}, got "
                 f"{tracker.rank}"
             )
-        # Bases are constants to every derivative.
-        leaf = jax.lax.stop_gradient(leaves[path])
-        matrices[key] = matrix = as_matrices(entry.label.view, leaf)
-        form = side, matrix.shape, matrix.dtype, turns[key]
-        groups.setdefault(form, []).append(key)
+        matrix = as_matrices(entry.label.view, leaves[path])
+        form = side, matrix.shape, matrix.dtype, turns[side, path], kind(path)
+        groups.setdefault(form, []).append((path, entry, matrix))
 
     tracked = {side: dict(found) for side, found in state.tracked.items()}
-    parts: dict[str, Followed] = {}
-    for (side, _, _, turn), keys in groups.items():
+    parts = []
+    for (side, _, _, turn, _), members in groups.items():
         due = jnp.array(bool(refresh)) if refresh is not None else now == turn
         if refresh is False:
             due = None
-        found = _follow(
-            [matrices[key] for key in keys], [entries[key] for key in keys], due, side
-        )
-        for key, (entry, part) in zip(keys, found, strict=True):
-            tracked[key[0]][key[1]] = entry
-            parts[key[1]] = part
+        paths, entries, matrices = zip(*members, strict=True)
+        # Counts are no negative numbers, which the compiler does not know.
+        numbers = places(unbatched_max(state.count) >= 0, len(paths))
+        numbers = vary(numbers, varying_axes(matrices, entries))
+        new, traces, leading = _follow(matrices, entries, due, side)
+        labels = [entry.label for entry in entries]
+        for path, label, number in zip(paths, labels, numbers, strict=True):
+            entry = unpacked(unstacked(new, number))
+            tracked[side][path] = entry._replace(label=label)
+        views = tuple(label.view for label in labels)
+        parts.append(Followed(paths, views, matrices, numbers, traces, leading, side))
     return SpectralState(optax.safe_increment(state.count), tracked), parts
 
 
 def _follow(
-    matrices: list[jax.Array],
-    entries: list[TrackedBasis],
+    matrices: Sequence[jax.Array],
+    entries: Sequence[TrackedBasis],
     due: jax.Array | None,
     side: str,
-) -> list[tuple[TrackedBasis, Followed]]:
+) -> tuple[Packed, jax.Array, linalg.Leading]:
     """Leaves of one shape; `due` is None where there is to be no refresh at all."""
+    # Bases are constants to every derivative.
+    matrices = jax.lax.stop_gradient(matrices)
     stack = lambda *leaves: jnp.stack(leaves)
-    carried = jax.tree.map(stack, *[e._replace(label=None) for e in entries])
+    stacked = [packed(entry._replace(label=None)) for entry in entries]
+    carried = unpacked(jax.tree.map(stack, *stacked))
     traces = jnp.stack([squared_norm(matrix) for matrix in matrices])
     norms = jnp.sqrt(traces)
     scales = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
@@ -159,17 +170,4 @@ def _follow(
         refreshes=carried.refreshes + moved.astype(jnp.int32),
         failures=carried.failures + failed.astype(jnp.int32),
     )
-    at = lambda tree, place: jax.tree.map(lambda x: x[place], tree)
-
-    def part(place: int) -> Followed:
-        one = at(leading, place)
-        columns = one.vectors, one.thin, one.values, one.rotation
-        return Followed(traces[place], *columns, side)
-
-    return [
-        (
-            at(new, place)._replace(label=entry.label),
-            part(place),
-        )
-        for place, entry in enumerate(entries)
-    ]
+    return packed(new), traces, leading

@@ -4,13 +4,13 @@ A refresh is a large program to compile and small work to run. So leaves with si
 of one shape go through one compiled solve: one after the other on a CPU, elsewhere as
 many at once as are due in one step. What is left to compile are loops over entries,
 which cost ten times what a product does; hence products where one would write a
-loop, and indices that the compiler does not know, so that it sees equal loops.
+loop, and stacks that the compiler sees equal loops of (`stacks`).
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from dsbp_jax import batching, checks, linalg
 from dsbp_jax.linalg import EigenBasis
 from dsbp_jax.meshes import vary, varying_axes
+from dsbp_jax.stacks import places, unstacked
 from dsbp_jax.tracking.eigenspace import rotation
+from dsbp_jax.tracking.packing import Packed, packed, unpacked
 from dsbp_jax.tracking.signals import Signal, present
 from dsbp_jax.tracking.tracked_basis import TrackedBasis
 
@@ -26,8 +28,6 @@ from dsbp_jax.tracking.tracked_basis import TrackedBasis
 # minibatch's gradient or covariance is itself no better known.
 _COLD_TOLERANCE = 1e-2
 _COLD_REFRESHES = 16
-
-_LINE = 128
 
 K = TypeVar("K")
 
@@ -106,51 +106,6 @@ def _form(signal: Callable[[], Signal]) -> tuple[Any, tuple[Any, ...]]:
     return operator[0], shapes
 
 
-class _Packed(NamedTuple):
-    """A tracked basis in two arrays, as the loops handle it.
-
-    Each array costs a loop to compile for each shape, and a copy for each leaf.
-
-    Attributes:
-      vectors: The vectors, shape `(*batch, d, k)`.
-      numbers: Values, trace, drift, refreshes and failures, float32, which counts to
-        2²⁴; zeros up to a multiple of 128, since copies of less are compiled one by
-        one. Shape `(*batch, n)`.
-    """
-
-    vectors: jax.Array
-    numbers: jax.Array
-
-
-@jax.jit  # traced once for all leaves of a shape, like the two below
-def _packed(entry: TrackedBasis) -> _Packed:
-    single = entry.basis.trace, entry.drift, entry.refreshes, entry.failures
-    columns = [number.astype(jnp.float32)[..., None] for number in single]
-    *batch, rank = entry.basis.values.shape
-    rest = jnp.zeros((*batch, -(rank + len(single)) % _LINE), jnp.float32)
-    numbers = jnp.concatenate([entry.basis.values, *columns, rest], axis=-1)
-    return _Packed(entry.vectors, numbers)
-
-
-@jax.jit
-def _unpacked(packed: _Packed) -> TrackedBasis:
-    rank = packed.vectors.shape[-1]
-    single = [packed.numbers[..., rank + place] for place in range(4)]
-    trace, drift, refreshes, failures = single
-    basis = EigenBasis(packed.vectors, packed.numbers[..., :rank], trace)
-    count = lambda number: number.astype(jnp.int32)
-    return TrackedBasis(basis, drift, count(refreshes), count(failures))
-
-
-@jax.jit
-def _at(entries: _Packed, place: jax.Array) -> _Packed:
-    """One of stacked entries."""
-    take = lambda x: jax.lax.dynamic_index_in_dim(
-        x, place, keepdims=False, allow_negative_indices=False
-    )
-    return jax.tree.map(take, entries)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Group:
     """Leaves of one shape, solved in a loop over those that are due or still cold.
@@ -165,7 +120,7 @@ class _Group:
     """
 
     leaves: Sequence[Refresh]
-    entries: list[_Packed]
+    entries: list[Packed]
     due: jax.Array
     wanted: jax.Array
     solve: Callable[..., TrackedBasis]
@@ -179,7 +134,7 @@ class _Group:
         solve: Callable[..., TrackedBasis],
     ) -> "_Group":
         """The group of some leaves, at a step of the period."""
-        entries = [_packed(one.entry._replace(label=None)) for one in leaves]
+        entries = [packed(one.entry._replace(label=None)) for one in leaves]
         axes = varying_axes(*entries)
         due = jnp.ones(len(leaves), bool)
         if step is not None:
@@ -197,7 +152,7 @@ class _Group:
         first = self.following(vary(jnp.int32(-1), self.axes))
         some = first < len(self.leaves)
 
-        def rows(entries: list[_Packed]) -> _Packed:
+        def rows(entries: list[Packed]) -> Packed:
             start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *entries)
             # Where there is nothing but a CPU, no solve gains from another beside it.
             if slots == 1 or jax.default_backend() == "cpu":
@@ -209,15 +164,15 @@ class _Group:
                 default=functools.partial(self.solved_together, slots=slots),
             )
 
-        def run(entries: list[_Packed], places: list[jax.Array]) -> list:
+        def run(entries: list[Packed], numbers: list[jax.Array]) -> list:
             found = rows(entries)
-            return [_at(found, place) for place in places]
+            return [unstacked(found, number) for number in numbers]
 
-        keep = lambda entries, places: entries
-        places = _numbers(some, len(self.leaves))
-        found = jax.lax.cond(some, run, keep, self.entries, places)
+        keep = lambda entries, numbers: entries
+        numbers = places(some, len(self.leaves))
+        found = jax.lax.cond(some, run, keep, self.entries, numbers)
         return [
-            _unpacked(entry)._replace(label=one.entry.label)
+            unpacked(entry)._replace(label=one.entry.label)
             for entry, one in zip(found, self.leaves, strict=True)
         ]
 
@@ -228,9 +183,9 @@ class _Group:
         ]
         return jax.lax.switch(leaf, branches)
 
-    def solve_packed(self, entry: _Packed, *given: Any) -> _Packed:
+    def solve_packed(self, entry: Packed, *given: Any) -> Packed:
         """`solve` of an entry as the loops have it."""
-        return _packed(self.solve(_unpacked(entry), *given))
+        return packed(self.solve(unpacked(entry), *given))
 
     def following(self, leaf: jax.Array) -> jax.Array:
         """The next leaf to be looked at, or how many leaves there are."""
@@ -238,10 +193,10 @@ class _Group:
         later = jnp.where(self.wanted & (numbers > leaf), numbers, len(self.leaves))
         return jnp.min(later)
 
-    def solved(self, first: jax.Array, entries: _Packed) -> _Packed:
+    def solved(self, first: jax.Array, entries: Packed) -> Packed:
         """Stacked entries, the wanted ones from the first on solved one by one."""
 
-        def body(carry: tuple[jax.Array, _Packed]) -> tuple:
+        def body(carry: tuple[jax.Array, Packed]) -> tuple:
             leaf, entries = carry
             arrays, count, beside = self.given(leaf)
             given = arrays, count, beside, self.due[leaf], jnp.array(True)
@@ -251,7 +206,7 @@ class _Group:
                 batching.unbatched_max(some) > 0,
                 lambda entry: self.solve_packed(entry, *given),
                 lambda entry: entry,
-                _at(entries, leaf),
+                unstacked(entries, leaf),
             )
             put = lambda entries, x: jax.lax.dynamic_update_index_in_dim(
                 entries, x, leaf, 0, allow_negative_indices=False
@@ -260,13 +215,11 @@ class _Group:
 
         return jax.lax.while_loop(self.unfinished, body, (first, entries))[1]
 
-    def solved_together(
-        self, first: jax.Array, entries: _Packed, slots: int
-    ) -> _Packed:
+    def solved_together(self, first: jax.Array, entries: Packed, slots: int) -> Packed:
         """The same, so many at once."""
         size = len(self.leaves)
 
-        def body(carry: tuple[jax.Array, _Packed]) -> tuple:
+        def body(carry: tuple[jax.Array, Packed]) -> tuple:
             leaf, entries = carry
             leaves = [leaf]
             while len(leaves) < slots:
@@ -282,21 +235,9 @@ class _Group:
 
         return jax.lax.while_loop(self.unfinished, body, (first, entries))[1]
 
-    def unfinished(self, carry: tuple[jax.Array, _Packed]) -> jax.Array:
+    def unfinished(self, carry: tuple[jax.Array, Packed]) -> jax.Array:
         """Whether a leaf is left."""
         return carry[0] < len(self.leaves)
-
-
-def _numbers(flag: jax.Array, size: int) -> list[jax.Array]:
-    """The numbers below `size` where a flag is set, hidden from the compiler.
-
-    XLA compiles equal loops once, but those that differ by a constant one by one.
-    """
-    return jax.lax.cond(
-        flag,
-        lambda: [jnp.int32(number) for number in range(size)],
-        lambda: [jnp.int32(0)] * size,
-    )
 
 
 def _solve(

@@ -6,15 +6,16 @@ an update's own spectrum the result has singular values that are alike, which is
 Muon's step; a low-rank basis and the mean of the rest give it for two thin products.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks, linalg
-from dsbp_jax.layers import map_paths
+from dsbp_jax.layers import MatrixView, map_paths
 from dsbp_jax.meshes import keep_shardings
+from dsbp_jax.stacks import unstacked
 from dsbp_jax.tracking import (
     SIDES,
     Eigenspace,
@@ -165,39 +166,39 @@ def _of_updates(
         **extra: object,
     ) -> tuple[optax.Updates, SpectralState]:
         del extra
-        state, parts = follow_updates(tracker, state, updates, refresh=refresh)
-        leaves = array_leaves(updates)
+        state, groups = follow_updates(
+            tracker, state, updates, refresh=refresh, kind=sizes.get
+        )
+        found: dict[str, tuple[MatrixView, jax.Array]] = {}
+        for group in groups:
+            results = _whitened(group, how, sizes.get(group.paths[0]))
+            each = zip(group.views, results, strict=True)
+            found.update(zip(group.paths, each, strict=True))
         views = tracker.views(updates if params is None else params)
+        for path, leaf in array_leaves(updates).items():
+            if path in views and path not in found:
+                whole = _whitened_exactly if rank else _scaled
+                matrix = as_matrices(views[path], leaf)
+                found[path] = views[path], whole(matrix, how, sizes.get(path))
 
         def whiten(path: str, leaf: jax.Array) -> jax.Array:
-            if path not in views or path not in leaves:
+            if path not in found:
                 return leaf
-            view, size = views[path], sizes.get(path)
-            matrix = as_matrices(view, leaf)
-            if path in parts:
-                result = _whitened(matrix, parts[path], how, size)
-            elif rank:
-                result = _whitened_exactly(matrix, how, size)
-            else:
-                result = _scaled(matrix, how, size)
-            shape = view.matrix_shape(leaf.shape)
-            return view.from_matrix(result.reshape(shape), leaf.shape).astype(
-                leaf.dtype
-            )
+            view, result = found[path]
+            matrix = result.reshape(view.matrix_shape(leaf.shape))
+            return view.from_matrix(matrix, leaf.shape).astype(leaf.dtype)
 
         return map_paths(whiten, updates), state
 
     return optax.GradientTransformationExtraArgs(tracker.init, update_fn)
 
 
-def _whitened(
-    matrix: jax.Array, part: Followed, how: SpectralFilter, size: Size
-) -> jax.Array:
-    """The filter with few eigenpairs.
+def _whitened(group: Followed, how: SpectralFilter, size: Size) -> Sequence[jax.Array]:
+    """The filter with few eigenpairs, of updates of one shape.
 
     To derivatives the basis is a constant, and all that is computed in it is not.
     """
-    side, scale = part.side, how.scale
+    side, scale = group.side, how.scale
 
     def settings(dials: tuple[jax.Array, ...]) -> SpectralFilter:
         power, residual, damping = dials
@@ -205,46 +206,66 @@ def _whitened(
 
     @jax.custom_jvp
     def apply(
-        matrix: jax.Array, dials: tuple[jax.Array, ...], part: tuple[jax.Array, ...]
-    ) -> jax.Array:
-        trace, vectors, thin, values, rotation = part
-        found = Followed(trace, vectors, thin, values, rotation, side)
-        return _in_basis(matrix, found, settings(dials), size)
+        matrices: tuple[jax.Array, ...],
+        dials: tuple[jax.Array, ...],
+        known: tuple[Sequence[jax.Array], jax.Array, linalg.Leading],
+    ) -> tuple[jax.Array, ...]:
+        return _in_basis(matrices, *known, side, settings(dials), size)
 
     @apply.defjvp
-    def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-        matrix, dials, part = primals
-        _, vectors, _, _, rotation = part
-        smooth = lambda matrix, dials: _in_basis_anew(
-            matrix, vectors, rotation, side, settings(dials), size
-        )
-        _, tangent = jax.jvp(smooth, (matrix, dials), tangents[:2])
+    def _(primals: tuple, tangents: tuple) -> tuple:
+        matrices, dials, known = primals
+        numbers, _, leading = known
+        bases = [unstacked((leading.vectors, leading.rotation), n) for n in numbers]
+
+        def smooth(
+            matrices: tuple[jax.Array, ...], dials: tuple[jax.Array, ...]
+        ) -> tuple[jax.Array, ...]:
+            how = settings(dials)
+            return tuple(
+                _in_basis_anew(matrix, vectors, rotation, side, how, size)
+                for matrix, (vectors, rotation) in zip(matrices, bases, strict=True)
+            )
+
+        _, tangent = jax.jvp(smooth, (matrices, dials), tangents[:2])
         return apply(*primals), tangent
 
     dials = tuple(
-        jnp.asarray(dial, matrix.dtype)
+        jnp.asarray(dial, group.traces.dtype)
         for dial in (how.power, how.residual, how.damping)
     )
-    return apply(matrix, dials, tuple(part)[:-1])
+    return apply(group.matrices, dials, (group.numbers, group.traces, group.leading))
 
 
 def _in_basis(
-    matrix: jax.Array, part: Followed, how: SpectralFilter, size: Size
-) -> jax.Array:
+    matrices: Sequence[jax.Array],
+    numbers: Sequence[jax.Array],
+    traces: jax.Array,
+    leading: linalg.Leading,
+    side: str,
+    how: SpectralFilter,
+    size: Size,
+) -> tuple[jax.Array, ...]:
     """The filter by what the refresh has computed already."""
-    *_, a, b = matrix.shape
-    rest = 1 - jnp.sum(part.values, axis=-1)
-    factors = how.factors(part.values, rest, min(a, b))
-    strength = how.strength(factors, part.values, part.trace, part.trace, (a, b), size)
-    # Relative to the tail, which the update itself has. Behind the barrier scalars are
-    # computed once, and not for each entry of the kernel.
-    tail = jax.lax.optimization_barrier(strength * factors.tail)
-    head = strength[..., None] * factors.head - tail[..., None]
-    head = head * jnp.sqrt(part.trace)[..., None]
+    *_, a, b = matrices[0].shape
+    rest = 1 - jnp.sum(leading.values, axis=-1)
+    factors = how.factors(leading.values, rest, min(a, b))
+    strength = how.strength(factors, leading.values, traces, traces, (a, b), size)
+    # Relative to the tail, which the update itself has.
+    tails = strength * factors.tail
+    head = strength[..., None] * factors.head - tails[..., None]
+    head = head * jnp.sqrt(traces)[..., None]
     with jax.default_matmul_precision("highest"):
-        turned = (part.rotation * head[..., None, :]) @ part.rotation.mT
-        inside = linalg.expand(part.thin @ turned, part.vectors, part.side)
-    return tail[..., None, None] * matrix + inside
+        turned = (leading.rotation * head[..., None, :]) @ leading.rotation.mT
+        stacks = tails, leading.thin, turned, leading.vectors
+        results = []
+        for matrix, number in zip(matrices, numbers, strict=True):
+            tail, thin, turn, vectors = unstacked(stacks, number)
+            # Behind the barrier it is computed once, and not for each entry.
+            tail = jax.lax.optimization_barrier(tail)[..., None, None]
+            inside = linalg.expand(thin @ turn, vectors, side)
+            results.append(tail * matrix + inside)
+    return tuple(results)
 
 
 def _in_basis_anew(

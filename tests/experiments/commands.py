@@ -2,13 +2,14 @@
 
 import pytest
 
-from experiments import compare, inference, rates, render, suite, tables, train
+from experiments import compare, inference, ranks, rates, render, suite, tables, train
 from experiments.bench import __main__ as bench
 
 OPTIONS = {
     "train": train.Train,
     "compare": compare.Compare,
     "inference": inference.Inference,
+    "ranks": ranks.Ranks,
     "rates": rates.Rates,
     "suite": suite.Options,
     "tables": tables.Options,
@@ -19,6 +20,7 @@ MAIN = {
     "train": train.main,
     "compare": compare.main,
     "inference": inference.main,
+    "ranks": ranks.main,
     "rates": rates.main,
     "suite": suite.main,
     "tables": tables.main,

@@ -47,7 +47,7 @@ def test_path_options_are_found():
         ("tables", "--data-dir"),
         ("bench", "--out"),
     } <= found
-    assert len(found) == 14
+    assert len(found) == 16
 
 
 @pytest.fixture(scope="module")

@@ -332,3 +332,16 @@ def test_no_kernel_is_gathered(spec):
     gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", update.as_text())
     sizes = [math.prod(map(int, shape.split(","))) for shape in gathered]
     assert max(sizes, default=0) < leaf.size / 4, gathered
+
+
+def test_further_leaves_of_a_shape_have_no_loops_of_their_own():
+    """A slice at a place that the compiler knows is a loop that only one leaf has."""
+
+    def places(leaves):
+        params = {f"leaf {n}": jnp.ones((24, 16)) for n in range(leaves)}
+        tx = dsbp_jax.spectral_whitening(4)
+        update = jax.jit(tx.update).lower(params, tx.init(params), params)
+        taken = re.findall(r"slice=\{\[(\d+):(\d+)\]", update.compile().as_text())
+        return {int(low) for low, high in taken if int(high) == int(low) + 1}
+
+    assert places(3) == places(6)

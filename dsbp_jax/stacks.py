@@ -35,14 +35,17 @@ def unstacked(stacked: T, place: jax.Array) -> T:
 
 
 def places(flag: jax.Array, size: int) -> list[jax.Array]:
-    """The numbers below `size` where a flag is set, hidden from the compiler.
+    """The numbers below `size`, hidden from the compiler.
+
+    A barrier is not enough: numbers are constants again when loops are compiled.
 
     Args:
-      flag: Shape `()`, bool; nothing that is known before the program runs.
+      flag: Always set, which the compiler cannot know; shape `()`, bool. (Where it is
+        not, all places are the first.)
       size: How many.
 
     Returns:
-      Scalars, int32; zeros where the flag is not set.
+      Scalars, int32.
 
     Example:
       >>> [place.item() for place in places(jnp.array(True), 3)]

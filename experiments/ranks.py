@@ -1,8 +1,8 @@
 """Which layers gain from whitening? `python -m experiments.ranks [PRESET] [--options]`.
 
 A step along UVᵀ of a layer's gradient `G = UΣVᵀ` is promised a larger decrease of the
-loss than one along G where the gradient's nuclear rank `‖G‖∗²/‖G‖²` is above the
-stable rank `‖A‖²/‖A‖₂²` of what enters the layer (Davis and Drusvyatskiy, When do
+loss than one along G where the gradient's nuclear rank `‖G‖∗²/‖G‖²_F` is above the
+stable rank `‖A‖²_F/‖A‖²₂` of what enters the layer (Davis and Drusvyatskiy, When do
 spectral gradient updates help in deep learning?, arXiv 2512.04299).
 """
 
@@ -30,8 +30,9 @@ PROG = "experiments.ranks"
 class Ranks(cli.Command):
     """Nuclear rank of gradients over stable rank of inputs, by layer, while training.
 
-    Prints the table, and with OUT writes it there as JSON. Of convolutions there is
-    none: what enters them are overlapping patches.
+    Prints the table, and with OUT writes it there as JSON. G is the gradient of the
+    next batch, A of some thousand of its rows. Layers that are wider than a pixel or
+    share their kernel with others are left out; of stacked kernels both are means.
     """
 
     at: tuple[int, ...] = (0, 10, 100)
@@ -48,7 +49,7 @@ def nuclear_rank(g: jax.Array) -> jax.Array:
       >>> nuclear_rank(jnp.eye(3, 2)), nuclear_rank(jnp.ones((3, 2))).round(3)
       (Array(2., dtype=float32), Array(1., dtype=float32))
     """
-    values = jnp.linalg.svd(g, compute_uv=False)
+    values = jnp.linalg.svd(_scaled(g), compute_uv=False)
     square = jnp.sum(values**2)
     return jnp.sum(values) ** 2 / jnp.where(square > 0, square, 1)
 
@@ -60,14 +61,23 @@ def stable_rank(rows: jax.Array) -> jax.Array:
       >>> stable_rank(jnp.eye(3, 2)), stable_rank(jnp.diag(jnp.array([2.0, 1.0])))
       (Array(2., dtype=float32), Array(1.25, dtype=float32))
     """
-    largest = jnp.linalg.eigvalsh(rows.T @ rows)[-1]
+    rows = _scaled(rows)
+    with jax.default_matmul_precision("highest"):
+        largest = jnp.linalg.eigvalsh(rows.T @ rows)[-1]
     return jnp.sum(rows**2) / jnp.where(largest > 0, largest, 1)
+
+
+def _scaled(x: jax.Array) -> jax.Array:
+    """A matrix in float32, its largest entry 1: squares would underflow."""
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x))
+    return x / jnp.where(largest > 0, largest, 1)
 
 
 def measure(
     task: Optimized, layout: dsbp_jax.Layout, params: Any, rest: Any, *batch: jax.Array
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Both ranks of the layers that are no convolutions, means over stacked kernels."""
+    """Both ranks of every layer that alone has its kernel, and has it for one pixel."""
     capture = dsbp_jax.capture_activations(
         task.loss, max_rows=MAX_ROWS, which=("inputs",)
     )
@@ -80,8 +90,8 @@ def measure(
     leaves = dsbp_jax.layers.leaves_by_path(grads)
     found = {}
     for path, layer in activations.items():
-        if path not in layout:
-            continue  # a further use of a kernel
+        if path not in leaves or f"{path}#1" in activations:
+            continue  # a kernel that several layers share
         matrices = layout[path].to_matrix(leaves[path])
         *_, window, d_in, d_out = matrices.shape
         if window > 1:
@@ -121,7 +131,7 @@ def rows(command: Ranks) -> list[dict[str, Any]]:
                         "role": uses.roles.get(path, ""),
                         "nuclear rank of G": nuclear,
                         "stable rank of A": stable,
-                        "ratio": nuclear / stable if stable else 0.0,
+                        "ratio": nuclear / stable if stable else float("nan"),
                     }
                 )
     return table

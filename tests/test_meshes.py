@@ -43,10 +43,13 @@ TRANSFORMS = {
     "subspace": dsbp_jax.spectral_subspace(optax.sgd(0.1, 0.9), 4, refresh_every=1),
     "rotation": dsbp_jax.lie_rotation(0.1, rank=4, momentum=0.9),
     "tolerant": dsbp_jax.track_bases(4, tolerance=0.5),
+    "whitening": optax.chain(
+        dsbp_jax.spectral_whitening(4, refresh_every=2), optax.scale(-0.1)
+    ),
 }
 
 
-@pytest.mark.parametrize("name", quick(TRANSFORMS, ("dsbp", "tolerant")))
+@pytest.mark.parametrize("name", quick(TRANSFORMS, ("dsbp", "tolerant", "whitening")))
 def test_each_device_trains_params_of_its_own(name):
     """As an ensemble or local SGD does, `init` included."""
     tx = TRANSFORMS[name]

@@ -1,4 +1,4 @@
-"""Momentum divided by its spectrum, over five passes.
+"""Momentum divided by its spectrum, over half as many passes as `whitening_long`.
 
 python -m experiments.tables whitening_five --data-dir DIR
 """
@@ -16,8 +16,8 @@ def table(scale: str) -> Table:
     )
     return dataclasses.replace(
         long,
-        title="Dividing by the spectrum, five passes",
-        claim="Between two passes and ten, is AdamW at its best?",
+        title="Dividing by the spectrum, half as many passes",
+        claim="Is AdamW better with half of the many passes?",
         config=dataclasses.replace(long.config, epochs=long.config.epochs // 2),
         metrics=("loss",),
     )

@@ -11,7 +11,7 @@ def table(scale: str) -> Table:
     """The table."""
     return Table(
         title="Dividing by the spectrum, many passes",
-        claim="Over ten passes, with decay tuned, is whitening still no worse?",
+        claim="Over many passes, with decay tuned, is whitening still no worse?",
         config=ImageConfig(
             data=DataConfig("fashion_mnist"),
             model=ModelConfig("mlp", {"hidden": (512, 512)}),

@@ -23,6 +23,8 @@ from dsbp_jax.linalg.orthogonal import orthonormal_columns
 from dsbp_jax.meshes import vary, varying_axes
 from dsbp_jax.stacks import places, unstacked
 
+_LIMIT = jnp.iinfo(jnp.int32).max  # more than anyone's steps
+
 
 class Leading(NamedTuple):
     """The leading part of stacked matrices.
@@ -109,7 +111,8 @@ def follow_leading(
     """
     factor = lambda array: array[..., None, None].astype(vectors.dtype)
     most = unbatched_max(jnp.max(steps))
-    numbers = vary(places(most >= -1, len(xs)), varying_axes(*xs, vectors))
+    axes = varying_axes(*xs, vectors, scales, steps)
+    numbers = vary(places(most < _LIMIT, len(xs)), axes)
 
     def stacked(product: Callable, operand: jax.Array) -> jax.Array:
         each = (unstacked(operand, number) for number in numbers)
@@ -133,7 +136,7 @@ def follow_leading(
         zeros = lambda *shape: jnp.zeros((*steps.shape, *shape), vectors.dtype)
         square = zeros(rank, rank)
         start = (jnp.int32(0), vectors, square, zeros(rows, rank), square)
-        start = vary(start, varying_axes(*xs, vectors))
+        start = vary(start, axes)
         going = lambda carry: carry[0] < most
         _, v, near, q, small = jax.lax.while_loop(going, step, start)
         values, rotation = principal(small)
@@ -144,12 +147,12 @@ def follow_leading(
         v = jnp.where(ok[..., None, None], v, vectors)
         overlap = jnp.sum((vectors.mT @ v) ** 2, axis=(-2, -1))
         turned = jnp.where(ok, jnp.maximum(1 - overlap / rank, 0), 0)
-        return Leading(v, q @ (small @ rotation), values, eye), ok, turned
+        return vary((Leading(v, q @ (small @ rotation), values, eye), ok, turned), axes)
 
     def still() -> tuple[Leading, jax.Array, jax.Array]:
         thin = stacked(times, vectors) * factor(scales)
         none = jnp.zeros(steps.shape, vectors.dtype)
-        return Leading(vectors, thin, *principal(thin)), none > 0, none
+        return vary((Leading(vectors, thin, *principal(thin)), none > 0, none), axes)
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.cond(most > 0, moved, still)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from dsbp_jax.batching import one_by_one, unbatched_max
+from dsbp_jax.meshes import vary, varying_axes
 
 # The second Cholesky-QR round leaves an error of a few eps where the Gram matrix
 # of its input is within this distance of the identity.
@@ -136,7 +137,7 @@ def orthonormal_columns(block: jax.Array) -> tuple[jax.Array, jax.Array]:
         def better() -> tuple[jax.Array, jax.Array]:
             nothing = jnp.zeros((len(block), 0), block.dtype)
             identity = jnp.eye(len(gram), dtype=gram.dtype)
-            return extend_basis(nothing, block), identity
+            return extend_basis(nothing, block), vary(identity, varying_axes(gram))
 
         robust = jax.lax.cond(unbatched_max(rough) > 0, better, lambda: (w, gram))
         pick = lambda a, b: jnp.where(rough, a, b)

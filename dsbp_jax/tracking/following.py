@@ -36,10 +36,12 @@ class Followed(NamedTuple):
       paths: The leaves, m of them.
       views: How they are matrices.
       matrices: The updates, m of shape `(*batch, a, b)`.
-      numbers: The places of each in the stacks below, for `unstacked`.
+      numbers: The place of each in the stacks below, m scalars, int32.
       traces: Their squared norms, shape `(m, *batch)`.
-      leading: Their leading parts over the norms, with a leading axis of m.
+      leading: Their leading parts, with m in front of every shape: `thin` over the
+        norms, `values` over the squared norms.
       side: On which side the vectors are.
+      kind: What `kind` gave for their paths.
     """
 
     paths: tuple[str, ...]
@@ -49,6 +51,7 @@ class Followed(NamedTuple):
     traces: jax.Array
     leading: linalg.Leading
     side: str
+    kind: Hashable
 
 
 def as_matrices(view: MatrixView, leaf: jax.Array) -> jax.Array:
@@ -78,7 +81,7 @@ def follow_updates(
       state: The state of the last step.
       updates: What is followed.
       refresh: As for `Tracker.update`.
-      kind: Of a path; leaves of different kinds are kept apart.
+      kind: A function of a path; leaves for which it differs are kept apart.
 
     Returns:
       The new state, and the tracked leaves: those of one kind and shape that are due
@@ -105,12 +108,11 @@ def follow_updates(
 
     tracked = {side: dict(found) for side, found in state.tracked.items()}
     parts = []
-    for (side, _, _, turn, _), members in groups.items():
-        due = jnp.array(bool(refresh)) if refresh is not None else now == turn
-        if refresh is False:
-            due = None
+    for (side, _, _, turn, one), members in groups.items():
+        due: jax.Array | None = now == turn
+        if refresh is not None:
+            due = jnp.array(True) if refresh else None
         paths, entries, matrices = zip(*members, strict=True)
-        # Counts are no negative numbers, which the compiler does not know.
         numbers = places(unbatched_max(state.count) >= 0, len(paths))
         numbers = vary(numbers, varying_axes(matrices, entries))
         new, traces, leading = _follow(matrices, entries, due, side)
@@ -119,7 +121,8 @@ def follow_updates(
             entry = unpacked(unstacked(new, number))
             tracked[side][path] = entry._replace(label=label)
         views = tuple(label.view for label in labels)
-        parts.append(Followed(paths, views, matrices, numbers, traces, leading, side))
+        found = Followed(paths, views, matrices, numbers, traces, leading, side, one)
+        parts.append(found)
     return SpectralState(optax.safe_increment(state.count), tracked), parts
 
 

@@ -27,9 +27,22 @@ class Packed(NamedTuple):
     numbers: jax.Array
 
 
-@jax.jit  # traced once for all leaves of a shape, like the two below
+@jax.jit  # traced once for all leaves of a shape, like its inverse
 def packed(entry: TrackedBasis) -> Packed:
-    """A tracked basis without its label, packed."""
+    """A tracked basis in two arrays.
+
+    Args:
+      entry: The basis, or a stack of them; without its label.
+
+    Returns:
+      The same, packed.
+
+    Example:
+      >>> basis = EigenBasis(jnp.eye(3, 1), jnp.array([4.0]), jnp.array(5.0))
+      >>> entry = TrackedBasis(basis, jnp.array(0.5), jnp.int32(2), jnp.int32(0))
+      >>> unpacked(packed(entry)).refreshes
+      Array(2, dtype=int32)
+    """
     single = entry.basis.trace, entry.drift, entry.refreshes, entry.failures
     columns = [number.astype(jnp.float32)[..., None] for number in single]
     *batch, rank = entry.basis.values.shape
@@ -39,11 +52,18 @@ def packed(entry: TrackedBasis) -> Packed:
 
 
 @jax.jit
-def unpacked(packed: Packed) -> TrackedBasis:
-    """The inverse of `packed`."""
-    rank = packed.vectors.shape[-1]
-    single = [packed.numbers[..., rank + place] for place in range(4)]
+def unpacked(pack: Packed) -> TrackedBasis:
+    """The inverse of `packed`.
+
+    Args:
+      pack: What it gave, or a stack of that.
+
+    Returns:
+      The tracked basis, without a label.
+    """
+    rank = pack.vectors.shape[-1]
+    single = [pack.numbers[..., rank + place] for place in range(4)]
     trace, drift, refreshes, failures = single
-    basis = EigenBasis(packed.vectors, packed.numbers[..., :rank], trace)
+    basis = EigenBasis(pack.vectors, pack.numbers[..., :rank], trace)
     count = lambda number: number.astype(jnp.int32)
     return TrackedBasis(basis, drift, count(refreshes), count(failures))

@@ -7,6 +7,7 @@ Muon's step; a low-rank basis and the mean of the rest give it for two thin prod
 """
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +149,8 @@ def spectral_whitening(
             tracker,
             lambda step: (by_layer(step.updates, step.spaces, how), step.spectral),
         )
-    return _of_updates(tracker, how, rank, sizes or {})
+    pairs: Sizes = {path: (a, b) for path, (a, b) in (sizes or {}).items()}
+    return _of_updates(tracker, how, rank, pairs)
 
 
 def _of_updates(
@@ -171,7 +173,7 @@ def _of_updates(
         )
         found: dict[str, tuple[MatrixView, jax.Array]] = {}
         for group in groups:
-            results = _whitened(group, how, sizes.get(group.paths[0]))
+            results = _whitened(group, how)
             each = zip(group.views, results, strict=True)
             found.update(zip(group.paths, each, strict=True))
         views = tracker.views(updates if params is None else params)
@@ -193,12 +195,12 @@ def _of_updates(
     return optax.GradientTransformationExtraArgs(tracker.init, update_fn)
 
 
-def _whitened(group: Followed, how: SpectralFilter, size: Size) -> Sequence[jax.Array]:
-    """The filter with few eigenpairs, of updates of one shape.
+def _whitened(group: Followed, how: SpectralFilter) -> Sequence[jax.Array]:
+    """The filter with few eigenpairs, of updates of one shape; their kind is a `Size`.
 
     To derivatives the basis is a constant, and all that is computed in it is not.
     """
-    side, scale = group.side, how.scale
+    side, size, scale = group.side, cast(Size, group.kind), how.scale
 
     def settings(dials: tuple[jax.Array, ...]) -> SpectralFilter:
         power, residual, damping = dials
@@ -286,7 +288,9 @@ def _in_basis_anew(
         rest = 1 - jnp.sum(values, axis=-1)
         factors, function = nearly_diagonal(gram, rest, how, min(a, b))
         strength = how.strength(factors, values, trace, trace, (a, b), size)
-        turned = function - factors.tail[..., None, None] * jnp.eye(gram.shape[-1])
+        turned = function - factors.tail[..., None, None] * jnp.eye(
+            gram.shape[-1], dtype=gram.dtype
+        )
         inside = linalg.expand(thin @ turned, vectors @ rotation, side)
         norm = jnp.sqrt(jnp.where(trace > 0, trace, 1))
         whole = factors.tail[..., None, None] * unit + inside

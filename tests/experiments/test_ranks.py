@@ -20,7 +20,10 @@ def test_ranks_are_those_of_the_definitions():
     np.testing.assert_allclose(ranks.nuclear_rank(matrix), nuclear, rtol=1e-5)
     np.testing.assert_allclose(ranks.stable_rank(matrix), stable, rtol=1e-5)
     for rank in (ranks.nuclear_rank, ranks.stable_rank):
-        np.testing.assert_allclose(rank(1e3 * matrix), rank(matrix), rtol=1e-5)
+        for scale in (1e-25, 1e25):
+            np.testing.assert_allclose(rank(scale * matrix), rank(matrix), rtol=1e-5)
+        rounded = rank(jnp.asarray(matrix, jnp.bfloat16))
+        np.testing.assert_allclose(rounded, rank(matrix), rtol=0.05)
         assert rank(jnp.zeros((3, 2))) == 0
 
 
@@ -43,8 +46,11 @@ def test_layers_are_measured_where_the_loss_uses_them():
     for path, shape in ((first, (64, 16)), (last, (16, 10))):
         nuclear = ranks.nuclear_rank(by_shape[shape])
         np.testing.assert_allclose(found[path][0], nuclear, rtol=1e-4)
-    stable = ranks.stable_rank(jnp.asarray(inputs))
-    np.testing.assert_allclose(found[first][1], stable, rtol=1e-4)
+    dense = state.params["layers"][0]
+    hidden = jax.nn.relu(inputs @ dense["kernel"] + dense["bias"])
+    for path, rows in ((first, jnp.asarray(inputs)), (last, hidden)):
+        stable = ranks.stable_rank(rows)
+        np.testing.assert_allclose(found[path][1], stable, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -56,14 +62,12 @@ def test_ranks_are_a_table_by_step_and_layer(preset, tmp_path):
     ranks.main([*words.split(), *(small if preset == "text" else [])])
     (table,) = json.loads(out.read_text(encoding="utf-8"))["tables"].values()
     steps = [row["step"] for row in table]
-    assert steps == sorted(steps)
-    assert {*steps} == {"0", "2"}
-    assert steps.count("0") == steps.count("2") >= 3
-    for row in table:
-        assert row["nuclear rank of G"] >= 0.99
-        assert row["stable rank of A"] >= 0.99
-        ratio = row["nuclear rank of G"] / row["stable rank of A"]
-        assert row["ratio"] == pytest.approx(ratio)
+    half = len(table) // 2
+    assert half >= 2
+    assert steps == ["0"] * half + ["2"] * half
+    assert [row["layer"] for row in table[:half]] == [
+        row["layer"] for row in table[half:]
+    ]
 
 
 def test_what_is_not_accepted_is_said(capsys):

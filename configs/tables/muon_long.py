@@ -22,10 +22,10 @@ def table(scale: str) -> Table:
         claim="Over many passes, with decay tuned, is whitening no worse than Muon?",
         config=dataclasses.replace(long.config, model=model),
         contenders=("muon:momentum=0.95", "adamw", "spectral_muon"),
-        metrics=("loss", "accuracy"),
+        metrics=("loss",),
         views=("evaluations",),
         caption=(
             "Fashion-MNIST, an MLP 256×2: with layers twice as wide ten passes of Muon "
-            "would take an hour. Rates and decays are each column's own."
+            "would take an hour. Rates and decays are each row's own."
         ),
     )

@@ -98,10 +98,10 @@ def _shown(test: Duel | Ratio, results: Results) -> str:
         return f"{test.what}: {ours}, {theirs}, {ratio}"
     column, *_ = test.found(results)
     _, text = test.change(results)
-    return f"{column['metric']}, `{test.ours}` − `{test.theirs}`: {text}"
+    where = f"{test.what}, " if test.what else ""
+    return f"{where}{column['metric']}, `{test.ours}` − `{test.theirs}`: {text}"
 
 
-_WHITENED = Duel("", "table-whitening", "spectral_muon", "adamw")
 _LORA, _PENALTY = "lora:rank=8", "spectral_transfer:strength=1"
 _NULL = "spectral_lora:start=null,train=output"
 
@@ -112,8 +112,9 @@ CLAIMS: tuple[Claim, ...] = (
             Duel("", "table-projection", "dsbp_paper", "momentum"),
             Duel("", "table-projection", "dsbp_paper", "sam"),
             Duel("", "table-projection", "dsbp_paper", "adam"),
+            Duel("CIFAR-10", "table-cifar10", "dsbp_paper", "sam"),
         ),
-        _WHITENED,
+        Duel("CIFAR-10", "table-cifar10", "spectral_muon", "sam"),
     ),
     Claim(
         "a step costs O(k·d) for a layer",

@@ -205,6 +205,13 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "adamw",
     ),
     Duel(
+        "A part of CIFAR-10, a small CNN, two passes",
+        "table-cifar10",
+        "spectral_muon",
+        "adamw",
+        "accuracy",
+    ),
+    Duel(
         "Bytes, Transformer of width 128, 2,000 steps",
         "table-text-long",
         "spectral_muon:power=0.75",

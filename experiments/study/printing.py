@@ -4,6 +4,7 @@ Everything printed is read from what `tables.compute` returns, which is what the
 file holds.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -132,7 +133,7 @@ def number(value: dict[str, Any], digits: int, sign: str = "") -> str:
       '+0.500 ± 0.250'
     """
     text = f"{value['mean']:{sign}.{digits}f}"
-    if value["low"] is None:
+    if value["low"] is None or not math.isfinite(value["mean"]):
         return text
     return f"{text} ± {(value['high'] - value['low']) / 2:.{digits}f}"
 

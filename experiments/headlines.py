@@ -185,11 +185,10 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         "muon:momentum=0.95",
     ),
     Duel(
-        "The same, ten passes",
-        "table-whitening-long",
+        "The same, five passes, AdamW's best of two, five and ten",
+        "table-whitening-five",
         "spectral_muon",
         "adamw",
-        "loss",
         view="loss",
     ),
     Duel(

@@ -23,6 +23,7 @@ def table(scale: str) -> Table:
             "adamw:b2=0.95",
             "muon:momentum=0.95,b2=0.95,decays_all=True",
             "spectral_muon:power=0.75",
+            "spectral_muon:rank=16,power=0.75",
         ),
         views=("evaluations", "loss"),
         seeds=3,

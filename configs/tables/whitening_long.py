@@ -19,7 +19,7 @@ def table(scale: str) -> Table:
             epochs=10 if scale == "cpu" else 30,
             batch_size=128,
         ),
-        contenders=("adamw", "spectral_muon"),
+        contenders=("adamw", "spectral_muon", "spectral_muon:rank=16"),
         metrics=("accuracy", "loss"),
         views=("evaluations", "loss"),
         tune=("rate", "decay"),

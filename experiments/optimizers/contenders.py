@@ -1,7 +1,7 @@
 """Contenders: an optimizer, where its gradients come from, and options, as text.
 
-`NAME[+spectral|+coordinates][:OPTION=VALUE,...]`, such as `dsbp:residual=0.5,rank=32`
-or `adam+coordinates:rank=128`; a name with dots is that of a function, `optax.lion`.
+`NAME[+spectral|+coordinates|+lora][:OPTION=VALUE,...]`, such as `dsbp:rank=32` or
+`adam+coordinates:rank=128`; a name with dots is that of a function, `optax.lion`.
 `build` puts schedule, weight decay and perturbation around the optimizer that a
 contender names.
 """
@@ -32,7 +32,7 @@ class Contender:
 
     Attributes:
       name: Of `OPTIMIZERS` or `NAMED`, or the dotted name of a function, with
-        `+spectral` or `+coordinates` where its gradients come from there.
+        `+spectral`, `+coordinates` or `+lora` where its gradients come from there.
       optimizer: The optimizer, with its options.
       gradients: Where its gradients come from.
     """
@@ -48,7 +48,7 @@ class Contender:
         An option that both the optimizer and its gradients have is given to both.
 
         Args:
-          text: `NAME[+spectral|+coordinates|+plain][:OPTION=VALUE,...]`.
+          text: `NAME[+spectral|+coordinates|+lora|+plain][:OPTION=VALUE,...]`.
 
         Returns:
           The contender.
@@ -70,7 +70,8 @@ class Contender:
             fit = [n for n, kind in OPTIMIZERS.items() if not kinds[1]().refuses(kind)]
             raise ValueError(
                 f"optimizer={names!r}; accepted with +{names.partition('+')[2]} are "
-                f"{', '.join(fit)}: the others follow directions of their own"
+                f"{', '.join(fit)}: the others have directions of their own, or go by "
+                "what kernels are for"
             )
         known = [[field.name for field in dataclasses.fields(kind)] for kind in kinds]
         accepted = dict.fromkeys([*known[0], *known[1]])

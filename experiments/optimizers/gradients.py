@@ -1,8 +1,8 @@
-"""Where a training step has its gradient from: plain, spectral, or in coordinates.
+"""Where a training step has its gradient from: plain, a sketch, or other variables.
 
 Each of `GRADIENTS` builds a `GradientSource`: pure functions of one form. What the
-optimizer moves are the parameters themselves, or coordinates that stand for them;
-beside them a source may carry arrays of its own.
+optimizer moves are the parameters themselves, or coordinates or adapters that stand for
+them; beside these a source may carry arrays of its own.
 """
 
 import dataclasses
@@ -190,6 +190,44 @@ class Coordinates(_Columns):
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora(Plain):
+    """Kernels held as `W₀ + AB`, of which A and B are trained, from the start: LoRA.
+
+    Leaves with no dimension above the rank are trained themselves.
+    """
+
+    rank: Count = 64
+    """Columns of A."""
+
+    def __post_init__(self):
+        """Checks every value."""
+        check(self)
+
+    def refuses(self, optimizer: Any) -> bool:
+        """Whether it would treat the factors by what is known of kernels."""
+        return optimizer.spectral or optimizer.chooses or optimizer.by_role
+
+    def build(self, loss: Loss) -> GradientSource:
+        """The source."""
+        lora = functools.partial(dsbp_jax.spectral_lora, loss, self.rank)
+        trained = lora(start="random")
+        gradient = jax.value_and_grad(trained.apply, has_aux=True)
+
+        def init(params: Any, *args: Any, key: jax.Array) -> Any:
+            layout = dsbp_jax.layout(loss, params, *args)
+            leaves = dsbp_jax.layers.leaves_by_path(params)
+            shapes = {p: v.matrix_shape(leaves[p].shape) for p, v in layout.items()}
+            held = {p for p, shape in shapes.items() if min(shape[-2:]) > self.rank}
+            whole = tuple(path for path in leaves if path not in held)
+            return lora(start="random", whole=whole).init(params, *args, key=key)
+
+        def value_and_grad(adapters: Any, frame: Any, *args: Any) -> Any:
+            return *gradient(adapters, frame, *args), frame
+
+        return GradientSource(init, value_and_grad, trained.merge)
+
+
 def noise(tree: Any, key: jax.Array) -> Any:
     """Normal numbers in the place of all that are real."""
     leaves, structure = jax.tree.flatten(tree)
@@ -206,4 +244,5 @@ GRADIENTS: dict[str, type[Plain]] = {
     "plain": Plain,
     "spectral": Sketch,
     "coordinates": Coordinates,
+    "lora": Lora,
 }

@@ -91,12 +91,14 @@ class Optimizer:
         ½ weight_decay ‖W‖² is added before it.
       spectral: Whether it keeps eigenbases of the layers.
       chooses: Whether it chooses directions of its own, which coordinates have not.
+      by_role: Whether it tells hidden matrices from others, by what is known of them.
       sam: How the point is perturbed at which it takes its gradient, if at all.
     """
 
     decoupled: ClassVar[bool] = False
     spectral: ClassVar[bool] = False
     chooses: ClassVar[bool] = False
+    by_role: ClassVar[bool] = False
     sam: ClassVar[Literal["full", "spectral", "eigen"] | None] = None
 
     learning_rate: Positive = 1e-3

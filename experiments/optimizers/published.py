@@ -104,6 +104,8 @@ class AdamW(Adam):
 class Muon(Momentum, AdamW):
     """`optax.contrib.muon`, its updates as large as Adam's: one rate fits all."""
 
+    by_role = True
+
     learning_rate: Positive = 1e-3
 
     decays_all: Annotated[bool, checks.flag] = False
@@ -126,6 +128,8 @@ class Muon(Momentum, AdamW):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kaon(Momentum, AdamW):
     """`rivals.kaon` for the matrices that Muon would take, AdamW for the rest."""
+
+    by_role = True
 
     learning_rate: Positive = 1e-3
 

@@ -17,6 +17,7 @@ from experiments.optimizers.optimizer import (
     Source,
     Strength,
     Uses,
+    kernels,
 )
 from experiments.optimizers.published import Momentum, Sam
 
@@ -118,15 +119,49 @@ class SubspaceAdam(Follows):
 
     refresh_every: Period = 200
 
+    def _inner(self, rate: optax.Schedule, uses: Uses) -> Any:
+        """What moves the coordinates."""
+        del uses
+        return optax.adam(rate)
+
     def _transform(self, rate, uses):
         return dsbp_jax.spectral_subspace(
-            optax.adam(rate),
+            self._inner(rate, uses),
             self.rank,
             side=self.side,
             residual=self.residual,
             refresh_every=self.refresh_every,
             layout=uses.layout,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sumo(SubspaceAdam, Momentum):
+    """Momentum inside of the eigenspace, all of its singular values made alike there.
+
+    As SUMO (arXiv 2505.24749): exact, and nothing outside of the eigenspace.
+    """
+
+    decoupled = True
+
+    learning_rate: Positive = 3e-3
+    momentum: Share = 0.95
+    residual: Share = 0.0
+
+    def _inner(self, rate, uses):
+        return dsbp_jax.spectral_muon(
+            rate,
+            self.rank,
+            momentum=self.momentum,
+            damping=0.0,
+            hidden=uses.roles,
+        )
+
+    def _transform(self, rate, uses):
+        strength = self.weight_decay
+        decay = optax.add_decayed_weights(lambda step: -strength * rate(step), kernels)
+        inside = super()._transform(rate, uses)
+        return optax.chain(inside, decay) if strength else inside
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

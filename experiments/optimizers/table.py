@@ -19,6 +19,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     "kaon": published.Kaon,
     "galore": published.Galore,
     "subspace_adam": spectral.SubspaceAdam,
+    "sumo": spectral.Sumo,
     "dsbp": spectral.Dsbp,
     "dsbp_sam": spectral.DsbpSam,
     "dsbp_lie": spectral.DsbpLie,

@@ -2,10 +2,13 @@
 
 A point is a whole number for each axis, the neighbours away from the default. All
 contenders have the same axes, ratios and rules. At a third of the steps and with one
-seed the neighbours of the best point so far are tried until none is better; the two
-best points are run again at full length with three seeds, and the better one is taken.
+seed the neighbours of the best point so far are tried until none is better: those along
+an axis, then, as a rate and its decay may have to move together, those along two at
+once. The two best points are run again at full length with three seeds, and the better
+one is taken.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -54,27 +57,29 @@ def search(
     scores: dict[Point, float] = {}
     # Of points that diverged alike the lower rates are nearer to those that do not.
     key = lambda point: (scores[point], sum(point) if scores[point] == math.inf else 0)
-    origin = (0,) * num_axes
-    best = origin
-    while True:
-        around = [best, *_neighbours(best)]
-        new = [p for p in around if p not in scores and max(map(abs, p)) <= most]
-        if not new:
-            break
+
+    def untried(points: Sequence[Point]) -> list[Point]:
+        return [p for p in points if p not in scores and max(map(abs, p)) <= most]
+
+    best = (0,) * num_axes
+    while new := (
+        untried([best, *_neighbours(best, 1)]) or untried(_neighbours(best, 2))
+    ):
         scores.update(zip(new, score(new), strict=True))
         best = min(scores, key=key)
     others = [point for point in scores if point != best]
     return Search(
         best,
         min(others, key=key, default=None),
-        all(point in scores for point in _neighbours(best)),
+        all(point in scores for away in (1, 2) for point in _neighbours(best, away)),
         scores,
     )
 
 
-def _neighbours(point: Point) -> list[Point]:
+def _neighbours(point: Point, away: int) -> list[Point]:
+    """The points that differ by one along so many axes."""
     return [
-        (*point[:axis], point[axis] + by, *point[axis + 1 :])
-        for axis in range(len(point))
-        for by in (-1, 1)
+        tuple(at + by for at, by in zip(point, move, strict=True))
+        for move in itertools.product((-1, 0, 1), repeat=len(point))
+        if sum(map(abs, move)) == away
     ]

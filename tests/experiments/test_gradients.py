@@ -21,6 +21,7 @@ TEXTS = [
     f"momentum+spectral:{FEW},random=2,catch_up_every=3",
     f"sam+spectral:{FEW},tracking=3",
     f"dsbp+spectral:{FEW},source=activation",
+    "adamw+lora:rank=8,weight_decay=0.1",
 ]
 
 
@@ -107,6 +108,7 @@ def test_a_refresh_sees_a_part_of_a_batch_but_enough_for_its_columns():
         ("spectral_sam+coordinates", "accepted with \\+coordinates are sgd, momentum"),
         ("subspace_adam+coordinates", "accepted with \\+coordinates are sgd, momentum"),
         ("dsbp+coordinates", "accepted with \\+coordinates are sgd, momentum, sam"),
+        ("muon+lora", "accepted with \\+lora are sgd, momentum, sam, adam, adamw: the"),
         ("msam+coordinates", "accepted with \\+coordinates are sgd, momentum, sam"),
     ],
 )

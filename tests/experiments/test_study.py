@@ -23,7 +23,6 @@ from experiments.study import (
 )
 from experiments.study.cells import Spec, Store
 from experiments.study.task import Metric
-from experiments.study.tuning import search
 from tests.experiments.toy import ToyConfig, ToyTask
 
 ROOT = Path(__file__).parents[2]
@@ -254,33 +253,6 @@ def test_the_key_tells_experiments_apart_and_places_alike():
     ]
     keys = {Spec(one).key for one in [config, *changed]} | {Spec(config, False).key}
     assert len(keys) == 6
-
-
-# --- search -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("best", [(0, 0), (2, -1), (-3, 4), (5, 5)])
-def test_a_search_ends_inside(best):
-    tried = []
-
-    def score(points):
-        tried.extend(points)
-        return [sum((a - b) ** 2 for a, b in zip(p, best, strict=True)) for p in points]
-
-    found = search(score, 2)
-    assert (found.best, found.interior) == (best, True)
-    assert len(tried) == len(set(tried))
-    assert found.second != best
-
-
-def test_a_search_flees_what_diverges():
-    found = search(lambda ps: [np.inf if x > -3 else abs(x + 4) for (x,) in ps], 1)
-    assert (found.best, found.interior) == ((-4,), True)
-
-
-def test_a_search_says_where_it_was_stopped():
-    found = search(lambda points: [-x for (x,) in points], 1, most=2)
-    assert (found.best, found.interior) == ((2,), False)
 
 
 # --- tables -------------------------------------------------------------------------

@@ -99,5 +99,5 @@ from dsbp_jax.layers.rewrite import (
     evaluate as evaluate,
     plan_of as plan_of,
 )
-from dsbp_jax.layers.roles import roles as roles, roles_of as roles_of
+from dsbp_jax.layers.roles import Roles as Roles, roles as roles, roles_of as roles_of
 from dsbp_jax.layers.sites import Site as Site

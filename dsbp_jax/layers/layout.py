@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from dsbp_jax.layers.finder import trace
+from dsbp_jax.layers.finder import Trace, trace
 from dsbp_jax.layers.matrix_view import MatrixView
 
 
@@ -93,8 +93,12 @@ def layout(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> La
       >>> Layout({**found, "stack": own})["stack"].batch_axes
       (0,)
     """
-    sites = trace(fn, params, args, kwargs).sites
-    return Layout((site.name, site.view) for site in sites)
+    return layout_of(trace(fn, params, args, kwargs))
+
+
+def layout_of(traced: Trace) -> Layout:
+    """The same, of a function that was traced."""
+    return Layout((site.name, site.view) for site in traced.sites)
 
 
 def _pairs(views: Any) -> tuple[tuple[str, MatrixView], ...]:

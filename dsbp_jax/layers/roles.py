@@ -5,16 +5,27 @@ answers of a leaf go can: those of a head reach the outputs without meeting anot
 leaf, and what a first layer meets has met none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dsbp_jax.layers.dataflow import meetings
 from dsbp_jax.layers.finder import Trace, trace
+from dsbp_jax.layers.layout import Layout, layout_of
 
 
-def roles(
-    fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any
-) -> dict[str, str]:
+class Roles(dict[str, str]):
+    """By canonical path what each leaf is for, in the order of the params.
+
+    Attributes:
+      layout: How the model uses those that are matrices, as `dsbp_jax.layout` says.
+    """
+
+    def __init__(self, roles: Mapping[str, str], layout: Layout) -> None:
+        super().__init__(roles)
+        self.layout = layout
+
+
+def roles(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Roles:
     """Reads off a model what each of its parameter leaves is for.
 
     Args:
@@ -26,7 +37,8 @@ def roles(
       **kwargs: Likewise.
 
     Returns:
-      By canonical path, in the order of the params:
+      By canonical path, in the order of the params (a dict, which also has the model's
+      `layout`):
 
       - `"embedding"`: rows of it are looked up, whatever else is done with it (tied
         embeddings are heads as well).
@@ -51,7 +63,7 @@ def roles(
     return roles_of(trace(fn, params, args, kwargs))
 
 
-def roles_of(traced: Trace) -> dict[str, str]:
+def roles_of(traced: Trace) -> Roles:
     """The same, of a function that was traced."""
     sites, lookups = traced.sites, traced.lookups
     keys = [site.key for site in sites]
@@ -76,4 +88,4 @@ def roles_of(traced: Trace) -> dict[str, str]:
             return "head"
         return "hidden" if before[path] else "first"
 
-    return {path: role(path) for path in traced.leaves}
+    return Roles({path: role(path) for path in traced.leaves}, layout_of(traced))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dsbp_jax import checks
-from dsbp_jax.layers import map_paths, require_paths
+from dsbp_jax.layers import Roles, map_paths, require_paths
 from dsbp_jax.tracking import (
     LayoutLike,
     Number,
@@ -74,7 +74,9 @@ def spectral_muon(
         hidden or first), paths, or a function of path and leaf. None takes every
         matrix that the layout names, as `optax.contrib.muon` does: embeddings and heads
         too.
-      layout: Matrix views from `dsbp_jax.layout`; None goes by the shapes.
+      layout: Matrix views from `dsbp_jax.layout`. None takes what the roles bring
+        along; without roles it goes by the shapes, and the heads of attention by
+        theirs look like a stack of as many matrices as the model is wide.
       sizes: As for `spectral_whitening`, where it runs on coordinates.
       seed: Of the bases' random start.
 
@@ -101,6 +103,8 @@ def spectral_muon(
     checks.in_unit_interval("momentum", momentum)
     checks.non_negative("weight_decay", weight_decay)
     check_layout(layout)
+    if layout is None and isinstance(hidden, Roles):
+        layout = hidden.layout
     whitening = spectral_whitening(
         rank,
         power=power,

@@ -258,7 +258,9 @@ def methods(
         galore = optax.contrib.galore(1e-3, rank=rank, update_proj_gap=10**6)
         yield "galore, between refreshes", plain(problem, galore)
         yield "muon", plain(problem, optax.contrib.muon(1e-3))
-        yield "spectral_muon", plain(problem, dsbp_jax.spectral_muon(1e-3, rank))
+        hidden = dsbp_jax.roles(problem.loss, problem.params, problem.x)
+        ours = dsbp_jax.spectral_muon(1e-3, rank, hidden=hidden)
+        yield "spectral_muon", plain(problem, ours)
 
 
 class _Runner:

@@ -8,7 +8,6 @@ beside it, the loss of each step, its seconds, and the resident peak of the proc
 import dataclasses
 import functools
 import pathlib
-import resource
 import sys
 import time
 import warnings
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 import dsbp_jax
-from experiments import checks, cli
+from experiments import checks, cli, process
 from experiments.bench import report
 
 PROG = "experiments.large"
@@ -133,12 +132,6 @@ def plans(options: Options) -> list[dict[str, Any]]:
     return [{"what": name, "planned GB": held} for name, held in parts.items()]
 
 
-def peak() -> float:
-    """Gigabytes that the process held at the most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
 def train(options: Options) -> list[dict[str, Any]]:
     """Every step: its loss, its seconds, and the resident peak until then."""
     key = jax.random.key(0)
@@ -164,7 +157,14 @@ def train(options: Options) -> list[dict[str, Any]]:
 
     def note(step: str, loss: Any, since: float) -> None:
         seconds = time.perf_counter() - since
-        rows.append({"step": step, "loss": loss, "seconds": seconds, "peak GB": peak()})
+        rows.append(
+            {
+                "step": step,
+                "loss": loss,
+                "seconds": seconds,
+                "peak GB": process.peak_gigabytes(),
+            }
+        )
         print(*(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
 
     note("init", "", begin)

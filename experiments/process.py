@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,14 @@ def keeps_memory(main: Callable[..., None]) -> Callable[..., None]:
         main(*args, **kwargs)
 
     return run
+
+
+def peak_gigabytes() -> float:
+    """What the process held in memory at the most, until now."""
+    import resource  # which not every system has
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def runs_experiments(main: Callable[..., None]) -> Callable[..., None]:

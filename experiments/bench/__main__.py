@@ -11,6 +11,7 @@ import tyro
 from experiments import cli, process
 from experiments.bench import (
     compilation,
+    compression,
     coordinates,
     engine,
     meta,
@@ -21,6 +22,7 @@ from experiments.bench import (
     whitening,
 )
 from experiments.bench.compilation import CompileConfig
+from experiments.bench.compression import CompressionConfig
 from experiments.bench.coordinates import CoordinatesConfig
 from experiments.bench.meta import MetaConfig
 from experiments.bench.step import StepConfig
@@ -46,6 +48,9 @@ BENCHMARKS = {
     "tuning": process.single_threaded_lapack(
         lambda options: tuning.run(options.tuning)
     ),
+    "compression": process.single_threaded_lapack(
+        lambda options: compression.run(options.compression)
+    ),
     "meta": process.single_threaded_lapack(lambda options: meta.run(options.meta)),
 }
 
@@ -63,6 +68,7 @@ class Options:
             "step",
             "coordinates",
             "tuning",
+            "compression",
             "meta",
             "all",
         ],
@@ -78,6 +84,9 @@ class Options:
         default_factory=CoordinatesConfig
     )
     tuning: TuningConfig = dataclasses.field(default_factory=TuningConfig)
+    compression: CompressionConfig = dataclasses.field(
+        default_factory=CompressionConfig
+    )
     meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)
 
     out: pathlib.Path | None = None

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import compilation, engine, meta, step, tuning, update
+from experiments.bench import (
+    compilation,
+    compression,
+    engine,
+    meta,
+    step,
+    tuning,
+    update,
+)
 from experiments.bench.timing import Stateful, interleave
 
 
@@ -148,3 +156,18 @@ def test_ways_to_tune_are_measured():
     assert all(row["step ms"] > 0 and row["begin ms"] > 0 for row in rows)
     with pytest.raises(ValueError, match=r"tuning\.rounds=0"):
         tuning.TuningConfig(rounds=0)
+
+
+@pytest.mark.slow
+def test_cut_models_are_timed_beside_whole_ones():
+    config = compression.CompressionConfig(
+        models=("CNN of 64 and 128 channels",), batch_sizes=(2, 1), width=64
+    )
+    (plan,), rows = compression.run(config).values()
+    assert plan["plan s"] > 0 <= plan["peak GB above a pass"]
+    assert [row["images"] for row in rows] == ["2", "1"]
+    for row in rows:
+        assert row["FLOPs"] <= 0.5
+        assert row["small / whole"] == pytest.approx(row["small ms"] / row["whole ms"])
+    with pytest.raises(ValueError, match=r"compression\.models='x'"):
+        compression.CompressionConfig(models=("x",))

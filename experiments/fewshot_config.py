@@ -8,10 +8,20 @@ from experiments import checks
 from experiments.config import DataDir, Download, ModelConfig
 from experiments.data import fewshot
 from experiments.optimizers import literal
-from experiments.study.config import Config
+from experiments.study.config import LATER, Config
 
 SINE = "sine"
-METHODS = ("maml", "fomaml", "anil", "reptile", "spectral_maml", "spectral_fomaml")
+METHODS = (
+    "maml",
+    "fomaml",
+    "anil",
+    "reptile",
+    "spectral_maml",
+    "spectral_fomaml",
+    "whitened_maml",
+    "whitened_fomaml",
+)
+OUTER = ("adam", "spectral_muon")
 BASES = ("carried", "task")
 SOURCES = ("activation", "gradient")
 
@@ -92,7 +102,11 @@ class ReptileConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SpectralConfig:
-    """The projection of inner gradients; of the methods spectral_... only."""
+    """The projection of inner gradients; of the methods spectral_... only.
+
+    Of whitened_... (whose hidden layers' inner gradients are divided by their spectra)
+    only the rank is; it is that of a basis of each task.
+    """
 
     rank: int = 16
     """Columns of each basis; layers of a smaller dimension are left alone."""
@@ -126,7 +140,7 @@ class SpectralConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OuterConfig:
-    """The steps of the start: Adam on the meta-gradient."""
+    """The steps of the start, along the meta-gradient."""
 
     learning_rate: float = 1e-3
     """Step size."""
@@ -140,10 +154,14 @@ class OuterConfig:
     task_axis: str = "auto"
     """How tasks are run: auto, vmap, map, or a number so many at once."""
 
+    optimizer: str = dataclasses.field(default="adam", metadata=LATER)
+    """adam, or spectral_muon, which whitens the meta-gradients of hidden layers."""
+
     def __post_init__(self):
         """Checks every value."""
         checks.positive("outer.learning_rate", self.learning_rate)
         checks.positive("outer.clip", self.clip)
+        checks.one_of("outer.optimizer", self.optimizer, OUTER)
         checks.count("outer.tasks", self.tasks)
         known = self.task_axis in ("auto", "vmap", "map")
         if not (known or (self.task_axis.isdecimal() and int(self.task_axis))):
@@ -170,7 +188,7 @@ class FewshotConfig(Config):
     outer: OuterConfig = dataclasses.field(default_factory=OuterConfig)
 
     method: str = "maml"
-    """maml, fomaml, anil, reptile, spectral_maml or spectral_fomaml."""
+    """maml, fomaml, anil, reptile, and of the first two spectral_ and whitened_."""
 
     ways: int = 5
     """Classes of a task; sine has none."""
@@ -201,6 +219,11 @@ class FewshotConfig(Config):
             checks.count(name, getattr(self, name))
         if self.queries is not None:
             checks.count("queries", self.queries)
+        if self.inner.learned_rates and self.outer.optimizer != "adam":
+            raise ValueError(
+                f"outer.optimizer={self.outer.optimizer!r}; accepted with "
+                "inner.learned_rates is adam: learned rates are no part of the model"
+            )
         batch = self.reptile.batch_size
         if self.method == "reptile" and self.data.name != SINE and batch % self.ways:
             raise ValueError(

@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 
 import dsbp_jax
 from dsbp_jax import meta
+from dsbp_jax.transforms import WHITENED
 from experiments import models
 from experiments.fewshot_config import SINE, FewshotConfig
 from experiments.tasks.episodes import make_episodes
@@ -60,10 +61,11 @@ class Learner:
         self.regression = config.data.name == SINE
         self.is_spectral = config.method.startswith("spectral_")
         self.carried = self.is_spectral and config.spectral.basis == "carried"
+        self.is_whitened = config.method.startswith("whitened_")
         self._graph, params, self._rest = nnx.split(self._build(0), nnx.Param, ...)
-        if self.is_spectral:
-            x = jnp.zeros((2, *self.episodes.shape))
-            self._layout = dsbp_jax.layout(self.forward, params, x)
+        x = jnp.zeros((2, *self.episodes.shape))
+        self._roles = dsbp_jax.roles(self.forward, params, x)
+        self._layout = self._roles.layout
         self._own = config.reptile if config.method == "reptile" else config.inner
         if self.carried:
             self.tracker = dsbp_jax.track_bases(
@@ -109,9 +111,20 @@ class Learner:
 
     def _inner(self, rate: Any) -> optax.GradientTransformation:
         descent = optax.sgd(rate)
+        options = self.config.spectral
+        if self.is_whitened:
+            hidden = {
+                path: view
+                for path, view in self._layout.items()
+                if self._roles.get(path) in WHITENED
+            }
+            layout = dsbp_jax.Layout(hidden)
+            whitening = dsbp_jax.spectral_whitening(
+                options.rank, scale="update", layout=layout
+            )
+            return optax.chain(whitening, descent)
         if not self.is_spectral:
             return descent
-        options = self.config.spectral
         projection = dsbp_jax.spectral_projection(
             options.rank,
             source=options.source,
@@ -125,7 +138,7 @@ class Learner:
     def method(self, num_steps: int, rate: Any) -> meta.Maml:
         """The method, with so many inner steps of a rate, which may be traced."""
         config, inner = self.config, self._inner(rate)
-        method = config.method.removeprefix("spectral_")
+        method = config.method.removeprefix("spectral_").removeprefix("whitened_")
         axis = config.outer.task_axis
         shared: dict[str, Any] = {"task_axis": int(axis) if axis.isdecimal() else axis}
         if method == "reptile":
@@ -144,7 +157,9 @@ class Learner:
 
     def _outer(self, rate: Any) -> optax.GradientTransformation:
         clip = optax.clip_by_global_norm(self.config.outer.clip)
-        return optax.chain(clip, optax.adam(rate))
+        if self.config.outer.optimizer == "adam":
+            return optax.chain(clip, optax.adam(rate))
+        return optax.chain(clip, dsbp_jax.spectral_muon(rate, hidden=self._roles))
 
     def init(self, seed: int, config: FewshotConfig | None = None) -> MetaState:
         """The state before the first step, with the rates of a config."""

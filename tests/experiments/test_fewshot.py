@@ -188,6 +188,17 @@ def test_methods_are_compared_in_equal_time(tmp_path):
     assert sorted(trials) == pytest.approx([0.0012, 0.003, 0.0075])
 
 
+def test_the_outer_steps_may_be_whitened_but_not_those_of_learned_rates():
+    config = parsed("--outer.optimizer", "spectral_muon", "--inner.no-learned-rates")
+    learner = Learner(config, None)
+    state, _ = learner.step(learner.init(0), learner.draw(0, 0), 0)
+    assert set(state.opt_state[1].inner_states) == {"whitened", "adamw"}
+    with pytest.raises(ValueError, match="accepted with inner"):
+        dataclasses.replace(
+            config, inner=dataclasses.replace(config.inner, learned_rates=True)
+        )
+
+
 def test_options_of_a_method():
     config = FewshotConfig().with_contender(
         "spectral_maml:spectral.rank=8,inner.steps=2"

@@ -36,7 +36,14 @@ def test_every_table_says_its_command_and_has_every_scale(name):
 
 
 # A run, or the model that it begins with, takes minutes.
-FEW = ("fewshot", "compression_resnet", "compression_vit", "text_long")
+FEW = (
+    "fewshot",
+    "fewshot_whitened",
+    "compression_resnet",
+    "compression_vit",
+    "text_long",
+    "tiny_imagenet",
+)
 
 MINE = """
 from experiments.config import *

@@ -1,0 +1,37 @@
+"""Optimizers on small photographs of 200 classes, with a convolutional network.
+
+python -m experiments.tables tiny_imagenet --data-dir DIR
+"""
+
+import dataclasses
+
+from experiments import cli
+from experiments.config import DataConfig
+from experiments.study.tables import Table
+
+
+def table(scale: str) -> Table:
+    """The table."""
+    colour = cli.load_preset("cifar10", cli.PRESETS / "tables", scale, function="table")
+    config = dataclasses.replace(
+        colour.config, data=DataConfig("tiny_imagenet"), sharpness=False
+    )
+    return dataclasses.replace(
+        colour,
+        title="Photographs of 200 classes",
+        config=config,
+        contenders=(
+            "adamw",
+            "sam",
+            "muon:momentum=0.95",
+            "spectral_muon",
+            "dsbp_paper",
+        ),
+        metrics=("accuracy", "loss"),
+        seeds=3,
+        caption=(
+            "50 images a class of Tiny ImageNet, two passes, two blocks of convolution "
+            "and two dense layers, as many gradient evaluations for all: far from what "
+            "longer training reaches. Rates are chosen on training images held out."
+        ),
+    )

@@ -50,18 +50,21 @@ def _norms(structure: Any, group: Group, params: Any) -> np.ndarray:
             for p in group.places
         )
     ]
-    entries = math.prod(group.entries)
-    total = np.zeros((entries, group.size))
+    total = np.zeros((*group.entries, group.size))
     for site in makers:
-        if group.entries:
-            raise ValueError(
-                f"rivals cut widths that all heads and layers share, not {group.name!r}"
-            )
         (place,) = (p for p in group.places if p.path == site.path)
         leaf = np.abs(np.asarray(leaves[site.path]))
-        axes = tuple(axis for axis in range(leaf.ndim) if axis != place.axis)
-        total += leaf.mean(axis=axes)
-    return total
+        sides = *site.view.batch_axes, *site.view.output_axes
+        beside = [axis for axis in sides if axis != place.axis] if group.entries else []
+        kept = [*beside, place.axis]
+        if tuple(leaf.shape[axis] for axis in kept) != total.shape:
+            raise ValueError(
+                f"rivals cut widths that are whole axes of a leaf, not {group.name!r}"
+            )
+        others = tuple(axis for axis in range(leaf.ndim) if axis not in kept)
+        found = leaf.mean(axis=others, keepdims=True)
+        total += np.moveaxis(found, kept, range(len(kept))).reshape(total.shape)
+    return total.reshape(-1, group.size)
 
 
 def _by_scores(
@@ -94,7 +97,8 @@ def _by_scores(
     def widths(dial: float) -> list[int]:
         chosen = []
         for group, own in zip(groups, relative, strict=True):
-            wanted = np.sum(own[0] > dial) if across else (1 - dial) * group.size
+            above = np.mean(np.sum(own > dial, axis=-1))
+            wanted = above if across else (1 - dial) * group.size
             steps = max(1, round(float(wanted) / multiple_of))
             chosen.append(min(group.size, steps * multiple_of))
         return chosen

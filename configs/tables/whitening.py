@@ -23,7 +23,6 @@ def table(scale: str) -> Table:
             "adamw",
             "muon:momentum=0.95",
             "spectral_muon",
-            "spectral_muon:rank=16",
             "spectral_muon:refresh_every=4",
             "low_rank_muon",
         ),

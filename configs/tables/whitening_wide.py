@@ -19,12 +19,7 @@ def table(scale: str) -> Table:
             epochs=3 if scale == "cpu" else 10,
             batch_size=512,
         ),
-        contenders=(
-            "adamw",
-            "spectral_muon",
-            "spectral_muon:rank=16",
-            "spectral_muon:refresh_every=4",
-        ),
+        contenders=("adamw", "spectral_muon", "spectral_muon:refresh_every=4"),
         metrics=("loss",),
         views=("evaluations", "loss"),
         tune=("rate", "decay"),

@@ -187,20 +187,28 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
     Duel(
         "The same, five passes, AdamW's best of two, five and ten",
         "table-whitening-five",
-        "spectral_muon",
+        "spectral_muon:rank=16",
         "adamw",
         view="loss",
     ),
     Duel(
-        "The same, MLP 1024×2, three passes, followed every 4 steps",
-        "table-whitening-wide",
-        "spectral_muon:refresh_every=4",
+        "MLP 1024×2, five passes, AdamW's best of three, five and ten",
+        "table-whitening-wide-five",
+        "spectral_muon:rank=16",
         "adamw",
+        view="loss",
     ),
     Duel(
         "The same, in 128 coordinates",
-        "table-coordinates-whitened",
+        "table-whitening-wide-five",
         "spectral_muon+coordinates:rank=128",
+        "adamw",
+        view="loss",
+    ),
+    Duel(
+        "The same, all five passes, 64 columns",
+        "table-whitening-wide-five",
+        "spectral_muon",
         "adamw",
     ),
     Duel(

@@ -55,10 +55,13 @@ def spectral_muon(
     Args:
       learning_rate: A number or a schedule.
       rank: Columns k of each basis. Muon's own update where it reaches the smaller
-        side of a matrix.
+        side of a matrix. 16 is a good choice for layers narrower than a thousand: a
+        little worse a step than 64, and nearly as cheap as Adam.
       momentum: Of `optax.trace`, kept in float32 at least.
       nesterov: Whether the momentum looks ahead.
-      weight_decay: Decoupled, times the learning rate; of matrices only.
+      weight_decay: Decoupled, times the learning rate; of matrices only. What is faster
+        overfits sooner, so tune it: of an MLP on Fashion-MNIST the best of what was
+        tried was 0.2 over two passes and 0.8 over five, at a rate of 0.003.
       power: As for `spectral_whitening`. Worth tuning: more than ½ turns the order of
         singular values round.
       residual: As for `spectral_whitening`.

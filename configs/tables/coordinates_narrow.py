@@ -1,0 +1,30 @@
+"""AdamW on a net whose steps cost what those of `coordinates_wide` cost in coordinates.
+
+python -m experiments.tables coordinates_narrow --data-dir DIR
+"""
+
+import dataclasses
+
+from experiments import cli
+from experiments.config import ModelConfig
+from experiments.study.tables import Table
+
+
+def table(scale: str) -> Table:
+    """The table."""
+    wide = cli.load_preset(
+        "coordinates_wide", cli.PRESETS / "tables", scale, function="table"
+    )
+    model = ModelConfig("mlp", {"hidden": (1744, 1744)})
+    return dataclasses.replace(
+        wide,
+        title="A narrower net at the price of coordinates",
+        claim="Is a narrower net as good as a wide one in few coordinates?",
+        config=dataclasses.replace(wide.config, model=model),
+        contenders=("adamw",),
+        views=("evaluations",),
+        caption=(
+            "Fashion-MNIST, 512 images a step, an MLP 1744×2: a step of AdamW there "
+            "took what one in 128 coordinates of an MLP 2048×2 did."
+        ),
+    )

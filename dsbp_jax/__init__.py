@@ -35,6 +35,7 @@ from dsbp_jax.layers import (
     LayerActivations as LayerActivations,
     Layout as Layout,
     MatrixView as MatrixView,
+    Roles as Roles,
     capture_activations as capture_activations,
     layout as layout,
     roles as roles,

@@ -104,12 +104,13 @@ class ReptileConfig:
 class SpectralConfig:
     """The projection of inner gradients; of the methods spectral_... only.
 
-    Of whitened_... (whose hidden layers' inner gradients are divided by their spectra)
-    only the rank is; it is that of a basis of each task.
+    Of whitened_..., whose inner gradients of hidden layers are divided by their
+    spectra, only the rank: that of a basis of each task.
     """
 
     rank: int = 16
-    """Columns of each basis; layers of a smaller dimension are left alone."""
+    """Columns of each basis; layers of a smaller dimension are left alone, or whitened
+    exactly."""
 
     residual: float = 0.1
     """Share of the complement that is kept."""
@@ -219,7 +220,8 @@ class FewshotConfig(Config):
             checks.count(name, getattr(self, name))
         if self.queries is not None:
             checks.count("queries", self.queries)
-        if self.inner.learned_rates and self.outer.optimizer != "adam":
+        learned = self.inner.learned_rates and self.method != "reptile"
+        if learned and self.outer.optimizer != "adam":
             raise ValueError(
                 f"outer.optimizer={self.outer.optimizer!r}; accepted with "
                 "inner.learned_rates is adam: learned rates are no part of the model"
@@ -269,20 +271,26 @@ class FewshotConfig(Config):
           ('spectral_maml', 8)
         """
         method, _, words = text.partition(":")
-        config = dataclasses.replace(self, method=method)
+        changed: dict[str, dict[str, Any]] = {}
+        known = [
+            f"{part.name}.{field.name}"
+            for part in dataclasses.fields(self)
+            if part.name in ("inner", "reptile", "spectral", "outer")
+            for field in dataclasses.fields(getattr(self, part.name))
+        ]
+        if method.startswith("whitened_"):  # which have a rank only
+            others = [name for name in known if not name.startswith("spectral.")]
+            known = [*others, "spectral.rank"]
         for word in filter(None, words.split(",")):
             name, _, value = word.partition("=")
             part, _, field = name.partition(".")
-            known = [
-                f"{part.name}.{field.name}"
-                for part in dataclasses.fields(self)
-                if part.name in ("inner", "reptile", "spectral", "outer")
-                for field in dataclasses.fields(getattr(self, part.name))
-            ]
             checks.one_of(f"option of {method}", name, known)
-            new = dataclasses.replace(getattr(config, part), **{field: literal(value)})
-            config = dataclasses.replace(config, **{part: new})
-        return config
+            changed.setdefault(part, {})[field] = literal(value)
+        parts = {
+            part: dataclasses.replace(getattr(self, part), **fields)
+            for part, fields in changed.items()
+        }
+        return dataclasses.replace(self, method=method, **parts)
 
     def at(self, point: Mapping[str, int]) -> Self:
         """See `Config`."""

@@ -33,6 +33,6 @@ def table(scale: str) -> Table:
             "Fashion-MNIST, an MLP 2048×2, 512 images a step. Of 128 columns half "
             "follow the gradient; with `refresh_every=1000000` all stay what they are "
             "at the first step. `lora` trains both factors of 128 columns, and its "
-            "kernels stay as they began."
+            "hidden kernels stay as they began."
         ),
     )

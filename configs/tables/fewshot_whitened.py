@@ -26,6 +26,7 @@ def table(scale: str) -> Table:
             "Omniglot, five ways and one shot, a four-block network of 32 channels, so "
             "much training time for each; test tasks go with the seed. `outer.optimizer"
             "=spectral_muon` whitens meta-gradients of hidden layers, `whitened_maml` "
-            "the gradients of their inner steps."
+            "the gradients of their inner steps, "
+            "exactly: with as many columns as there are."
         ),
     )

@@ -19,7 +19,7 @@ convolutions and scanned stacks, and `roles` says what each leaf is for:
   ...           "head": jnp.ones((16, 10))}
   >>> x = jnp.ones((32, 16))
   >>> dsbp_jax.roles(forward, params, x)
-  {'head': 'head', 'out': 'hidden', 'query': 'first'}
+  Roles({'head': 'head', 'out': 'hidden', 'query': 'first'})
   >>> dsbp_jax.layout(forward, params, x)["out"].input_axes
   (0, 1)
   >>> print(dsbp_jax.explain(forward, params, x, rank=4))  # doctest: +ELLIPSIS

@@ -5,7 +5,7 @@ answers of a leaf go can: those of a head reach the outputs without meeting anot
 leaf, and what a first layer meets has met none.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dsbp_jax.layers.dataflow import meetings
@@ -13,16 +13,52 @@ from dsbp_jax.layers.finder import Trace, trace
 from dsbp_jax.layers.layout import Layout, layout_of
 
 
-class Roles(dict[str, str]):
-    """By canonical path what each leaf is for, in the order of the params.
+class Roles(Mapping[str, str]):
+    """What each leaf of a model is for, by canonical path; does not change.
 
-    Attributes:
+    Args:
+      roles: The role of each leaf.
       layout: How the model uses those that are matrices, as `dsbp_jax.layout` says.
+
+    Example:
+      >>> roles = Roles({"table": "hidden", "bias": "other"}, Layout())
+      >>> roles.replace({"table": "embedding"})
+      Roles({'table': 'embedding', 'bias': 'other'})
     """
 
     def __init__(self, roles: Mapping[str, str], layout: Layout) -> None:
-        super().__init__(roles)
+        self._roles = dict(roles)
         self.layout = layout
+
+    def __getitem__(self, path: str) -> str:
+        """The role of a leaf."""
+        return self._roles[path]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterates over the paths, in the order of the params."""
+        return iter(self._roles)
+
+    def __len__(self) -> int:
+        """The number of leaves."""
+        return len(self._roles)
+
+    def __repr__(self) -> str:
+        """The roles, without the layout."""
+        return f"Roles({self._roles})"
+
+    def replace(self, roles: Mapping[str, str]) -> "Roles":
+        """The same with other roles of some leaves.
+
+        Raises:
+          ValueError: If there is no such leaf.
+        """
+        for path in roles:
+            if path not in self._roles:
+                raise ValueError(
+                    f"roles must name leaves of the model, got {path!r}; accepted are "
+                    f"{', '.join(self._roles)}"
+                )
+        return Roles(self._roles | dict(roles), self.layout)
 
 
 def roles(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Roles:
@@ -37,8 +73,8 @@ def roles(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Rol
       **kwargs: Likewise.
 
     Returns:
-      By canonical path, in the order of the params (a dict, which also has the model's
-      `layout`):
+      A mapping from canonical path, in the order of the params, which has the model's
+      `layout` besides:
 
       - `"embedding"`: rows of it are looked up, whatever else is done with it (tied
         embeddings are heads as well).

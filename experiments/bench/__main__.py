@@ -22,7 +22,7 @@ from experiments.bench import (
     whitening,
 )
 from experiments.bench.compilation import CompileConfig
-from experiments.bench.compression import CompressionConfig
+from experiments.bench.compression import CutConfig
 from experiments.bench.coordinates import CoordinatesConfig
 from experiments.bench.meta import MetaConfig
 from experiments.bench.step import StepConfig
@@ -35,6 +35,9 @@ PROG = "experiments.bench"
 # The engine is measured with LAPACK's threads, which its peers need: `eigh` and `svd`
 # of large matrices are a third slower without them. Updates choose for themselves.
 BENCHMARKS = {
+    "compression": process.single_threaded_lapack(
+        lambda options: compression.run(options.compression)
+    ),
     "engine": lambda options: engine.run(),
     "update": lambda options: update.run(options.update),
     "whitening": lambda options: whitening.run(options.whitening),
@@ -47,9 +50,6 @@ BENCHMARKS = {
     ),
     "tuning": process.single_threaded_lapack(
         lambda options: tuning.run(options.tuning)
-    ),
-    "compression": process.single_threaded_lapack(
-        lambda options: compression.run(options.compression)
     ),
     "meta": process.single_threaded_lapack(lambda options: meta.run(options.meta)),
 }
@@ -84,9 +84,7 @@ class Options:
         default_factory=CoordinatesConfig
     )
     tuning: TuningConfig = dataclasses.field(default_factory=TuningConfig)
-    compression: CompressionConfig = dataclasses.field(
-        default_factory=CompressionConfig
-    )
+    compression: CutConfig = dataclasses.field(default_factory=CutConfig)
     meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)
 
     out: pathlib.Path | None = None

@@ -12,6 +12,7 @@ from flax import nnx
 
 from dsbp_jax import architecture
 from experiments import checks, models, process
+from experiments.bench.step import HEAD
 from experiments.bench.timing import interleave
 
 ROUNDS = 30
@@ -35,7 +36,7 @@ MODELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class CompressionConfig:
+class CutConfig:
     """What the benchmark of smaller models measures."""
 
     models: tuple[str, ...] = tuple(MODELS)
@@ -58,6 +59,11 @@ class CompressionConfig:
         checks.between("compression.flops", self.flops, 0, 1)
         checks.counts("compression.batch_sizes", self.batch_sizes, 4096)
         checks.counts("compression.width", (self.width,), 4096)
+        if self.width % HEAD:
+            raise ValueError(
+                f"compression.width={self.width}; accepted are multiples of {HEAD}, "
+                "the width of a head"
+            )
 
 
 def classifier(
@@ -77,7 +83,7 @@ def classifier(
     return apply, {"params": params, "rest": rest}, images
 
 
-def cut(name: str, config: CompressionConfig) -> list[dict[str, Any]]:
+def cut(name: str, config: CutConfig) -> list[dict[str, Any]]:
     """A model and a smaller one, compiled alike: a row for each batch size."""
     apply, arrays, images = classifier(*MODELS[name], max(config.batch_sizes))
     begin = time.perf_counter()
@@ -112,7 +118,7 @@ def cut(name: str, config: CompressionConfig) -> list[dict[str, Any]]:
 
 def planned(width: int) -> dict[str, Any]:
     """What the plan of twelve blocks takes, beside a pass of 4,160 tokens."""
-    options = {"patch": 4, "dim": width, "depth": 12, "heads": width // 64}
+    options = {"patch": 4, "dim": width, "depth": 12, "heads": width // HEAD}
     apply, arrays, images = classifier("vit", options, (32, 32, 3), 64)
     jax.block_until_ready(jax.jit(apply)(arrays, images))
     before, begin = process.peak_gigabytes(), time.perf_counter()
@@ -128,10 +134,11 @@ def planned(width: int) -> dict[str, Any]:
 
 
 def run(
-    config: CompressionConfig = CompressionConfig(),
+    config: CutConfig = CutConfig(),
 ) -> dict[str, list[dict[str, Any]]]:
     """The benchmark's tables, by title."""
-    # The plan first: of a process only the highest peak is known.
+    # The plan first, and this benchmark before all others: of a process only the
+    # highest peak is known.
     return {
         "What a plan takes": [planned(config.width)],
         f"Models at {config.flops:g} of their FLOPs, weights as drawn": [

@@ -70,8 +70,8 @@ class Contender:
             fit = [n for n, kind in OPTIMIZERS.items() if not kinds[1]().refuses(kind)]
             raise ValueError(
                 f"optimizer={names!r}; accepted with +{names.partition('+')[2]} are "
-                f"{', '.join(fit)}: the others have directions of their own, or go by "
-                "what kernels are for"
+                f"{', '.join(fit)}: the others have directions of their own, or need "
+                "the kernels themselves"
             )
         known = [[field.name for field in dataclasses.fields(kind)] for kind in kinds]
         accepted = dict.fromkeys([*known[0], *known[1]])

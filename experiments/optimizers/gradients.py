@@ -194,7 +194,8 @@ class Coordinates(_Columns):
 class Lora(Plain):
     """Kernels held as `W₀ + AB`, of which A and B are trained, from the start: LoRA.
 
-    Leaves with no dimension above the rank are trained themselves.
+    Leaves whose smaller dimension is not above the rank are trained whole. Weight decay
+    is that of the factors.
     """
 
     rank: Count = 64
@@ -215,10 +216,18 @@ class Lora(Plain):
         gradient = jax.value_and_grad(trained.apply, has_aux=True)
 
         def init(params: Any, *args: Any, key: jax.Array) -> Any:
-            layout = dsbp_jax.layout(loss, params, *args)
             leaves = dsbp_jax.layers.leaves_by_path(params)
-            shapes = {p: v.matrix_shape(leaves[p].shape) for p, v in layout.items()}
-            held = {p for p, shape in shapes.items() if min(shape[-2:]) > self.rank}
+            held = {
+                path
+                for path, view in dsbp_jax.layout(loss, params, *args).items()
+                if path in leaves  # a second use has a name of its own
+                and min(view.matrix_shape(leaves[path].shape)[-2:]) > self.rank
+            }
+            if not held:
+                raise ValueError(
+                    f"rank={self.rank}; accepted with +lora is less than the smaller "
+                    "side of some kernel"
+                )
             whole = tuple(path for path in leaves if path not in held)
             return lora(start="random", whole=whole).init(params, *args, key=key)
 

@@ -29,6 +29,11 @@ class Uses(NamedTuple):
     roles: Mapping[str, str] | None = None
     sizes: Mapping[str, tuple[int, int]] = {}
 
+    @classmethod
+    def of(cls, roles: dsbp_jax.Roles) -> Self:
+        """What `dsbp_jax.roles` says."""
+        return cls(roles.layout, roles)
+
     def in_coordinates(self, frame: dsbp_jax.Frame) -> Self:
         """The same of coordinates in place of the kernels that a frame holds."""
         views = {**(self.layout or {}), **dsbp_jax.backprop.views(frame)}

@@ -1,7 +1,7 @@
 """The optimizers of `dsbp_jax`, one class for each of its transformations."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import optax
 
@@ -119,10 +119,12 @@ class SubspaceAdam(Follows):
 
     refresh_every: Period = 200
 
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+
     def _inner(self, rate: optax.Schedule, uses: Uses) -> Any:
         """What moves the coordinates."""
         del uses
-        return optax.adam(rate)
+        return optax.adam(rate, *self.betas)
 
     def _transform(self, rate, uses):
         return dsbp_jax.spectral_subspace(
@@ -132,6 +134,7 @@ class SubspaceAdam(Follows):
             residual=self.residual,
             refresh_every=self.refresh_every,
             layout=uses.layout,
+            betas=self.betas,
         )
 
 
@@ -143,6 +146,7 @@ class Sumo(SubspaceAdam, Momentum):
     """
 
     decoupled = True
+    betas = (0.9, 0.95)  # of the AdamW of all other leaves
 
     learning_rate: Positive = 3e-3
     momentum: Share = 0.95
@@ -154,7 +158,8 @@ class Sumo(SubspaceAdam, Momentum):
             self.rank,
             momentum=self.momentum,
             damping=0.0,
-            hidden=uses.roles,
+            betas=self.betas,
+            hidden=uses.roles and dict(uses.roles),  # coordinates go by their shapes
         )
 
     def _transform(self, rate, uses):

@@ -108,8 +108,7 @@ class Classifier:
         params, rest = jax.eval_shape(lambda: self.init(0))
         images = self.dataset.train.images[:1]
         forward = lambda *args: self.apply(*args, images, mode="eval")[0]
-        layout = dsbp_jax.layout(forward, params, rest)
-        return Uses(layout, dsbp_jax.roles(forward, params, rest))
+        return Uses.of(dsbp_jax.roles(forward, params, rest))
 
 
 class ImageTask(Optimized):

@@ -1,5 +1,6 @@
 """A meta-learner by its config: compiled outer steps and evaluations."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -62,17 +63,14 @@ class Learner:
         self.is_spectral = config.method.startswith("spectral_")
         self.carried = self.is_spectral and config.spectral.basis == "carried"
         self.is_whitened = config.method.startswith("whitened_")
-        self._graph, params, self._rest = nnx.split(self._build(0), nnx.Param, ...)
-        x = jnp.zeros((2, *self.episodes.shape))
-        self._roles = dsbp_jax.roles(self.forward, params, x)
-        self._layout = self._roles.layout
+        self._graph, _, self._rest = nnx.split(self._build(0), nnx.Param, ...)
         self._own = config.reptile if config.method == "reptile" else config.inner
         if self.carried:
             self.tracker = dsbp_jax.track_bases(
                 config.spectral.rank,
                 source=config.spectral.source,
                 side=config.spectral.side,
-                layout=self._layout,
+                layout=self._roles.layout,
             )
         self._by_task, self._on_each = shardings(config)
         self.arrays = self._to_each("train")
@@ -88,6 +86,12 @@ class Learner:
             rngs=nnx.Rngs(seed),
             **self.config.model.options,
         )
+
+    @functools.cached_property
+    def _roles(self) -> dsbp_jax.Roles:
+        params = nnx.split(self._build(0), nnx.Param, ...)[1]
+        x = jnp.zeros((2, *self.episodes.shape))
+        return dsbp_jax.roles(self.forward, params, x)
 
     def forward(self, params: Any, x: jax.Array) -> jax.Array:
         """The network; batch statistics are those of the batch, in every phase."""
@@ -115,7 +119,7 @@ class Learner:
         if self.is_whitened:
             hidden = {
                 path: view
-                for path, view in self._layout.items()
+                for path, view in self._roles.layout.items()
                 if self._roles.get(path) in WHITENED
             }
             layout = dsbp_jax.Layout(hidden)
@@ -131,7 +135,7 @@ class Learner:
             side=options.side,
             residual=options.residual,
             refresh_every=options.refresh_every,
-            layout=self._layout,
+            layout=self._roles.layout,
         )
         return optax.chain(projection, descent)
 

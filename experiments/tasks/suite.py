@@ -56,10 +56,8 @@ class SuiteTask(Optimized):
     def uses(self) -> Uses:
         """See `Optimized`."""
         given = jax.eval_shape(lambda: self.fresh(0)[0]), *self.sample()
-        layout = dsbp_jax.layout(self.problem.loss, *given)
-        if not self.problem.network:
-            return Uses(layout)
-        return Uses(layout, dsbp_jax.roles(self.problem.loss, *given))
+        uses = Uses.of(dsbp_jax.roles(self.problem.loss, *given))
+        return uses if self.problem.network else uses._replace(roles=None)
 
     def evaluate(
         self, state: TrainState, part: str, config: SuiteConfig

@@ -82,7 +82,7 @@ class TextTask(Optimized):
         """See `Optimized`."""
         given = *jax.eval_shape(lambda: self.fresh(0)), *self.sample()
         loss = lambda *args: self.loss(*args)[0]
-        return Uses(dsbp_jax.layout(loss, *given), dsbp_jax.roles(loss, *given))
+        return Uses.of(dsbp_jax.roles(loss, *given))
 
     def evaluate(
         self, state: TrainState, part: str, config: TextConfig

@@ -160,14 +160,13 @@ def test_ways_to_tune_are_measured():
 
 @pytest.mark.slow
 def test_cut_models_are_timed_beside_whole_ones():
-    config = compression.CompressionConfig(
+    config = compression.CutConfig(
         models=("CNN of 64 and 128 channels",), batch_sizes=(2, 1), width=64
     )
-    (plan,), rows = compression.run(config).values()
-    assert plan["plan s"] > 0 <= plan["peak GB above a pass"]
+    _, rows = compression.run(config).values()
     assert [row["images"] for row in rows] == ["2", "1"]
     for row in rows:
         assert row["FLOPs"] <= 0.5
-        assert row["small / whole"] == pytest.approx(row["small ms"] / row["whole ms"])
+        assert row["parameters"] < 1
     with pytest.raises(ValueError, match=r"compression\.models='x'"):
-        compression.CompressionConfig(models=("x",))
+        compression.CutConfig(models=("x",))

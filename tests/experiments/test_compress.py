@@ -5,7 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from dsbp_jax.architecture.axis_walk import trace_axes
+from dsbp_jax.architecture.groups import groups_of
+from experiments import compression_rivals, models
 from experiments.compression_config import METHODS, CompressionConfig
 from experiments.compression_rivals import RIVALS
 from experiments.config import ModelConfig
@@ -74,3 +78,38 @@ def test_bad_options_are_named(capsys):
         CONFIG.with_contender("l1:flops=2")
     line = fails("train", ["compression", "--epochs", "0"], capsys)
     assert "epochs=0; accepted are" in line
+
+
+def test_rivals_cut_the_features_of_heads():
+    model = models.build(
+        "vit",
+        image_shape=(8, 8, 1),
+        num_classes=3,
+        rngs=nnx.Rngs(0),
+        patch=4,
+        dim=16,
+        depth=1,
+        heads=2,
+    )
+    graph, params = nnx.split(model)
+    apply = lambda params, x: nnx.merge(graph, params)(x)
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+    structure = trace_axes(apply, params, (x,))
+    norms = {
+        group.name: compression_rivals._norms(structure, group, params)
+        for group in groups_of(structure).groups
+        if group.entries and not group.reason
+    }
+    attention = params["blocks"][0]["attention"]
+    size = {
+        name: np.abs(attention[name]["kernel"][...]).mean(0)
+        for name in ("query", "key", "value")
+    }
+    wanted = [size["query"] + size["key"], size["value"]]
+    assert len(norms) == len(wanted)
+    for found in norms.values():
+        assert any(np.allclose(found, one) for one in wanted)
+    for method in ("l1", "magnitude", "random"):
+        run, small, share = RIVALS[method](apply, params, [x], 0.6, 2, 0)
+        assert share <= 0.6
+        assert run(small, x).shape == (4, 3)

@@ -10,8 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+import dsbp_jax
 from dsbp_jax import meta
+from dsbp_jax.layers import leaves_by_path
 from experiments import cli, compare, tasks, train
+from experiments.config import ModelConfig
 from experiments.fewshot_config import METHODS, FewshotConfig
 from experiments.study import loop, runs
 from experiments.study.cells import Spec, Store
@@ -188,11 +191,34 @@ def test_methods_are_compared_in_equal_time(tmp_path):
     assert sorted(trials) == pytest.approx([0.0012, 0.003, 0.0075])
 
 
+def test_whitened_methods_change_the_steps_of_hidden_layers_alone():
+    step = {}
+    for method in ("maml", "whitened_maml"):
+        config = parsed("--method", method, "--inner.no-learned-rates")
+        learner = Learner(config, None)
+        params = learner.init(0).params
+        inner = learner._inner(0.1)
+        grads = optax.tree.random_like(jax.random.key(0), params)
+        updates, _ = inner.update(grads, inner.init(params), params)
+        step[method] = leaves_by_path(updates)
+    for path, role in learner._roles.items():
+        # The first kernel has one row, and so one direction.
+        same = np.allclose(step["maml"][path], step["whitened_maml"][path], 1e-3)
+        assert same == (role != "hidden"), path
+    with pytest.raises(ValueError, match=r"option of whitened_maml='spectral\.side'"):
+        parsed().with_contender("whitened_maml:spectral.side=input")
+
+
 def test_the_outer_steps_may_be_whitened_but_not_those_of_learned_rates():
-    config = parsed("--outer.optimizer", "spectral_muon", "--inner.no-learned-rates")
+    words = ["outer.optimizer=spectral_muon", "inner.learned_rates=False"]
+    parse = parsed().with_contender
+    one, other = (parse("maml:" + ",".join(own)) for own in (words, words[::-1]))
+    assert one == other
+    config = dataclasses.replace(one, model=ModelConfig("mlp", {"hidden": (80, 80)}))
     learner = Learner(config, None)
     state, _ = learner.step(learner.init(0), learner.draw(0, 0), 0)
-    assert set(state.opt_state[1].inner_states) == {"whitened", "adamw"}
+    hidden = {path for path, role in learner._roles.items() if role == "hidden"}
+    assert set(dsbp_jax.bases(state.opt_state)) == hidden
     with pytest.raises(ValueError, match="accepted with inner"):
         dataclasses.replace(
             config, inner=dataclasses.replace(config.inner, learned_rates=True)

@@ -201,7 +201,13 @@ def test_a_problem_is_a_task_of_the_engine(tmp_path):
     assert cell.test["loss"] == cell.validation["loss"] < 0.99
 
 
-TEXTS = ("dsbp:rank=8,source=activation", "soap", "adam+coordinates:rank=8", "sam")
+TEXTS = (
+    "dsbp:rank=8,source=activation",
+    "soap",
+    "adam+coordinates:rank=8",
+    "sam",
+    "sumo:rank=4",
+)
 
 
 @pytest.mark.slow

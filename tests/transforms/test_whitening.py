@@ -352,6 +352,13 @@ def test_muon_of_roles_sees_kernels_as_the_model_does():
     assert bases(state) == bases(given.init(params))
     by_shape = dsbp_jax.spectral_muon(0.1, 2, hidden=dict(roles)).init(params)
     assert bases(state) != bases(by_shape)
+    changed = roles.replace({"first": "other"})
+    state = dsbp_jax.spectral_muon(0.1, 2, hidden=changed).init(params)
+    assert set(dsbp_jax.bases(state)) == {"query"}
+    with pytest.raises(ValueError, match="got 'frist'; accepted are first, head"):
+        roles.replace({"frist": "other"})
+    with pytest.raises(ValueError, match="layout must be that of the coordinates"):
+        dsbp_jax.spectral_muon(0.1, 2, hidden=roles, sizes={"first": (6, 32)})
 
 
 @pytest.mark.promotes

@@ -24,7 +24,8 @@ def table(scale: str) -> Table:
         contenders=("adamw",),
         views=("evaluations",),
         caption=(
-            "Fashion-MNIST, 512 images a step, an MLP 1744×2: a step of AdamW there "
-            "took what one in 128 coordinates of an MLP 2048×2 did."
+            "Fashion-MNIST, 512 images a step, an MLP 1744×2: steps of AdamW that take "
+            "about as long as those in 128 coordinates of an MLP 2048×2, of which the "
+            "times are in that table."
         ),
     )

@@ -199,14 +199,7 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
         view="loss",
     ),
     Duel(
-        "The same, in 128 coordinates",
-        "table-whitening-wide-five",
-        "spectral_muon+coordinates:rank=128",
-        "adamw",
-        view="loss",
-    ),
-    Duel(
-        "The same, all five passes, 64 columns",
+        "The same, all of the five passes, 64 columns",
         "table-whitening-wide-five",
         "spectral_muon",
         "adamw",
@@ -233,11 +226,11 @@ HEADLINES: tuple[Duel | Ratio, ...] = (
     ),
     Duel("The same, 500 steps", "table-text", "spectral_muon", _MUON_ON_TEXT),
     Duel(
-        "MLP 2048×2, Adam in 128 coordinates",
-        "table-coordinates",
-        "adam+coordinates:rank=128,refresh_every=50",
-        "adam",
-        view="time",
+        "MLP 2048×2, two passes, whitened in 128 coordinates",
+        "table-coordinates-wide",
+        "spectral_muon+coordinates:rank=128,refresh_every=50",
+        "adamw",
+        view="loss",
     ),
     Ratio(
         "Update of a 2048² kernel",

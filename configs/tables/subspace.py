@@ -28,14 +28,12 @@ def table(scale: str) -> Table:
             "subspace_adam:refresh_every=10",
             "subspace_adam:residual=0,side=smaller",
             "subspace_adam:side=smaller,refresh_every=10",
-            "sumo",
         ),
         metrics=("accuracy", "loss"),
         caption=(
             "Fashion-MNIST, an MLP 512×2, 1,000 steps of 108 images; `optax.contrib."
             "galore` with a gap of 10 steps, and with its own of 200; `subspace_adam` "
             "on the input side (`smaller`: of the smaller dimension) every 200 steps, "
-            "`residual` times the complement kept (0.1); `sumo` whitens momentum "
-            "there, and keeps nothing else."
+            "`residual` times the complement kept (0.1)."
         ),
     )

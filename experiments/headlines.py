@@ -177,9 +177,15 @@ def markdown(headlines: tuple[Duel | Ratio, ...], results: Results) -> str:
 _MUON_ON_TEXT = "muon:momentum=0.95,b2=0.95,decays_all=True"
 
 HEADLINES: tuple[Duel | Ratio, ...] = (
-    Duel("Fashion-MNIST, MLP 512×2", "table-whitening", "spectral_muon", "adamw"),
     Duel(
-        "The same",
+        "Fashion-MNIST, MLP 512×2, ten passes",
+        "table-whitening-long",
+        "spectral_muon:rank=16",
+        "adamw",
+        "accuracy",
+    ),
+    Duel(
+        "The same, two passes",
         "table-whitening",
         "spectral_muon",
         "muon:momentum=0.95",

@@ -164,6 +164,7 @@ CLAIMS: tuple[Claim, ...] = (
         (
             Duel("", "table-compression", "spectral", "magnitude", "accuracy"),
             Duel("", "table-compression", "spectral", "l1", "accuracy"),
+            Duel("CNN", "table-compression-cnn", "spectral", "l1", "accuracy"),
             Duel("ResNet", "table-compression-resnet", "spectral", "l1", "accuracy"),
             Duel("ViT", "table-compression-vit", "spectral", "l1", "accuracy"),
         ),

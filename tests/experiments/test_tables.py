@@ -39,6 +39,7 @@ def test_every_table_says_its_command_and_has_every_scale(name):
 FEW = (
     "fewshot",
     "fewshot_whitened",
+    "compression_cnn",
     "compression_resnet",
     "compression_vit",
     "text_long",

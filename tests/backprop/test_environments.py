@@ -246,4 +246,5 @@ def test_coordinates_of_several_seeds_at_once():
     keys = jax.random.split(KEY, 2)
     together = jax.jit(jax.vmap(run))(keys)
     alone = [jax.jit(run)(key) for key in keys]
-    close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), 1e-4)
+    # Some processors sum the products of several in another order.
+    close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), 1e-3)

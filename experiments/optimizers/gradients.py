@@ -214,6 +214,7 @@ class Lora(Plain):
         lora = functools.partial(dsbp_jax.spectral_lora, loss, self.rank)
         trained = lora(start="random")
         gradient = jax.value_and_grad(trained.apply, has_aux=True)
+        plain = Plain().build(loss)
 
         def init(params: Any, *args: Any, key: jax.Array) -> Any:
             leaves = dsbp_jax.layers.leaves_by_path(params)
@@ -224,17 +225,19 @@ class Lora(Plain):
                 and min(view.matrix_shape(leaves[path].shape)[-2:]) > self.rank
             }
             if not held:
-                raise ValueError(
-                    f"rank={self.rank}; accepted with +lora is less than the smaller "
-                    "side of some kernel"
-                )
+                return params, None
             whole = tuple(path for path in leaves if path not in held)
             return lora(start="random", whole=whole).init(params, *args, key=key)
 
         def value_and_grad(adapters: Any, frame: Any, *args: Any) -> Any:
+            if frame is None:  # nothing is held
+                return plain.value_and_grad(adapters, frame, *args)
             return *gradient(adapters, frame, *args), frame
 
-        return GradientSource(init, value_and_grad, trained.merge)
+        def merge(adapters: Any, frame: Any) -> Any:
+            return adapters if frame is None else trained.merge(adapters, frame)
+
+        return GradientSource(init, value_and_grad, merge)
 
 
 def noise(tree: Any, key: jax.Array) -> Any:

@@ -22,6 +22,7 @@ TEXTS = [
     f"sam+spectral:{FEW},tracking=3",
     f"dsbp+spectral:{FEW},source=activation",
     "adamw+lora:rank=8,weight_decay=0.1",
+    "adamw+lora:rank=64",  # no kernel has as many dimensions
 ]
 
 

@@ -63,7 +63,8 @@ class Learner:
         self.is_spectral = config.method.startswith("spectral_")
         self.carried = self.is_spectral and config.spectral.basis == "carried"
         self.is_whitened = config.method.startswith("whitened_")
-        self._graph, _, self._rest = nnx.split(self._build(0), nnx.Param, ...)
+        self._graph, params, self._rest = nnx.split(self._build(0), nnx.Param, ...)
+        self._shapes = jax.eval_shape(lambda: params)
         self._own = config.reptile if config.method == "reptile" else config.inner
         if self.carried:
             self.tracker = dsbp_jax.track_bases(
@@ -89,9 +90,8 @@ class Learner:
 
     @functools.cached_property
     def _roles(self) -> dsbp_jax.Roles:
-        params = nnx.split(self._build(0), nnx.Param, ...)[1]
-        x = jnp.zeros((2, *self.episodes.shape))
-        return dsbp_jax.roles(self.forward, params, x)
+        x = jax.ShapeDtypeStruct((2, *self.episodes.shape), jnp.float32)
+        return dsbp_jax.roles(self.forward, self._shapes, x)
 
     def forward(self, params: Any, x: jax.Array) -> jax.Array:
         """The network; batch statistics are those of the batch, in every phase."""

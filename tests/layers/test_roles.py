@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import dsbp_jax
 
@@ -48,3 +49,30 @@ def test_scanned_stacks_and_the_first_layer():
         "head": "head",
         "unused": "other",
     }
+
+
+def test_muon_of_roles_sees_kernels_as_the_model_does():
+    """By their shape the kernels of eight heads would be a stack of 32 matrices."""
+
+    def model(params, x):
+        x = jnp.tanh(x @ params["first"])
+        queries = jnp.einsum("nd,dhe->nhe", x, params["query"])
+        return jnp.tanh(queries).reshape(len(x), -1) @ params["head"]
+
+    shapes = {"first": (6, 32), "query": (32, 8, 4), "head": (32, 3)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    roles = dsbp_jax.roles(model, params, jnp.ones((5, 6)))
+    assert roles.layout == dsbp_jax.layout(model, params, jnp.ones((5, 6)))
+    state = dsbp_jax.spectral_muon(0.1, 2, hidden=roles).init(params)
+    given = dsbp_jax.spectral_muon(0.1, 2, hidden=[*roles], layout=roles.layout)
+    bases = lambda state: jax.tree.map(jnp.shape, dsbp_jax.bases(state)["query"])
+    assert bases(state) == bases(given.init(params))
+    by_shape = dsbp_jax.spectral_muon(0.1, 2, hidden=dict(roles)).init(params)
+    assert bases(state) != bases(by_shape)
+    changed = roles.replace({"first": "other"})
+    state = dsbp_jax.spectral_muon(0.1, 2, hidden=changed).init(params)
+    assert set(dsbp_jax.bases(state)) == {"query"}
+    with pytest.raises(ValueError, match="got 'frist'; accepted are first, head"):
+        roles.replace({"frist": "other"})
+    with pytest.raises(ValueError, match="layout must be that of the coordinates"):
+        dsbp_jax.spectral_muon(0.1, 2, hidden=roles, sizes={"first": (6, 32)})

@@ -32,6 +32,7 @@ from experiments import checks, paths
 from experiments.study.config import Config
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
+TABLES = PRESETS / "tables"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,22 @@ def load_preset(
             f"{what}={name!r}{where}; accepted is a file with a function {function}() "
             f"that gives a config, but this raises {type(error).__name__}: {error}"
         ) from error
+
+
+def load_table(name: str, scale: str) -> Any:
+    """The `Table` that a file of `TABLES` declares, for one of its scales.
+
+    Args:
+      name: Of the file, or its path.
+      scale: Given to its function.
+
+    Returns:
+      The table; a declaration may change what another one gives.
+
+    Raises:
+      ValueError: As `load_preset`.
+    """
+    return load_preset(name, TABLES, scale, function="table", what="NAME")
 
 
 def parse(command: type[AnyCommand], args: Sequence[str], prog: str) -> AnyCommand:

@@ -20,7 +20,6 @@ from experiments.study import report, runs, tables
 from experiments.study.cells import Store
 
 PROG = "experiments.tables"
-FOLDER = cli.PRESETS / "tables"
 SCALES = ("smoke", "cpu", "full")
 
 
@@ -88,7 +87,7 @@ def load(name: str, scale: str = "cpu", data_dir: Path | None = None) -> tables.
       ValueError: If there is no such table, or it can't be made.
     """
     checks.one_of("scale", scale, SCALES)
-    table = cli.load_preset(name, FOLDER, scale, function="table", what="NAME")
+    table = cli.load_table(name, scale)
     if not isinstance(table, tables.Table):
         raise ValueError(f"NAME={name!r} gives a {type(table).__name__}, no Table")
     if scale == "smoke":
@@ -147,7 +146,7 @@ def main(args: Sequence[str] | None = None) -> None:
         options = cli.parse_options(Options, args, PROG)
         if options.scale == "smoke":
             process.compiles_fast()
-        names = options.names or tuple(cli.preset_names(FOLDER))
+        names = options.names or tuple(cli.preset_names(cli.TABLES))
         wanted = {
             Path(name).stem: load(name, options.scale, options.data_dir)
             for name in names

@@ -14,7 +14,7 @@ PERIODS = (2, 4, 10)
 
 def table(scale: str) -> Table:
     """The table."""
-    first = cli.load_preset("filter", cli.PRESETS / "tables", scale, function="table")
+    first = cli.load_table("filter", scale)
     return dataclasses.replace(
         first,
         title="Columns and their age",

@@ -12,9 +12,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    first = cli.load_preset(
-        "compression_resnet", cli.PRESETS / "tables", scale, function="table"
-    )
+    first = cli.load_table("compression_resnet", scale)
     return dataclasses.replace(
         first,
         title="Smaller models: a Vision Transformer",

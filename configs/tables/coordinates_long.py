@@ -11,9 +11,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    short = cli.load_preset(
-        "coordinates_whitened", cli.PRESETS / "tables", scale, function="table"
-    )
+    short = cli.load_table("coordinates_whitened", scale)
     return dataclasses.replace(
         short,
         title="Coordinates, many passes",

@@ -12,9 +12,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    wide = cli.load_preset(
-        "coordinates_wide", cli.PRESETS / "tables", scale, function="table"
-    )
+    wide = cli.load_table("coordinates_wide", scale)
     model = ModelConfig("mlp", {"hidden": (1744, 1744)})
     return dataclasses.replace(
         wide,

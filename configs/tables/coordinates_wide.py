@@ -11,9 +11,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    adam = cli.load_preset(
-        "coordinates", cli.PRESETS / "tables", scale, function="table"
-    )
+    adam = cli.load_table("coordinates", scale)
     return dataclasses.replace(
         adam,
         title="Coordinates of wide layers, with whitening",

@@ -11,7 +11,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    first = cli.load_preset("fewshot", cli.PRESETS / "tables", scale, function="table")
+    first = cli.load_table("fewshot", scale)
     return dataclasses.replace(
         first,
         title="Few-shot learning, whitened",

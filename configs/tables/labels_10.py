@@ -11,7 +11,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    first = cli.load_preset("labels_1", cli.PRESETS / "tables", scale, function="table")
+    first = cli.load_table("labels_1", scale)
     data = dataclasses.replace(first.config.data, labels=5400)
     return dataclasses.replace(
         first,

@@ -12,9 +12,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    long = cli.load_preset(
-        "whitening_long", cli.PRESETS / "tables", scale, function="table"
-    )
+    long = cli.load_table("whitening_long", scale)
     model = ModelConfig("mlp", {"hidden": (256, 256)})
     return dataclasses.replace(
         long,

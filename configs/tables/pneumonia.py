@@ -12,7 +12,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    first = cli.load_preset("breast", cli.PRESETS / "tables", scale, function="table")
+    first = cli.load_table("breast", scale)
     config = dataclasses.replace(
         first.config,
         data=DataConfig("pneumoniamnist"),

@@ -13,7 +13,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    short = cli.load_preset("text", cli.PRESETS / "tables", scale, function="table")
+    short = cli.load_table("text", scale)
     return dataclasses.replace(
         short,
         title="Dividing by the spectrum, on more text",

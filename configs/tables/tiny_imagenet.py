@@ -12,7 +12,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    colour = cli.load_preset("cifar10", cli.PRESETS / "tables", scale, function="table")
+    colour = cli.load_table("cifar10", scale)
     config = dataclasses.replace(
         colour.config, data=DataConfig("tiny_imagenet"), sharpness=False
     )

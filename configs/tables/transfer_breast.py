@@ -11,9 +11,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    first = cli.load_preset(
-        "transfer_pneumonia", cli.PRESETS / "tables", scale, function="table"
-    )
+    first = cli.load_table("transfer_pneumonia", scale)
     return dataclasses.replace(
         first,
         title="Spectral transfer: ultrasound images",

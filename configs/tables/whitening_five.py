@@ -11,9 +11,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    long = cli.load_preset(
-        "whitening_long", cli.PRESETS / "tables", scale, function="table"
-    )
+    long = cli.load_table("whitening_long", scale)
     return dataclasses.replace(
         long,
         title="Dividing by the spectrum, half as many passes",

@@ -13,9 +13,7 @@ from experiments.study.tables import Table
 
 def table(scale: str) -> Table:
     """The table."""
-    short = cli.load_preset(
-        "whitening_wide", cli.PRESETS / "tables", scale, function="table"
-    )
+    short = cli.load_table("whitening_wide", scale)
     return dataclasses.replace(
         short,
         title="Dividing by the spectrum, wide layers, five passes",

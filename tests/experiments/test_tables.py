@@ -12,12 +12,12 @@ from experiments.study import printing
 from experiments.study.config import what
 from tests.experiments.commands import fails
 
-NAMES = cli.preset_names(tables.FOLDER)
+NAMES = cli.preset_names(cli.TABLES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_table_says_its_command_and_has_every_scale(name):
-    text = (tables.FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    text = (cli.TABLES / f"{name}.py").read_text(encoding="utf-8")
     assert f"python -m experiments.tables {name}" in text.split('"""')[1]
     cpu, full, smoke = (tables.load(name, scale) for scale in ("cpu", "full", "smoke"))
     assert cpu.contenders == full.contenders
@@ -159,9 +159,7 @@ def test_results_are_of_the_tables_that_are_declared():
     for name, result in render.load().items():
         if "trials" not in result:
             continue
-        table = cli.load_preset(
-            result["name"], tables.FOLDER, result["scale"], function="table"
-        )
+        table = cli.load_table(result["name"], result["scale"])
         for word in ("title", "claim", "caption", "seeds"):
             assert result[word] == getattr(table, word), (name, word)
         assert result["tuned"] == list(table.tune), name

@@ -14,7 +14,10 @@ def table(scale: str) -> Table:
     """The table."""
     colour = cli.load_table("cifar10", scale)
     config = dataclasses.replace(
-        colour.config, data=DataConfig("tiny_imagenet"), sharpness=False
+        colour.config,
+        data=DataConfig("tiny_imagenet"),
+        epochs=10 if scale == "cpu" else 50,
+        sharpness=False,
     )
     return dataclasses.replace(
         colour,
@@ -30,8 +33,9 @@ def table(scale: str) -> Table:
         metrics=("accuracy", "loss"),
         seeds=3,
         caption=(
-            "50 images a class of Tiny ImageNet, two passes, two blocks of convolution "
-            "and two dense layers, as many gradient evaluations for all: far from what "
-            "longer training reaches. Rates are chosen on training images held out."
+            "50 images a class of Tiny ImageNet, ten passes, two blocks of convolution "
+            "and two dense layers, as many gradient evaluations for all. Two passes "
+            "were too few: AdamW and SAM stayed near chance, 0.5 %. Rates are chosen on "
+            "training images held out."
         ),
     )

@@ -35,7 +35,7 @@ def table(scale: str) -> Table:
         caption=(
             "50 images a class of Tiny ImageNet, ten passes, two blocks of convolution "
             "and two dense layers, as many gradient evaluations for all. Two passes "
-            "were too few: AdamW and SAM stayed near chance, 0.5 %. Rates are chosen on "
-            "training images held out."
+            "were too few: AdamW and SAM stayed near chance, 0.5 %. Rates are chosen "
+            "on training images held out."
         ),
     )

@@ -89,7 +89,7 @@ def collect(
         sites = {site.name: site for site in own.traced.sites}
         for group in groups:
             for sink in group.sinks:
-                for rows in _rows(own, sites[sink], group, np.asarray(found[sink])):
+                for rows in rows_of(own, sites[sink], group, np.asarray(found[sink])):
                     moments[group.name, sink].add(rows)
         if paired:
             add(own, paired, found, pairs)
@@ -123,7 +123,7 @@ def _program(
     return jax.jit(run)
 
 
-def _rows(
+def rows_of(
     structure: AxisTrace, site: Site, group: Group, rows: np.ndarray
 ) -> Iterable[np.ndarray]:
     """What one layer saw of a group, as `(entries, m, n)`, once for each part.
@@ -140,7 +140,7 @@ def _rows(
     features = [d for a in site.view.input_axes for d in axes.digits(leaf[a])]
     names = [*batch, -1, *map(axes.find, features)]
     shape = [rows.shape[-2] if name == -1 else axes.size(name) for name in names]
-    for piece, own in pieces(structure, rows.reshape(shape), names, atom):
+    for piece, own in _pieces(structure, rows.reshape(shape), names, atom):
         order = [own.index(other) for other in beside]
         order += [i for i, name in enumerate(own) if name not in (*beside, atom)]
         order.append(own.index(atom))
@@ -149,7 +149,7 @@ def _rows(
         yield piece.reshape(entries, -1, group.size)
 
 
-def pieces(
+def _pieces(
     structure: AxisTrace, array: np.ndarray, names: list[int], atom: int
 ) -> Iterable[tuple[np.ndarray, list[int]]]:
     """The parts of an array along whose axes an atom runs, axes as atoms."""
@@ -171,7 +171,7 @@ def pieces(
                     *map(axes.size, digits),
                     *array.shape[index + 1 :],
                 )
-                yield from pieces(structure, piece, own, atom)
+                yield from _pieces(structure, piece, own, atom)
             begin = end
         return
     yield array, names

@@ -10,7 +10,7 @@ import numpy as np
 from dsbp_jax.architecture.axis_walk import AxisTrace
 from dsbp_jax.architecture.groups import Group, atom_of, beside_of
 from dsbp_jax.architecture.leaf_maps import map_axis
-from dsbp_jax.layers import Site, map_paths
+from dsbp_jax.layers import Site, leaves_by_path, map_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,24 +92,16 @@ def apply_cuts(structure: AxisTrace, params: Any, cuts: tuple[Cut, ...]) -> Any:
       Parameters of the same tree, smaller.
     """
     sites = {site.name: site for site in structure.traced.sites}
-    leaves: dict[str, np.ndarray] = {}
-
-    def remember(path: str, leaf: Any) -> Any:
-        if path in structure.leaves:
-            leaves[path] = _wide(leaf)
-        return leaf
-
-    map_paths(remember, params)
-    new, touched = dict(leaves), set[str]()
+    leaves, new = leaves_by_path(params), dict[str, np.ndarray]()
+    changed = lambda path: new[path] if path in new else _wide(leaves[path])
     for cut in cuts:
         for name, shift in cut.shifts.items():
             site = sites[name]
             found = bias_of(structure, site)
             assert found is not None
             path, sign = found
-            add = _answer(structure, site, leaves[site.path], cut.group, shift)
-            new[path] = new[path] + sign * _as_leaf(structure, site, path, add)
-            touched.add(path)
+            add = _answer(structure, site, _wide(leaves[site.path]), cut.group, shift)
+            new[path] = changed(path) + sign * _as_leaf(structure, site, path, add)
     done: dict[int, int] = {}
     for cut in cuts:
         atom, beside = atom_of(structure, cut.group), beside_of(structure, cut.group)
@@ -118,7 +110,7 @@ def apply_cuts(structure: AxisTrace, params: Any, cuts: tuple[Cut, ...]) -> Any:
         holding = {(place.path, place.axis) for place in cut.group.places}
         for path in dict.fromkeys(place.path for place in cut.group.places):
             classes = list(structure.leaves[path])
-            leaf, own = new[path], dict(done)
+            leaf, own = changed(path), dict(done)
             axes = [axis for other, axis in sorted(holding) if other == path]
             for number, axis in enumerate(axes):
                 taken = path in decoded and axis in inputs[path]
@@ -131,12 +123,9 @@ def apply_cuts(structure: AxisTrace, params: Any, cuts: tuple[Cut, ...]) -> Any:
                     structure, leaf, classes, axis, atom, beside, matrix, own
                 )
             new[path] = leaf
-            touched.add(path)
         done[atom] = cut.width
     return map_paths(
-        lambda path, leaf: (
-            jnp.asarray(new[path], leaf.dtype) if path in touched else leaf
-        ),
+        lambda path, leaf: jnp.asarray(new[path], leaf.dtype) if path in new else leaf,
         params,
     )
 

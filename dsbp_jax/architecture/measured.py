@@ -1,22 +1,27 @@
 """One group as it was measured: what a width would lose, and how it is cut to it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dsbp_jax.architecture import pairs, selection
 from dsbp_jax.architecture.axis_walk import AxisTrace
-from dsbp_jax.architecture.collecting import Seen, pieces
+from dsbp_jax.architecture.collecting import Seen, rows_of
 from dsbp_jax.architecture.cuts import Cut, bias_of
-from dsbp_jax.architecture.groups import Group, atom_of, beside_of
+from dsbp_jax.architecture.groups import Group, beside_of
 from dsbp_jax.architecture.moments import Factor, is_exact
-from dsbp_jax.layers import leaves_by_path
+from dsbp_jax.layers import Site, leaves_by_path
 
 
 class Measured:
-    """A group, what was seen of it, and what keeping so many neurons would lose."""
+    """A group, what was seen of it, and what keeping so many neurons would lose.
+
+    Attributes:
+      errors: By neurons kept, the share of its sinks' answers that is lost.
+      values: Eigenvalues of its activations.
+    """
 
     least = 1
 
@@ -27,6 +32,7 @@ class Measured:
         params: Any,
         found: Seen,
         energy: float | None,
+        roots: Mapping[str, np.ndarray] | None = None,
     ):
         self.group = group
         self.structure = structure
@@ -48,7 +54,11 @@ class Measured:
         self.entries = math.prod(group.entries)
         kernels = [
             _kernels(
-                structure, sites[sink], group, np.asarray(leaves[sites[sink].path])
+                structure,
+                sites[sink],
+                group,
+                np.asarray(leaves[sites[sink].path]),
+                (roots or {}).get(sink),
             )
             for sink in group.sinks
         ]
@@ -164,19 +174,26 @@ def _projected(factor: Factor, entry: int, vectors: np.ndarray) -> np.ndarray:
 
 
 def _kernels(
-    structure: AxisTrace, site: Any, group: Group, leaf: np.ndarray
+    structure: AxisTrace,
+    site: Site,
+    group: Group,
+    leaf: np.ndarray,
+    root: np.ndarray | None,
 ) -> np.ndarray:
-    """A sink's kernel as `(entries, n, everything else)`."""
-    axes, known = structure.axes, structure.leaves[site.path]
-    atom, beside = atom_of(structure, group), beside_of(structure, group)
-    names = [axes.find(d) for c in known for d in axes.digits(c)]
-    array = leaf.astype(np.float64).reshape([axes.size(name) for name in names])
-    found = []
-    for piece, own in pieces(structure, array, names, atom):
-        order = [own.index(other) for other in beside]
-        order.append(own.index(atom))
-        order += [i for i, name in enumerate(own) if name not in (*beside, atom)]
-        piece = np.transpose(piece, order)
-        entries = math.prod(piece.shape[: len(beside)])
-        found.append(piece.reshape(entries, group.size, -1))
-    return np.concatenate(found, axis=-1)
+    """A sink's kernel as `(entries, n, everything else)`.
+
+    Answers are weighed by what the outputs feel of them, `WR`; directions of a rotated
+    group, of which there may be more than R has columns, by the mean of it.
+    """
+    matrix = np.transpose(leaf.astype(np.float64), site.view.permutation(leaf.ndim))
+    matrix = matrix.reshape(site.view.matrix_shape(leaf.shape))
+    if root is not None:
+        if group.rotated:
+            squares = np.sum(root**2, axis=(-2, -1)) / root.shape[-2]
+            matrix = matrix * np.sqrt(squares)[..., None, None, None]
+        else:
+            matrix = matrix @ root[..., None, :, :]
+    columns = np.moveaxis(matrix, -2, -1)  # of d_in each, as rows of activations
+    columns = columns.reshape(*matrix.shape[:-3], -1, matrix.shape[-2])
+    found = list(rows_of(structure, site, group, columns))
+    return np.swapaxes(np.concatenate(found, axis=1), 1, 2)

@@ -8,9 +8,11 @@ from dsbp_jax.architecture import selection
 from dsbp_jax.architecture.axis_walk import AxisTrace, trace_axes
 from dsbp_jax.architecture.collecting import collect
 from dsbp_jax.architecture.groups import Group, Groups, atom_of, groups_of
+from dsbp_jax.architecture.losses import measure_losses
 from dsbp_jax.architecture.measured import Measured
 from dsbp_jax.architecture.merging import Merged
 from dsbp_jax.architecture.plans import GroupPlan, Plan
+from dsbp_jax.architecture.sensitivity import sensitivity
 from dsbp_jax.architecture.timing import timed, to_latency
 from dsbp_jax.architecture.widths import Curve, share_out
 from dsbp_jax.checks import in_unit_interval, positive_int
@@ -44,7 +46,10 @@ def plan(
         nothing goes but dead, constant and duplicated neurons, and what is a sum of
         others.
       flops: In (0, 1]: the share of the operations of all products that is kept;
-        widths are shared out so that the predicted errors add up to the least.
+        widths are shared out so that what the outputs lose with each, measured one
+        by one on some of the first batch, adds up to the least (where no output is
+        floating: what the next layers lose), and neurons are chosen by what the outputs
+        feel of them, where they have a derivative.
       latency: In (0, 1]: the share of the time of a pass that is kept, at every size
         in `batch_sizes`, by measuring.
       multiple_of: Widths are rounded up to multiples of this, as hardware likes.
@@ -96,9 +101,14 @@ def plan(
     structure = trace_of(sample)
     found = groups_of(structure)
     chosen, left = _choose(found, protect)
+    measurable = [group for group in chosen if not group.merged]
+    roots = {}  # a share of energy is each group's own
+    if energy is None:
+        sinks = [sink for group in measurable for sink in group.sinks]
+        roots = sensitivity(trace_of, sinks, params, sample)
     moments = collect(
         structure,
-        [group for group in chosen if not group.merged],
+        measurable,
         params,
         itertools.chain([sample], stream),
         trace_of,
@@ -107,10 +117,12 @@ def plan(
     spectra = [
         Merged(structure, one, params)
         if one.merged
-        else Measured(structure, one, params, moments, energy)
+        else Measured(structure, one, params, moments, energy, roots)
         for one in chosen
     ]
     planner = _Planner(structure, spectra, multiple_of, left, sample)
+    if energy is None:
+        planner.measure(fn, params)
     if name == "latency":
         return to_latency(fn, params, planner, goal, sizes)
     result = planner.at(**{name: goal})
@@ -167,12 +179,19 @@ class _Planner:
         self.measured = measured
         self.left = left
         self.sample = sample
+        self.weighed = False
         self.atoms = [atom_of(structure, one.group) for one in measured]
         self.curves = [
             Curve(one.errors, one.group.size, multiple_of, one.least)
             for one in measured
         ]
         self.whole = structure.flops({}), structure.parameters({})
+
+    def measure(self, fn: Callable[..., Any], params: Any) -> None:
+        """Measures what the outputs lose with each width, if they can."""
+        self.weighed = measure_losses(
+            fn, params, self.structure, self.measured, self.curves, self.sample
+        )
 
     def flops(self, widths: Sequence[int]) -> float:
         """The share of operations that is kept."""
@@ -198,6 +217,7 @@ class _Planner:
                     width,
                     one.rank(share),
                     curve.error(width),
+                    curve.loss(width) if self.weighed else None,
                 )
                 for one, width, curve in zip(
                     self.measured, widths, self.curves, strict=True

@@ -18,13 +18,19 @@ class GroupPlan:
       width: The width that it keeps.
       rank: How many eigenvalues of its activations hold the share of energy asked for
         (0.99 where none was).
-      error: The share of the variance of its sinks' answers that is lost, predicted.
+      error: The share of the variance of its sinks' answers that is lost, predicted;
+        for a share of FLOPs or latency answers are weighed by what the outputs feel of
+        them.
+      loss: What is lost of the outputs where this group alone is cut, as a share of
+        their mean square: measured at some widths, interpolated between. None where it
+        was not measured.
     """
 
     group: Group
     width: int
     rank: int
     error: float
+    loss: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +60,9 @@ class Plan:
 
     def __str__(self) -> str:
         """The table."""
-        rows = [("group", "width", "kept", "rank", "how", "error")]
+        weighed = any(one.loss is not None for one in self.groups)
+        head = ("group", "width", "kept", "rank", "how", "error")
+        rows = [(*head, "loss") if weighed else head]
         for one in self.groups:
             group = one.group
             how = group.how
@@ -64,7 +72,8 @@ class Plan:
             if group.beside:
                 name += f", each of {'×'.join(map(str, group.entries))}"
             numbers = (str(group.size), str(one.width), str(one.rank))
-            rows.append((name, *numbers, how, f"{one.error:.2e}"))
+            loss = () if one.loss is None else (f"{one.loss:.2e}",)
+            rows.append((name, *numbers, how, f"{one.error:.2e}", *loss))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()

@@ -1,4 +1,4 @@
-"""Sharing out a budget: widths whose predicted errors add up to the least."""
+"""Sharing out a budget: widths whose predicted losses add up to the least."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,18 @@ _HALVINGS = 60
 
 
 class Curve:
-    """What a group loses at the widths that it may have."""
+    """What a group loses at the widths that it may have.
+
+    Args:
+      errors: By width, the share of its answers' variance that is lost.
+      size: Its width.
+      multiple_of: Of which widths are multiples.
+      least: The smallest width.
+
+    Attributes:
+      widths: Those that it may have.
+      losses: What each of them loses: the errors, unless something better is known.
+    """
 
     def __init__(self, errors: np.ndarray, size: int, multiple_of: int, least: int = 1):
         self.size = size
@@ -18,13 +29,17 @@ class Curve:
         self._least = least
         steps = range(self.rounded(least), size, multiple_of)
         self.widths = np.array([*steps, size], int)
-        self.errors = np.array([self.error(width) for width in self.widths])
+        self.losses = np.array([self.error(width) for width in self.widths])
 
     def error(self, width: int) -> float:
         """The predicted share of the answers' variance that is lost."""
         if width >= self.size:
             return 0.0
         return float(self._errors[min(width, len(self._errors) - 1)])
+
+    def loss(self, width: int) -> float:
+        """What a width that it may have loses."""
+        return float(self.losses[np.searchsorted(self.widths, width)])
 
     def rounded(self, width: int) -> int:
         """The next width that is allowed, at least one step."""
@@ -35,9 +50,9 @@ class Curve:
 def share_out(
     curves: Sequence[Curve], cost: Callable[[Sequence[int]], float], target: float
 ) -> list[int]:
-    """Widths of the least predicted error whose cost is at most `target`.
+    """Widths of the least predicted loss whose cost is at most `target`.
 
-    The sum of errors is minimised under a price on cost, a Lagrange multiplier that is
+    The sum of losses is minimised under a price on cost, a Lagrange multiplier that is
     bisected; the price of a neuron is its share of the cost at the widths so far.
 
     Args:
@@ -79,7 +94,7 @@ def share_out(
         for _ in range(_HALVINGS):
             price = (low * high) ** 0.5
             found = [
-                int(c.widths[np.argmin(c.errors + price * unit * c.widths)])
+                int(c.widths[np.argmin(c.losses + price * unit * c.widths)])
                 for c, unit in zip(curves, prices, strict=True)
             ]
             if cost(found) <= target:
@@ -96,7 +111,7 @@ def _filled(
     target: float,
     widths: list[int],
 ) -> list[int]:
-    """Spends what is left of the budget, where it lowers the error the most."""
+    """Spends what is left of the budget, where it lowers the loss the most."""
     while True:
         options = []
         for index, curve in enumerate(curves):
@@ -105,7 +120,7 @@ def _filled(
                 continue
             wider = list(widths)
             wider[index] = int(curve.widths[at + 1])
-            gain = curve.errors[at] - curve.errors[at + 1]
+            gain = curve.losses[at] - curve.losses[at + 1]
             if gain > 0 and cost(wider) <= target:
                 options.append((gain, wider))
         if not options:

@@ -1,0 +1,168 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsbp_jax import architecture
+from dsbp_jax.architecture import losses, sensitivity
+from dsbp_jax.architecture.axis_walk import trace_axes
+from dsbp_jax.architecture.compression import resized
+from dsbp_jax.architecture.cuts import apply_cuts
+from dsbp_jax.layers import array_leaves, leaves_by_path
+from tests.architecture import models
+from tests.layers.models import normal
+
+
+def roots(fn, params, x, *names):
+    return sensitivity.sensitivity(
+        lambda batch: trace_axes(fn, params, (batch,)), names, params, x
+    )
+
+
+def gram(root):
+    return root @ np.swapaxes(root, -1, -2)
+
+
+BUILDERS = (
+    *models.MLPS,
+    *models.CNNS,
+    models.linen_vit,
+    models.linen_scanned,
+)
+
+
+@pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
+def test_a_cut_in_place_computes_what_the_smaller_model_does(build):
+    fn, params, x = build()
+    plan = architecture.plan(fn, params, [x], flops=0.6, multiple_of=1)
+    assert plan.cuts
+    for cut in plan.cuts:
+        full = apply_cuts(plan.structure, params, (losses._in_place(cut),))
+        small = apply_cuts(plan.structure, params, (cut,))
+        wanted = resized(fn, params, (cut,))(small, x)
+        found = fn(full, x)
+        assert list(map(jnp.shape, array_leaves(full))) == list(
+            map(jnp.shape, array_leaves(params))
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
+            found,
+            wanted,
+        )
+
+
+def test_a_loss_is_what_the_outputs_lose_with_that_group_alone():
+    fn, params, x = models.plain_mlp()
+    plan = architecture.plan(fn, params, [x], flops=0.5, multiple_of=4)
+    whole = fn(params, x[:128])
+    for one in plan.groups:
+        cuts = tuple(cut for cut in plan.cuts if cut.group == one.group)
+        small = apply_cuts(plan.structure, params, cuts)
+        change = resized(fn, params, cuts)(small, x[:128]) - whole
+        wanted = float(jnp.sum(change**2) / jnp.sum(whole**2))
+        assert one.loss == pytest.approx(wanted, rel=1e-3, abs=1e-9)
+    assert "loss" in str(plan).splitlines()[0]
+
+
+def test_what_passes_beside_all_branches_counts_more():
+    def fn(params, x):
+        x = x @ params["stem"]
+        for branch in params["branches"]:
+            x = x + 0.1 * jax.nn.relu(x @ branch["up"]) @ branch["down"]
+        return x @ params["head"]
+
+    branch = lambda seed: {
+        "up": normal(16, 16, seed=seed) / 4,
+        "down": normal(16, 16, seed=seed + 1) / 4,
+    }
+    params = {
+        "stem": normal(32, 16, seed=1) / 6,
+        "branches": [branch(seed) for seed in (2, 4, 6, 8)],
+        "head": normal(16, 20, seed=10) / 4,
+    }
+    plan = architecture.plan(fn, params, [normal(300, 32)], flops=0.5, multiple_of=1)
+    widths = {one.group.name: one.width for one in plan.groups}
+    assert widths.pop("stem") >= 14
+    assert max(widths.values()) <= 8
+
+
+def test_of_one_output_the_metric_is_exact():
+    def fn(params, x):
+        hidden = x @ params["up"]
+        return jnp.tanh(hidden @ params["mid"]) @ params["down"]
+
+    params = {"up": normal(3, 5), "mid": normal(5, 4, seed=1), "down": normal(4, 1)}
+    x = normal(32, 3, seed=2)
+    found = roots(fn, params, x, "up", "mid")
+    slopes = 1 - jnp.tanh(x @ params["up"] @ params["mid"]) ** 2
+    cotangent = slopes * params["down"][:, 0]  # but for its sign
+    repeats = sensitivity._EXAMPLES / 32
+    wanted = {"mid": cotangent, "up": cotangent @ params["mid"].T}
+    for name, rows in wanted.items():
+        np.testing.assert_allclose(
+            gram(found[name]), repeats * rows.T @ rows, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_stacks_and_convolutions_have_a_metric_each():
+    def fn(params, x):
+        step = lambda x, w: (jnp.tanh(x @ w), None)
+        return jax.lax.scan(step, x, params["stack"])[0] @ params["head"]
+
+    params = {"stack": normal(3, 4, 4), "head": normal(4, 1, seed=1)}
+    x = normal(32, 4, seed=2)
+    found = roots(fn, params, x, "stack")["stack"]
+    last = jax.lax.fori_loop(0, 2, lambda i, h: jnp.tanh(h @ params["stack"][i]), x)
+    rows = (1 - jnp.tanh(last @ params["stack"][2]) ** 2) * params["head"][:, 0]
+    repeats = sensitivity._EXAMPLES / 32
+    assert found.shape == (3, 4, 4)
+    np.testing.assert_allclose(
+        gram(found[2]), repeats * rows.T @ rows, rtol=1e-4, atol=1e-4
+    )
+    model = models.linen_resnet()
+    names = [name for name in leaves_by_path(model.params) if name.endswith("kernel")]
+    felt = roots(*model, *names)
+    assert {one.ndim for one in felt.values()} == {2}
+    assert all(one.any() for one in felt.values())
+
+
+def test_wide_answers_are_sketched():
+    fn = lambda params, x: jnp.sum(jnp.tanh(x @ params["up"]) @ params["down"], axis=1)
+    params = {"up": normal(4, 300), "down": normal(300, 2, seed=1)}
+    x = normal(64, 4, seed=2)
+    found = roots(fn, params, x, "up")["up"]
+    slopes = 1 - jnp.tanh(x @ params["up"]) ** 2
+    rows = slopes * params["down"].sum(axis=1)
+    wanted = sensitivity._EXAMPLES / 64 * np.asarray(rows.T @ rows)
+    assert found.shape == (300, 64)
+    assert np.trace(gram(found)) / 64 == pytest.approx(np.trace(wanted), rel=0.2)
+
+
+def test_functions_without_a_derivative_are_planned_all_the_same():
+    def looped(params, x):
+        answers = jax.nn.relu(x @ params["up"]) @ params["down"]
+        return jax.lax.while_loop(
+            lambda y: jnp.max(jnp.abs(y)) > 1, lambda y: y / 2, answers
+        )
+
+    chosen = lambda params, x: jnp.argmax(jnp.tanh(x @ params["up"]) @ params["down"])
+    params = {"up": normal(6, 16), "down": normal(16, 3, seed=1)}
+    x = normal(100, 6, seed=2)
+    assert roots(looped, params, x, "down") == {}
+    assert roots(chosen, params, x, "down") == {}
+    for fn, known in ((looped, True), (chosen, False)):
+        plan = architecture.plan(fn, params, [x], flops=0.5, multiple_of=1)
+        assert plan.flops <= 0.5
+        assert (plan.groups[0].loss is not None) is known
+        assert ("loss" in str(plan)) is known
+
+
+def test_a_batch_of_one_example_and_scalars_beside_it():
+    fn = lambda params, batch: (
+        batch["scale"] * jnp.tanh(batch["x"] @ params["up"]) @ params["down"]
+    )
+    params = {"up": normal(6, 16), "down": normal(16, 3, seed=1)}
+    batch = {"x": normal(1, 50, 6, seed=2), "scale": jnp.float32(2)}
+    plan = architecture.plan(fn, params, [batch], flops=0.5, multiple_of=1)
+    assert plan.groups[0].width == 8
+    assert plan.groups[0].loss > 0

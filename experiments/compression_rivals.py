@@ -1,31 +1,51 @@
 """What others cut: neurons by their weights or by chance, and kernels by their SVD.
 
 All run in the harness of `dsbp_jax.architecture`: the same groups, the same evaluation
-on smaller leaves, equal FLOPs. None looks at activations, and none repairs.
+on smaller leaves, equal FLOPs. None looks at activations, and none repairs; but
+`unrepaired`, which has our choice, to tell it from the repair.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from dsbp_jax import architecture
 from dsbp_jax.architecture.axis_walk import trace_axes
-from dsbp_jax.architecture.compression import resized
 from dsbp_jax.architecture.cuts import Cut, apply_cuts, sizes_of
 from dsbp_jax.architecture.factorization import Split, factored, separable
 from dsbp_jax.architecture.groups import Group, groups_of
 from dsbp_jax.architecture.moments import Moments
 from dsbp_jax.architecture.widths import Curve, share_out
-from dsbp_jax.layers import leaves_by_path
+from dsbp_jax.layers import leaves_by_path, map_paths
 
-Small = tuple[Callable[[Any, Any], Any], Any, float]
+Function = Callable[[Any, Any], Any]
 _HALVINGS = 40
 
 
-def _cut(fn: Any, params: Any, structure: Any, kept: Sequence[Any]) -> Small:
+class Smaller(NamedTuple):
+    """A model on smaller leaves.
+
+    Attributes:
+      resized: From a function of the original's leaves to one of the smaller.
+      arrays: The smaller leaves, in a tree that begins like the original's.
+      flops: Their share of the original's.
+    """
+
+    resized: Callable[[Function], Function]
+    arrays: Any
+    flops: float
+
+
+def _smaller(params: Any, structure: Any, cuts: tuple[Cut, ...], share: float):
+    """These cuts, carried out."""
+    run = lambda fn: architecture.resized(fn, params, cuts)
+    return Smaller(run, apply_cuts(structure, params, cuts), share)
+
+
+def _cut(params: Any, structure: Any, kept: Sequence[Any]) -> Smaller:
     """The model with these neurons of each group, nothing repaired."""
     cuts = []
     for group, neurons in kept:
@@ -36,7 +56,7 @@ def _cut(fn: Any, params: Any, structure: Any, kept: Sequence[Any]) -> Small:
         cuts.append(Cut(group, neurons.shape[-1], encode, {}, {}))
     chosen = tuple(cuts)
     share = structure.flops(sizes_of(structure, chosen)) / structure.flops({})
-    return resized(fn, params, chosen), apply_cuts(structure, params, chosen), share
+    return _smaller(params, structure, chosen, share)
 
 
 def _norms(structure: Any, group: Group, params: Any) -> np.ndarray:
@@ -76,7 +96,7 @@ def _by_scores(
     scores: Callable[[Any, Group], np.ndarray],
     *,
     across: bool,
-) -> Small:
+) -> Smaller:
     """The neurons of the highest scores, at that share of the FLOPs.
 
     Args:
@@ -117,40 +137,36 @@ def _by_scores(
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (low, middle) if flops(middle) <= share else (middle, high)
-    return _cut(fn, params, structure, kept(high))
+    return _cut(params, structure, kept(high))
 
 
-def _l1(fn, params, batches, share, multiple_of, seed) -> Small:
+def _l1(fn, params, batches, share, multiple_of, seed) -> Smaller:
     del seed
     scores = lambda structure, group: _norms(structure, group, params)
     return _by_scores(fn, params, batches, share, multiple_of, scores, across=False)
 
 
-def _magnitude(fn, params, batches, share, multiple_of, seed) -> Small:
+def _magnitude(fn, params, batches, share, multiple_of, seed) -> Smaller:
     del seed
     scores = lambda structure, group: _norms(structure, group, params)
     return _by_scores(fn, params, batches, share, multiple_of, scores, across=True)
 
 
-def _random(fn, params, batches, share, multiple_of, seed) -> Small:
+def _random(fn, params, batches, share, multiple_of, seed) -> Smaller:
     rng = np.random.default_rng(seed)
     scores = lambda _, group: rng.random((math.prod(group.entries), group.size))
     return _by_scores(fn, params, batches, share, multiple_of, scores, across=False)
 
 
-def _unrepaired(fn, params, batches, share, multiple_of, seed) -> Small:
+def _unrepaired(fn, params, batches, share, multiple_of, seed) -> Smaller:
     """Our neurons and widths, with the next kernels as they were."""
     del seed
     plan = architecture.plan(fn, params, batches, flops=share, multiple_of=multiple_of)
     bare = tuple(Cut(c.group, c.width, c.encode, {}, {}) for c in plan.cuts)
-    return (
-        resized(fn, params, bare),
-        apply_cuts(plan.structure, params, bare),
-        plan.flops,
-    )
+    return _smaller(params, plan.structure, bare, plan.flops)
 
 
-def _svd(fn, params, batches, share, multiple_of, seed) -> Small:
+def _svd(fn, params, batches, share, multiple_of, seed) -> Smaller:
     """Each kernel by its own SVD, ranks shared out by what is left of its norm."""
     del multiple_of, seed
     structure = trace_axes(fn, params, (batches[0],))
@@ -168,11 +184,28 @@ def _svd(fn, params, batches, share, multiple_of, seed) -> Small:
         / whole
     )
     ranks = share_out([Curve(s.errors, s.full, 1) for s in splits], cost, share)
-    run, small = factored(fn, params, splits, ranks)
-    return run, small, cost(ranks)
+    _, small = factored(fn, params, splits, ranks)
+    # Factors take the places of their kernels, to be trained where these were.
+    factors = small["factors"]
+    arrays = map_paths(lambda path, leaf: factors.get(path, leaf), params)
+    paths, treedef = list(leaves_by_path(params)), jax.tree.structure(params)
+
+    def resized(other: Function) -> Function:
+        run, _ = factored(other, params, splits, ranks)
+
+        def apply(arrays: Any, x: Any) -> Any:
+            parts = dict(zip(paths, treedef.flatten_up_to(arrays), strict=True))
+            whole = [None if path in factors else parts[path] for path in paths]
+            kept = jax.tree.unflatten(treedef, whole)
+            found = {path: parts[path] for path in factors}
+            return run({"params": kept, "factors": found}, x)
+
+        return apply
+
+    return Smaller(resized, arrays, cost(ranks))
 
 
-Rival = Callable[[Any, Any, Sequence[jax.Array], float, int, int], Small]
+Rival = Callable[[Any, Any, Sequence[jax.Array], float, int, int], Smaller]
 RIVALS: dict[str, Rival] = {
     "unrepaired": _unrepaired,
     "l1": _l1,

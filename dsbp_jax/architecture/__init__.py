@@ -28,9 +28,12 @@ A guide. `params` are all arrays that the function needs, running averages too:
   >>> outputs.shape, small.params["mid"].size < params["mid"].size
   ((256, 4), True)
 
-Neurons are chosen by what the next layer loses, and its kernel is repaired by least
-squares; constants go into the next bias, and between linear maps directions are cut in
-place of neurons. In place of `flops`, `energy=` keeps so much of each spectrum, and
+What the outputs lose with a width is measured, and widths are shared out by it. Neurons
+are chosen by what the outputs feel of the next layer's answers, and its kernel is
+repaired by least squares; constants go into the next bias, and between linear maps
+directions are cut in place of neurons. Of a network that trains in another mode than it
+runs in, `resized(train_fn, params, plan.cuts)` is that mode at the smaller sizes. In
+place of `flops`, `energy=` keeps so much of each spectrum, and
 `latency=` with `batch_sizes=` goes by the clock: a plan that is not faster is refused.
 Where the function itself runs on the smaller leaves, `small.report.same_function` says
 so. Widths of MLPs and convolutional networks are cut, and inside attention the
@@ -44,6 +47,7 @@ from dsbp_jax.architecture.compression import (
     Compressed as Compressed,
     Report as Report,
     compress as compress,
+    resized as resized,
 )
 from dsbp_jax.architecture.factorization import factorize as factorize
 from dsbp_jax.architecture.groups import (

@@ -104,7 +104,40 @@ def compress(fn: Callable[..., Any], params: Any, plan: Plan) -> Compressed:
 def resized(
     fn: Callable[..., Any], params: Any, cuts: tuple[Cut, ...]
 ) -> Callable[[Any, Any], Any]:
-    """The function on smaller leaves."""
+    """A function on smaller leaves; another one than was planned, too.
+
+    So a network is trained after the cut: the smaller leaves were found for how it runs
+    at inference, and in training it runs otherwise, with statistics of the batch.
+
+    Args:
+      fn: A function `fn(params, x)` of the same leaves.
+      params: The parameters as they were planned; their shapes matter.
+      cuts: Those of the plan, `plan.cuts`.
+
+    Returns:
+      `apply(small_params, x)`, which returns what `fn` does, at the smaller sizes.
+      Differentiable; wrap it in `jax.jit`.
+
+    Raises:
+      ValueError: When called: the leaves are not those of the smaller model.
+
+    Example:
+      >>> from dsbp_jax import architecture
+      >>> def model(params, x, training=False):
+      ...     hidden = x @ params["up"]
+      ...     mean = hidden.mean(0) if training else params["mean"]
+      ...     return jax.nn.relu(hidden - mean) @ params["down"], mean
+      >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+      >>> up, down = jax.random.normal(jax.random.key(1), (2, 4, 16))
+      >>> params = {"up": up, "mean": jnp.zeros(16), "down": down.T}
+      >>> inference = lambda params, x: model(params, x)[0]
+      >>> plan = architecture.plan(inference, params, [x], flops=0.5)
+      >>> small = architecture.compress(inference, params, plan)
+      >>> training = lambda params, x: model(params, x, training=True)
+      >>> y, mean = architecture.resized(training, params, plan.cuts)(small.params, x)
+      >>> y.shape, mean.shape
+      ((64, 4), (8,))
+    """
     original = jax.tree.map(_struct, params)
 
     def apply(small: Any, x: Any) -> Any:

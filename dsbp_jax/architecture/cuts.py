@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsbp_jax.architecture.axis_walk import AxisTrace
-from dsbp_jax.architecture.groups import Group, atom_of, beside_of
+from dsbp_jax.architecture.groups import Group, atom_of, beside_of, place_atom
 from dsbp_jax.architecture.leaf_maps import map_axis
 from dsbp_jax.layers import Site, leaves_by_path, map_paths
 
@@ -38,8 +38,16 @@ class Cut:
 
 
 def sizes_of(structure: AxisTrace, cuts: tuple[Cut, ...]) -> dict[int, int]:
-    """The sizes of the atoms that are cut, in this trace of the function."""
-    return {atom_of(structure, cut.group): cut.width for cut in cuts}
+    """The sizes of the atoms that are cut, in this trace of the function.
+
+    Of another function than the one that was planned too, which need not tie all places
+    of a group together: running averages, say, that training does not look at.
+    """
+    return {
+        place_atom(structure, place): cut.width
+        for cut in cuts
+        for place in cut.group.places
+    }
 
 
 def weights_of(structure: AxisTrace, cuts: tuple[Cut, ...]) -> dict[int, np.ndarray]:

@@ -80,7 +80,9 @@ def _root(found: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _probe(gather: Callable[[jax.Array], jax.Array], y: jax.Array, felt: jax.Array):
+def _probe(
+    gather: Callable[[jax.Array], jax.Array], y: jax.Array, felt: jax.Array
+) -> jax.Array:
     """A response as it is; the cotangent of `felt` is what `gather` makes of its."""
     del gather, felt
     return y
@@ -110,8 +112,8 @@ def _of_rows(site: Site, cotangent: jax.Array) -> jax.Array:
 class _Probing(Interpreter):
     """Runs the function as it is, with a probe at each answer."""
 
-    def __init__(self):
-        super().__init__(lambda *_: None)
+    def __init__(self) -> None:
+        super().__init__(lambda product, x, w, extra: (product(x, w), None))
 
     def product(
         self, equation: Any, sites: Any, values: Sequence[Any], extras: Any

@@ -14,7 +14,7 @@ from dsbp_jax import architecture
 from experiments import data
 from experiments.bench.timing import interleave
 from experiments.compression_config import CompressionConfig
-from experiments.compression_rivals import RIVALS
+from experiments.compression_rivals import RIVALS, Smaller
 from experiments.study.task import Length, Metric
 from experiments.tasks import tuned
 from experiments.tasks.whole import Whole
@@ -27,12 +27,14 @@ class Small(NamedTuple):
 
     Attributes:
       apply: From arrays and normalised images to logits.
+      train: The same as it runs in training: logits and the new rest.
       arrays: Its parameters, and the rest that it needs.
       flops: The share of the whole model's.
       sums: From arrays, images and labels to `tuned.sums`; compiled.
     """
 
     apply: Callable[[Any, jax.Array], jax.Array]
+    train: Callable[[Any, jax.Array], tuple[jax.Array, Any]]
     arrays: Any
     flops: float
     sums: Callable[..., jax.Array]
@@ -90,10 +92,14 @@ class CompressionTask(tuned.Tuned):
         steps = config.steps or round(self.images.per_epoch * config.tune_epochs)
         return Length(max(1, steps), max(1, steps))
 
-    def apply(self, arrays: Any, images: jax.Array) -> jax.Array:
-        """Logits of the whole model, of normalised images."""
+    def logits(self, arrays: Any, images: jax.Array, *, mode: str) -> Any:
+        """Logits of the whole model, of normalised images, and the rest after them."""
         params, rest = arrays["params"], arrays["rest"]
-        return self.images.classifier.logits(params, rest, images, mode="eval")[0]
+        return self.images.classifier.logits(params, rest, images, mode=mode)
+
+    def apply(self, arrays: Any, images: jax.Array) -> jax.Array:
+        """Logits of the whole model at inference."""
+        return self.logits(arrays, images, mode="eval")[0]
 
     def seen(self) -> list[jax.Array]:
         """Training images whose activations are looked at."""
@@ -112,23 +118,27 @@ class CompressionTask(tuned.Tuned):
         return self._small[config.seed]
 
     def _cut(self, config: CompressionConfig, arrays: Any) -> Small:
-        apply, kept, batches = self.apply, 1.0, self.seen()
+        batches = self.seen()
         options = {"flops": config.flops, "multiple_of": config.multiple_of}
+        found = Smaller(lambda fn: fn, arrays, 1.0)
         if config.method == "spectral":
             plan = architecture.plan(self.apply, arrays, batches, **options)
-            found = architecture.compress(self.apply, arrays, plan)
-            apply, arrays, kept = found.apply, found.params, plan.flops
+            small = architecture.compress(self.apply, arrays, plan)
+            resized = lambda fn: architecture.resized(fn, arrays, plan.cuts)
+            found = Smaller(resized, small.params, plan.flops)
         elif config.method in RIVALS:
-            apply, arrays, kept = RIVALS[config.method](
+            found = RIVALS[config.method](
                 self.apply, arrays, batches, *options.values(), config.seed
             )
+        apply = found.resized(self.apply)
+        train = found.resized(functools.partial(self.logits, mode="train"))
 
         @jax.jit
         def sums(arrays: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
             logits = apply(arrays, data.normalize(images, self.dataset))
             return tuned.sums(logits, labels)
 
-        return Small(apply, arrays, kept, sums)
+        return Small(apply, train, found.arrays, found.flops, sums)
 
     def init(self, config: CompressionConfig) -> TuneState:
         """See `study.task.Task`."""
@@ -148,17 +158,19 @@ class CompressionTask(tuned.Tuned):
         def step(state: TuneState, images: jax.Array, labels: jax.Array) -> Any:
             def loss_fn(params):
                 arrays = {**state.arrays, "params": params}
-                logits = small.apply(arrays, data.normalize(images, self.dataset))
-                return tuned.entropies(logits, labels).mean()
+                logits, rest = small.train(arrays, data.normalize(images, self.dataset))
+                return tuned.entropies(logits, labels).mean(), rest
 
-            value, grads = jax.value_and_grad(loss_fn)(state.arrays["params"])
+            (value, rest), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                state.arrays["params"]
+            )
             params, opt_state = tuned.descend(
                 state.arrays["params"],
                 grads,
                 state.opt_state,
                 state.peak * schedule(state.step),
             )
-            arrays = {**state.arrays, "params": params}
+            arrays = {"params": params, "rest": rest}
             new = TuneState(arrays, opt_state, state.step + 1, state.peak)
             return new, {"loss": value}
 

@@ -159,7 +159,7 @@ def test_repair_is_worth_it():
         bare[first] = bare[first][neurons]
         bare[last] = bare[last][neurons]
     errors["bare"] = jnp.std(model.fn(bare, model.x) - wanted)
-    assert errors["repaired"] < 0.5 * errors["bare"]
+    assert errors["repaired"] < 0.7 * errors["bare"]
 
 
 def test_the_small_model_trains():

@@ -110,6 +110,6 @@ def test_rivals_cut_the_features_of_heads():
     for found in norms.values():
         assert any(np.allclose(found, one) for one in wanted)
     for method in ("l1", "magnitude", "random"):
-        run, small, share = RIVALS[method](apply, params, [x], 0.6, 2, 0)
-        assert share <= 0.6
-        assert run(small, x).shape == (4, 3)
+        small = RIVALS[method](apply, params, [x], 0.6, 2, 0)
+        assert small.flops <= 0.6
+        assert small.resized(apply)(small.arrays, x).shape == (4, 3)

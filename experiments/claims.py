@@ -147,6 +147,13 @@ CLAIMS: tuple[Claim, ...] = (
         Duel("", "table-labels-1", "spectral_muon", "adamw"),
     ),
     Claim(
+        "it makes more of limited time",
+        (Duel("", "table-fixed-time", "dsbp_paper", "sam", "accuracy", "time"),),
+        Duel(
+            "", "table-fixed-time", "spectral_muon:rank=16", "sam", "accuracy", "time"
+        ),
+    ),
+    Claim(
         "few-shot learning is faster than MAML's (accuracy in equal time)",
         (Duel("", "table-fewshot", "spectral_maml", "maml"),),
         Duel("", "table-fewshot", "spectral_maml:spectral.residual=0.5", "maml"),
@@ -167,6 +174,15 @@ CLAIMS: tuple[Claim, ...] = (
             Duel("CNN", "table-compression-cnn", "spectral", "l1", "accuracy"),
             Duel("ResNet", "table-compression-resnet", "spectral", "l1", "accuracy"),
             Duel("ViT", "table-compression-vit", "spectral", "l1", "accuracy"),
+            Duel("CNN", "table-compression-cnn", "spectral", "magnitude", "accuracy"),
+            Duel(
+                "ResNet",
+                "table-compression-resnet",
+                "spectral",
+                "magnitude",
+                "accuracy",
+            ),
+            Duel("ViT", "table-compression-vit", "spectral", "magnitude", "accuracy"),
         ),
         Duel("", "table-compression", "spectral", "l1", "before"),
     ),

@@ -18,7 +18,7 @@ def table(scale: str) -> Table:
             model=ModelConfig("resnet18", {"width": 8}),
             epochs=4 if scale == "cpu" else 30,
         ),
-        contenders=("whole", "spectral", "unrepaired", "l1", "random"),
+        contenders=("whole", "spectral", "unrepaired", "l1", "magnitude", "random"),
         metrics=("accuracy", "before", "flops", "latency"),
         seeds=3,
         caption=(

@@ -20,6 +20,9 @@ def table(scale: str) -> Table:
         config=dataclasses.replace(
             first.config,
             model=ModelConfig("vit", {"patch": 4, "dim": 64, "depth": 3, "heads": 4}),
+            epochs=4 if scale == "cpu" else 30,
+            tune_epochs=1.0,
+            multiple_of=8,
         ),
         caption=(
             "2,000 images a class of CIFAR-10, a ViT of three blocks, 64 wide, 4 "

@@ -18,13 +18,14 @@ def table(scale: str) -> Table:
         data=DataConfig("fashion_mnist"),
         model=ModelConfig("cnn", {"channels": (16, 32), "hidden": 128}),
         epochs=2 if scale == "cpu" else 10,
+        tune_epochs=1.0,
+        multiple_of=8,
     )
     return dataclasses.replace(
         first,
         title="Smaller models: a convolutional network",
         claim="Channels and neurons: what is lost before and after tuning?",
         config=config,
-        contenders=("whole", "spectral", "unrepaired", "l1", "magnitude", "random"),
         caption=(
             "Fashion-MNIST, two blocks of convolution and two dense layers, 2 epochs "
             "of Adam, cut to half of its FLOPs and tuned for one more; `before` is the "

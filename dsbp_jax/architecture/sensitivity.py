@@ -20,7 +20,7 @@ from dsbp_jax.architecture.axis_walk import AxisTrace
 from dsbp_jax.layers import Interpreter, Site, array_leaves, bind, plan_of
 
 _TOGETHER = 32  # examples whose derivatives are held at once
-_EXAMPLES = 256  # in all, the same ones again where there are fewer
+_LEAST, _MOST = 8, 256  # in all: those that there are twice, within these bounds
 _DENSE = 256  # widest answers whose G is formed
 _COLUMNS = 64  # of the sketch of a wider one
 
@@ -59,7 +59,8 @@ def sensitivity(
     program = _program(structure, layers)
     total = {site.name: np.zeros(()) for site in layers}
     starts = itertools.cycle(range(0, count - together + 1, together))
-    for number in range(-(-_EXAMPLES // together)):
+    wanted = min(max(2 * count, _LEAST), _MOST)
+    for number in range(-(-wanted // together)):
         arrays = array_leaves((params, some(next(starts))))
         try:
             found = program(arrays, number)

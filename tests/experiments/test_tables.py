@@ -40,6 +40,7 @@ FEW = (
     "fewshot",
     "fewshot_whitened",
     "compression_cnn",
+    "compression_ratios",
     "compression_resnet",
     "compression_vit",
     "text_long",

@@ -39,7 +39,9 @@ class Smaller(NamedTuple):
     flops: float
 
 
-def _smaller(params: Any, structure: Any, cuts: tuple[Cut, ...], share: float):
+def _smaller(
+    params: Any, structure: Any, cuts: tuple[Cut, ...], share: float
+) -> Smaller:
     """These cuts, carried out."""
     run = lambda fn: architecture.resized(fn, params, cuts)
     return Smaller(run, apply_cuts(structure, params, cuts), share)

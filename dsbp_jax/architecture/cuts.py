@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsbp_jax.architecture.axis_walk import AxisTrace
-from dsbp_jax.architecture.groups import Group, atom_of, beside_of, place_atom
+from dsbp_jax.architecture.groups import Group, atom_of, beside_of
 from dsbp_jax.architecture.leaf_maps import map_axis
 from dsbp_jax.layers import Site, leaves_by_path, map_paths
 
@@ -40,23 +40,49 @@ class Cut:
 def sizes_of(structure: AxisTrace, cuts: tuple[Cut, ...]) -> dict[int, int]:
     """The sizes of the atoms that are cut, in this trace of the function.
 
-    Of another function than the one that was planned too, which need not tie all places
-    of a group together: running averages, say, that training does not look at.
+    Raises:
+      ValueError: It is that of another function, which ties leaves otherwise.
     """
-    return {
-        place_atom(structure, place): cut.width
-        for cut in cuts
-        for place in cut.group.places
-    }
+    found: dict[int, int] = {}
+    for cut in cuts:
+        for atom in _atoms(structure, cut.group):
+            if found.setdefault(atom, cut.width) != cut.width:
+                raise ValueError(
+                    f"fn ties {cut.group.name!r} to another width than in the function "
+                    "that was planned"
+                )
+    return found
 
 
 def weights_of(structure: AxisTrace, cuts: tuple[Cut, ...]) -> dict[int, np.ndarray]:
     """By atom, what the entries of merged groups count in sums."""
     return {
-        atom_of(structure, cut.group): cut.weights
+        atom: cut.weights
         for cut in cuts
         if cut.weights is not None
+        for atom in _atoms(structure, cut.group)
     }
+
+
+def _atoms(structure: AxisTrace, group: Group) -> set[int]:
+    """The atoms of a group's places.
+
+    One in the function that was planned; another function of the same leaves, as a
+    network has in training, need not tie all of them together.
+    """
+    found = set()
+    for place in group.places:
+        axis = structure.leaves[place.path][place.axis]
+        atoms = [structure.axes.find(atom) for atom in structure.axes.atoms(axis)]
+        if place.digit >= len(atoms) or (
+            structure.axes.size(atoms[place.digit]) != group.size
+        ):
+            raise ValueError(
+                f"fn must take axis {place.axis} of {place.path!r} apart as the "
+                "function that was planned does"
+            )
+        found.add(atoms[place.digit])
+    return found
 
 
 def bias_of(structure: AxisTrace, site: Site) -> tuple[str, float] | None:

@@ -52,13 +52,16 @@ class Measured:
             one.factor(centred) for one, centred in zip(seen, self.centred, strict=True)
         ]
         self.entries = math.prod(group.entries)
+        metric = dict(roots or {})
+        if not all(sink in metric for sink in group.sinks):
+            metric = {}  # its layers would not be comparable
         kernels = [
             _kernels(
                 structure,
                 sites[sink],
                 group,
                 np.asarray(leaves[sites[sink].path]),
-                (roots or {}).get(sink),
+                metric.get(sink),
             )
             for sink in group.sinks
         ]

@@ -40,16 +40,17 @@ def plan(
         averages in `params`.
       params: All arrays that it needs. What it closes over keeps its axes.
       batches: An iterable of x, at least one; arrays or pytrees of arrays whose leading
-        axis is the batch.
+        axis is the batch. The first should be like the others: what the outputs feel
+        and lose is measured on some of its examples, if `fn` takes so few.
       energy: In (0, 1]: each group keeps the fewest neurons with which at most this
         much of the variance of what its next layers answer is lost, `1 − energy`. At 1
         nothing goes but dead, constant and duplicated neurons, and what is a sum of
         others.
       flops: In (0, 1]: the share of the operations of all products that is kept;
         widths are shared out so that what the outputs lose with each, measured one
-        by one on some of the first batch, adds up to the least (where no output is
-        floating: what the next layers lose), and neurons are chosen by what the outputs
-        feel of them, where they have a derivative.
+        by one, adds up to the least (where no output is floating: what the next layers
+        lose), and neurons are chosen by what the outputs feel of the next layers'
+        answers, where a derivative reaches them.
       latency: In (0, 1]: the share of the time of a pass that is kept, at every size
         in `batch_sizes`, by measuring.
       multiple_of: Widths are rounded up to multiples of this, as hardware likes.
@@ -122,7 +123,7 @@ def plan(
     ]
     planner = _Planner(structure, spectra, multiple_of, left, sample)
     if energy is None:
-        planner.measure(fn, params)
+        planner.measure(fn, params, trace_of)
     if name == "latency":
         return to_latency(fn, params, planner, goal, sizes)
     result = planner.at(**{name: goal})
@@ -179,7 +180,7 @@ class _Planner:
         self.measured = measured
         self.left = left
         self.sample = sample
-        self.weighed = False
+        self.losses_known = False
         self.atoms = [atom_of(structure, one.group) for one in measured]
         self.curves = [
             Curve(one.errors, one.group.size, multiple_of, one.least)
@@ -187,10 +188,21 @@ class _Planner:
         ]
         self.whole = structure.flops({}), structure.parameters({})
 
-    def measure(self, fn: Callable[..., Any], params: Any) -> None:
+    def measure(
+        self,
+        fn: Callable[..., Any],
+        params: Any,
+        trace_of: Callable[[Any], AxisTrace],
+    ) -> None:
         """Measures what the outputs lose with each width, if they can."""
-        self.weighed = measure_losses(
-            fn, params, self.structure, self.measured, self.curves, self.sample
+        self.losses_known = measure_losses(
+            fn,
+            params,
+            trace_of,
+            self.structure,
+            self.measured,
+            self.curves,
+            self.sample,
         )
 
     def flops(self, widths: Sequence[int]) -> float:
@@ -217,7 +229,7 @@ class _Planner:
                     width,
                     one.rank(share),
                     curve.error(width),
-                    curve.loss(width) if self.weighed else None,
+                    curve.loss(width) if self.losses_known else None,
                 )
                 for one, width, curve in zip(
                     self.measured, widths, self.curves, strict=True

@@ -20,10 +20,10 @@ class GroupPlan:
         (0.99 where none was).
       error: The share of the variance of its sinks' answers that is lost, predicted;
         for a share of FLOPs or latency answers are weighed by what the outputs feel of
-        them.
+        them, where a derivative reaches all of the sinks.
       loss: What is lost of the outputs where this group alone is cut, as a share of
-        their mean square: measured at some widths, interpolated between. None where it
-        was not measured.
+        their variance: measured at some widths, interpolated between, and of groups
+        wider than 2,048 estimated from the others. None where nothing was measured.
     """
 
     group: Group

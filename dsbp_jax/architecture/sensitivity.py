@@ -8,7 +8,6 @@ chosen: by what the outputs lose with them and not by what the next layer does.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,17 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsbp_jax.architecture import examples
 from dsbp_jax.architecture.axis_walk import AxisTrace
+from dsbp_jax.architecture.moments import MAX_DENSE
 from dsbp_jax.layers import Interpreter, Site, array_leaves, bind, plan_of
 
-_TOGETHER = 32  # examples whose derivatives are held at once
-_LEAST, _MOST = 8, 256  # in all: those that there are twice, within these bounds
+_TOGETHER = 8  # examples whose derivatives are held at once
+_SIGNS, _MOST = 2, 256  # random signs of each example; examples with them, in all
 _DENSE = 256  # widest answers whose G is formed
 _COLUMNS = 64  # of the sketch of a wider one
+_REST = 1e-3  # share of the layers' mean that every direction has at least
 
 
 def sensitivity(
-    structure_of: Callable[[Any], AxisTrace],
+    trace_of: Callable[[Any], AxisTrace],
     names: Sequence[str],
     params: Any,
     batch: Any,
@@ -34,117 +36,138 @@ def sensitivity(
     """What the outputs feel of some layers' answers.
 
     Args:
-      structure_of: Traces the function on a batch.
+      trace_of: Traces the function on a batch.
       names: Those of the layers.
       params: The parameters.
       batch: Arrays whose leading axis is the batch; some of its examples are taken.
 
     Returns:
-      By layer R with `RRᵀ = G`, or in the mean so, shape `(*batch, d_out, r)`; empty
-      where the function has no derivative, or one that is not of all of these layers.
+      By layer R with `RRᵀ = G`, or in the mean so, shape `(*batch, d_out, r)`, for
+      those that a derivative of the outputs reaches; empty where the function has none.
     """
-    sizes = [np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf)]
-    count = max(min(sizes, default=1), 1)
-    together = min(count, _TOGETHER)
-
-    def some(at: int) -> Any:
-        part = lambda leaf: leaf[at : at + together] if np.ndim(leaf) else leaf
-        return jax.tree.map(part, batch)
-
-    structure = structure_of(some(0))
+    together = examples.at_once(trace_of, batch, _TOGETHER)
+    structure = trace_of(examples.some(batch, 0, together))
     sites = {site.name: site for site in structure.traced.sites}
-    layers = [sites[name] for name in dict.fromkeys(names)]
-    if any(site.rule is not None or not site.carries_gradient for site in layers):
+    layers = [
+        sites[name]
+        for name in dict.fromkeys(names)
+        if sites[name].rule is None and sites[name].carries_gradient
+    ]
+    if not layers:
         return {}
-    program = _program(structure, layers)
-    total = {site.name: np.zeros(()) for site in layers}
-    starts = itertools.cycle(range(0, count - together + 1, together))
-    wanted = min(max(2 * count, _LEAST), _MOST)
-    for number in range(-(-wanted // together)):
-        arrays = array_leaves((params, some(next(starts))))
-        try:
-            found = program(arrays, number)
-        except Exception:  # whatever a rule, or a loop without a reverse, raises
-            return {}
+    starts = range(0, examples.count(batch) - together + 1, together)
+    seeds = [(start, seed) for seed in range(_SIGNS) for start in starts]
+    seeds = seeds[: -(-_MOST // together)]
+    arrays = lambda start: array_leaves((params, examples.some(batch, start, together)))
+    try:
+        program = _program(structure, layers).lower(arrays(0), np.int32(0)).compile()
+    except (TypeError, ValueError, NotImplementedError):  # a loop without a reverse
+        return {}
+    total: dict[str, Any] = {site.name: 0.0 for site in layers}
+    for number, (start, _) in enumerate(seeds):
+        found = program(arrays(start), np.int32(number))
         total = {name: total[name] + np.asarray(one) for name, one in found.items()}
-    if not any(one.any() for one in total.values()):
+    if not all(np.isfinite(one).all() for one in total.values()):
         return {}
-    return {name: _root(one) for name, one in total.items()}
+    # Directions that these examples do not feel, others may.
+    means = [_traces(one).mean() / one.shape[-2] for one in total.values()]
+    rest = _REST * float(np.mean(means))
+    return {name: _root(one, rest) for name, one in total.items()} if rest else {}
 
 
-def _root(found: np.ndarray) -> np.ndarray:
-    """R of a `G` that was formed; a sketch is one already."""
-    if found.shape[-1] != found.shape[-2]:
-        return found
-    values, vectors = np.linalg.eigh(found)
-    return vectors * np.sqrt(np.maximum(values, 0))[..., None, :]
+def _is_gram(found: np.ndarray) -> bool:
+    return found.shape[-1] == found.shape[-2]
+
+
+def _traces(found: np.ndarray) -> np.ndarray:
+    """Those of G, by matrix."""
+    if _is_gram(found):
+        return np.trace(found, axis1=-2, axis2=-1)
+    return np.sum(found**2, axis=(-2, -1))
+
+
+def _root(found: np.ndarray, rest: float) -> np.ndarray:
+    """R of a `G` that was formed, or of a sketch, which is one; both plus `rest·I`."""
+    if not _is_gram(found):
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], found.shape[-2:])
+        return found + np.sqrt(rest / found.shape[-1]) * signs
+    values, vectors = np.linalg.eigh(found.astype(np.float64))
+    return vectors * np.sqrt(np.maximum(values, 0) + rest)[..., None, :]
+
+
+def _columns(site: Site) -> int:
+    """Of what is summed up for a layer: all of G, or a sketch of its root.
+
+    A sketch has one sign for each row, so of a kernel that a loop shares it would not
+    tell the rows of one iteration from those of another.
+    """
+    *_, width = site.view.matrix_shape(site.shape)
+    dense = width <= (MAX_DENSE if site.repeats > 1 else _DENSE)
+    return width if dense else _COLUMNS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _probe(
-    gather: Callable[[jax.Array], jax.Array], y: jax.Array, felt: jax.Array
-) -> jax.Array:
-    """A response as it is; the cotangent of `felt` is what `gather` makes of its."""
-    del gather, felt
+def _probe(site: Site, y: jax.Array, felt: jax.Array, seed: jax.Array) -> jax.Array:
+    """A response as it is; the cotangent of `felt` is made of the response's."""
+    del site, felt, seed
     return y
 
 
 _probe.defvjp(
-    lambda gather, y, felt: (y, None),
-    lambda gather, _, cotangent: (cotangent, gather(cotangent)),
+    lambda site, y, felt, seed: (y, seed),
+    lambda site, seed, cotangent: (cotangent, _of_rows(site, cotangent, seed), None),
 )
 
 
-def _of_rows(site: Site, cotangent: jax.Array) -> jax.Array:
+def _of_rows(site: Site, cotangent: jax.Array, seed: jax.Array) -> jax.Array:
     """`ggᵀ` summed over rows, shape `(*batch, d_out, d_out)`; or a sketch of its root.
 
     Columns of the sketch are sums of g with random signs.
     """
     rows = site.outputs.to_rows(cotangent.astype(jnp.float32))
-    if rows.shape[-1] <= _DENSE:
+    columns = _columns(site)
+    if columns == rows.shape[-1]:
         other = rows
     else:
-        shape = (rows.shape[-2], _COLUMNS)
-        other = jax.random.rademacher(jax.random.key(0), shape, jnp.float32)
-        other = jnp.broadcast_to(other, (*rows.shape[:-1], _COLUMNS))
+        shape = rows.shape[-2], columns
+        signs = jax.random.rademacher(jax.random.key(seed), shape, jnp.float32)
+        other = jnp.broadcast_to(signs / columns**0.5, (*rows.shape[:-1], columns))
     return jnp.einsum("...na,...nb->...ab", rows, other, precision="highest")
 
 
 class _Probing(Interpreter):
     """Runs the function as it is, with a probe at each answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: jax.Array):
         super().__init__(lambda product, x, w, extra: (product(x, w), None))
+        self._seed = seed
 
     def product(
         self, equation: Any, sites: Any, values: Sequence[Any], extras: Any
     ) -> Any:
         (result,) = bind(equation, values)
         for site in sites:
-            gather = functools.partial(_of_rows, site)
-            result = _probe(gather, result, extras[site.name])
+            result = _probe(site, result, extras[site.name], self._seed)
         return [result], {}
 
 
-def _program(
-    structure: AxisTrace, layers: Sequence[Site]
-) -> Callable[[Sequence[Any], int], dict[str, jax.Array]]:
-    """From array leaves and a seed to what is felt."""
+def _program(structure: AxisTrace, layers: Sequence[Site]) -> Any:
+    """From array leaves and a seed to what is felt, compiled when it is called."""
     start = {}
     for site in layers:
         *_, width = site.view.matrix_shape(site.shape)
-        columns = width if width <= _DENSE else _COLUMNS
-        start[site.name] = jnp.zeros((*site.batch_shape, width, columns))
+        shape = *site.batch_shape, width, _columns(site)
+        start[site.name] = jnp.zeros(shape, jnp.float32)
 
     def answered(
-        felt: Mapping[str, jax.Array], arrays: Sequence[Any], seed: int
+        felt: Mapping[str, jax.Array], arrays: Sequence[Any], seed: jax.Array
     ) -> jax.Array:
         local = {site.name: site.scatter(felt[site.name]) for site in layers}
         body, plan = structure.traced.body, plan_of(layers)
-        outputs, _ = _Probing().run(body, arrays, plan, local, 0)
+        outputs, _ = _Probing(seed).run(body, arrays, plan, local, 0)
         outputs = [one for one in outputs if jnp.issubdtype(one.dtype, jnp.floating)]
         keys = jax.random.split(jax.random.key(seed), max(len(outputs), 1))
-        signed = jnp.zeros(())
+        signed = jnp.zeros((), jnp.float32)
         for key, output in zip(keys, outputs, strict=False):
             signs = jax.random.rademacher(key, output.shape, jnp.float32)
             signed += jnp.sum(signs * output.astype(jnp.float32))

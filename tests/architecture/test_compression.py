@@ -224,3 +224,34 @@ def test_apply_compiles_once():
     run(small.params, model.x)
     run(small.params, model.x + 1)
     assert run._cache_size() == 1
+
+
+def test_another_function_of_the_leaves_runs_on_the_smaller_ones():
+    def fn(params, x, training=False):
+        hidden = jnp.concatenate([x @ params["left"], x @ params["right"]], axis=1)
+        mean = hidden.mean(0) if training else params["mean"]
+        return jax.nn.relu(hidden - mean) @ params["down"], mean
+
+    params = {
+        "left": normal(4, 8),
+        "right": normal(4, 16, seed=1),
+        "mean": jnp.zeros(24),
+        "down": normal(24, 3, seed=2),
+    }
+    x = normal(60, 4, seed=3)
+    inference = lambda params, x: fn(params, x)[0]
+    plan = architecture.plan(inference, params, [x], flops=0.6, multiple_of=1)
+    small = architecture.compress(inference, params, plan)
+    count = small.params["mean"].size
+    assert count < 24
+    updated = lambda params, x: (
+        fn(params, x, training=True)[0],
+        0.9 * params["mean"] + 0.1 * fn(params, x, training=True)[1],
+    )
+    y, mean = architecture.resized(updated, params, plan.cuts)(small.params, x)
+    wanted, _ = fn(small.params, x, training=True)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    assert mean.shape == (count,)
+    ignores = lambda params, x: fn(params, x, training=True)[0]
+    with pytest.raises(ValueError, match="take axis 0 of 'mean' apart as the function"):
+        architecture.resized(ignores, params, plan.cuts)(small.params, x)

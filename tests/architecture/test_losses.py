@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dsbp_jax import architecture
-from dsbp_jax.architecture import losses, planning, sensitivity
+from dsbp_jax.architecture import examples, losses, planning, sensitivity
 from dsbp_jax.architecture.axis_walk import trace_axes
 from dsbp_jax.architecture.compression import resized
 from dsbp_jax.architecture.cuts import apply_cuts
@@ -63,7 +63,8 @@ def test_a_loss_is_what_the_outputs_lose_with_that_group_alone():
         cuts = tuple(cut for cut in plan.cuts if cut.group == one.group)
         small = apply_cuts(plan.structure, params, cuts)
         change = resized(fn, params, cuts)(small, x) - whole
-        wanted = float(jnp.sum(change**2) / jnp.sum(whole**2))
+        variance = jnp.sum((whole - whole[:1]) ** 2) / 2
+        wanted = float(jnp.sum(change**2) / variance)
         assert one.loss == pytest.approx(wanted, rel=1e-3, abs=1e-9)
     assert "loss" in str(plan).splitlines()[0]
 
@@ -121,7 +122,7 @@ def test_of_one_output_the_metric_is_exact():
     wanted = {"mid": cotangent, "up": cotangent @ params["mid"].T}
     for name, rows in wanted.items():
         np.testing.assert_allclose(
-            gram(found[name]), repeats * rows.T @ rows, rtol=1e-4, atol=1e-4
+            gram(found[name]), repeats * rows.T @ rows, atol=2e-3 * jnp.sum(rows**2)
         )
 
 
@@ -138,7 +139,7 @@ def test_stacks_and_convolutions_have_a_metric_each():
     repeats = 2  # of each example
     assert found.shape == (3, 4, 4)
     np.testing.assert_allclose(
-        gram(found[2]), repeats * rows.T @ rows, rtol=1e-4, atol=1e-4
+        gram(found[2]), repeats * rows.T @ rows, atol=4e-3 * jnp.sum(rows**2)
     )
     model = models.linen_resnet()
     names = [name for name in leaves_by_path(model.params) if name.endswith("kernel")]
@@ -156,7 +157,7 @@ def test_wide_answers_are_sketched():
     rows = slopes * params["down"].sum(axis=1)
     wanted = 2 * np.asarray(rows.T @ rows)
     assert found.shape == (300, 64)
-    assert np.trace(gram(found)) / 64 == pytest.approx(np.trace(wanted), rel=0.2)
+    assert np.trace(gram(found)) == pytest.approx(np.trace(wanted), rel=0.2)
 
 
 def test_functions_without_a_derivative_are_planned_all_the_same():
@@ -187,3 +188,136 @@ def test_a_batch_of_one_example_and_scalars_beside_it():
     plan = architecture.plan(fn, params, [batch], flops=0.5, multiple_of=1)
     assert plan.groups[0].width == 8
     assert plan.groups[0].loss > 0
+
+
+@pytest.mark.parametrize("masked", [-jnp.inf, -1e9, jnp.finfo(jnp.float32).min])
+def test_outputs_that_are_masked_count_for_nothing(masked):
+    fn, params, x = models.plain_mlp()
+    shut = lambda params, x: jnp.pad(
+        fn(params, x), ((0, 0), (0, 1)), constant_values=masked
+    )
+    plans = [
+        architecture.plan(one, params, [x], flops=0.5, multiple_of=1)
+        for one in (fn, shut)
+    ]
+    for one, other in zip(*(plan.groups for plan in plans), strict=True):
+        assert abs(other.width - one.width) <= 1
+        assert 0.5 * one.loss < other.loss < 2 * one.loss
+
+
+def test_outputs_in_half_precision_do_not_overflow():
+    fn, params, x = models.plain_mlp()
+    half = lambda params, x: (30 * fn(params, x)).astype(jnp.float16)
+    plan = architecture.plan(half, params, [x], flops=0.5, multiple_of=1)
+    assert all(0 <= one.loss < 1 for one in plan.groups)
+
+
+def test_a_derivative_that_is_not_finite_is_none():
+    root = lambda h: jnp.where(h > 0, jnp.sqrt(h), 0)
+    fn = lambda params, x: (
+        root(jnp.tanh(x @ params["up"]) @ params["mid"]) @ params["down"]
+    )
+    params = {
+        "up": normal(6, 16),
+        "mid": normal(16, 16, seed=1),
+        "down": normal(16, 3, seed=3),
+    }
+    x = normal(100, 6, seed=2)
+    assert roots(fn, params, x, "mid") == {}
+    assert architecture.plan(fn, params, [x], flops=0.5, multiple_of=1).flops <= 0.5
+
+
+def test_pairs_past_an_exponential_are_measured_on_the_smaller_model():
+    def fn(params, x):
+        q, k = jnp.exp(x @ params["q"]), jnp.exp(x @ params["k"])
+        return (q @ k.T) @ x @ params["down"]
+
+    params = {
+        "q": normal(4, 12) / 8,
+        "k": normal(4, 12, seed=1) / 8,
+        "down": normal(4, 3, seed=2),
+    }
+    x = normal(40, 4, seed=3)
+    plan = architecture.plan(fn, params, [x], flops=0.8, multiple_of=1)
+    (one,) = (one for one in plan.groups if one.group.pairs)
+    assert one.width < 12
+    small = architecture.compress(fn, params, plan)
+    whole = fn(params, x)
+    change = small.apply(small.params, x) - whole
+    wanted = jnp.sum(change**2) / (jnp.sum((whole - whole[:1]) ** 2) / 2)
+    assert one.loss == pytest.approx(float(wanted), rel=0.5)  # between those tried
+
+
+def test_a_kernel_that_a_loop_shares_has_the_metric_of_all_its_rows():
+    def fn(params, x):
+        hidden = x
+        step = lambda h, _: (-jnp.tanh(h @ params["w"]), None)
+        hidden, _ = jax.lax.scan(step, hidden, None, length=2)
+        return hidden @ params["head"]
+
+    params = {"w": normal(300, 300) / 17, "head": normal(300, 1, seed=1)}
+    with jax.enable_x64(True):
+        x = normal(16, 300, seed=2)
+        found = roots(fn, params, x, "w")["w"]
+    first = x @ params["w"]
+    second = -jnp.tanh(first) @ params["w"]
+    last = -(1 - jnp.tanh(second) ** 2) * params["head"][:, 0]
+    before = -(1 - jnp.tanh(first) ** 2) * (last @ params["w"].T)
+    wanted = 2 * (last.T @ last + before.T @ before)
+    assert found.shape == (300, 300)
+    np.testing.assert_allclose(gram(found), wanted, atol=0.01 * jnp.max(wanted))
+
+
+def test_a_branch_that_the_examples_do_not_reach_keeps_its_order():
+    def fn(params, x):
+        arms = [
+            lambda x, arm=arm: jnp.tanh(x @ arm["up"]) @ arm["down"]
+            for arm in params["arms"]
+        ]
+        return jax.lax.switch((x[0, 0] > 100).astype(jnp.int32), arms, x)
+
+    arm = lambda seed: {"up": normal(6, 16, seed=seed), "down": normal(16, 3, seed=7)}
+    params = {"arms": [arm(1), arm(2)]}
+    x = normal(100, 6, seed=3)
+    found = roots(fn, params, x, "arms/0/down", "arms/1/down")
+    assert all(np.linalg.matrix_rank(gram(one)) == 3 for one in found.values())
+    far = x.at[0, 0].set(200.0)
+    plan = architecture.plan(fn, params, [x, far], flops=0.9, multiple_of=1)
+    assert plan.flops <= 0.9
+
+
+def test_functions_of_one_batch_size_are_planned_on_all_of_it():
+    fn, params, x = models.plain_mlp()
+    fixed = lambda params, x: fn(params, x.reshape(200, 6) + jnp.zeros((200, 1)))
+    plan = architecture.plan(fixed, params, [x], flops=0.5, multiple_of=1)
+    assert all(one.loss is not None for one in plan.groups)
+
+
+def test_what_examples_share_is_not_cut_into_examples():
+    batch = {"x": np.zeros((20, 3)), "mask": np.ones((1, 5)), "scale": 2.0}
+    part = examples.some(batch, 4, 8)
+    assert examples.count(batch) == 20
+    assert (part["x"].shape, part["mask"].shape) == ((8, 3), (1, 5))
+
+
+def test_a_plan_is_the_same_twice():
+    fn, params, x = models.linen_vit()
+    plans = [
+        architecture.plan(fn, params, [x], flops=0.5, multiple_of=1) for _ in range(2)
+    ]
+    assert str(plans[0]) == str(plans[1])
+
+
+def test_groups_that_are_too_wide_are_estimated_from_the_others():
+    fn = lambda params, x: (
+        jnp.tanh(jnp.tanh(x @ params["up"]) @ params["mid"]) @ params["down"]
+    )
+    params = {
+        "up": normal(4, 2100),
+        "mid": normal(2100, 8, seed=1) / 45,
+        "down": normal(8, 2, seed=2),
+    }
+    plan = architecture.plan(fn, params, [normal(60, 4, seed=3)], flops=0.5)
+    wide = {one.group.name: one for one in plan.groups}["up"]
+    assert wide.width < 2100
+    assert wide.loss is not None

@@ -8,7 +8,7 @@ from experiments.tuned_config import TunedConfig
 
 #: Ways to cut, ours first, and the options of each; `whole` cuts nothing.
 METHODS = dict.fromkeys(
-    ("spectral", "unrepaired", "l1", "magnitude", "random", "svd", "whole"),
+    ("spectral", "factors", "unrepaired", "l1", "magnitude", "random", "svd", "whole"),
     ("flops",),
 )
 
@@ -26,7 +26,7 @@ class CompressionConfig(TunedConfig):
     methods: ClassVar = METHODS
 
     method: str = "spectral"
-    """How it is cut: spectral is ours, whole is not cut."""
+    """How it is cut: spectral and factors are ours, whole is not cut."""
 
     flops: float = 0.5
     """Share of the FLOPs that is kept."""

@@ -2,9 +2,11 @@
 
 All run in the harness of `dsbp_jax.architecture`: the same groups, the same evaluation
 on smaller leaves, equal FLOPs. None looks at activations, and none repairs; but
-`unrepaired`, which has our choice, to tell it from the repair.
+`unrepaired`, which has our choice, to tell it from the repair, and `factors`, which is
+`architecture.factorize`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ import numpy as np
 from dsbp_jax import architecture
 from dsbp_jax.architecture.axis_walk import trace_axes
 from dsbp_jax.architecture.cuts import Cut, apply_cuts, sizes_of
-from dsbp_jax.architecture.factorization import Split, factored, separable
+from dsbp_jax.architecture.factorization import Split, factored, ranked, separable
 from dsbp_jax.architecture.groups import Group, groups_of
 from dsbp_jax.architecture.moments import Moments
 from dsbp_jax.architecture.widths import Curve, share_out
@@ -168,6 +170,13 @@ def _unrepaired(fn, params, batches, share, multiple_of, seed) -> Smaller:
     return _smaller(params, plan.structure, bare, plan.flops)
 
 
+def _factors(fn, params, batches, share, multiple_of, seed) -> Smaller:
+    """Kernels split by what their layers see, as `architecture.factorize` does."""
+    del multiple_of, seed
+    structure = trace_axes(fn, params, (batches[0],))
+    return _split(fn, params, structure, *ranked(fn, params, batches, None, share))
+
+
 def _svd(fn, params, batches, share, multiple_of, seed) -> Smaller:
     """Each kernel by its own SVD, ranks shared out by what is left of its norm."""
     del multiple_of, seed
@@ -179,13 +188,25 @@ def _svd(fn, params, batches, share, multiple_of, seed) -> Smaller:
         white = Moments(math.prod(stack), d_in)
         white.add(np.sqrt(d_in) * np.stack([np.eye(d_in)] * math.prod(stack)))
         splits.append(Split(site, leaves[site.path], white))
-    whole = structure.flops({})
-    cost = lambda ranks: (
-        1
-        - sum(split.saved(rank) for split, rank in zip(splits, ranks, strict=True))
-        / whole
-    )
+    cost = functools.partial(_cost, structure, splits)
     ranks = share_out([Curve(s.errors, s.full, 1) for s in splits], cost, share)
+    return _split(fn, params, structure, splits, ranks)
+
+
+def _cost(structure: Any, splits: Sequence[Split], ranks: Sequence[int]) -> float:
+    """The share of the FLOPs that is kept."""
+    saved = sum(split.saved(rank) for split, rank in zip(splits, ranks, strict=True))
+    return 1 - saved / structure.flops({})
+
+
+def _split(
+    fn: Function,
+    params: Any,
+    structure: Any,
+    splits: Sequence[Split],
+    ranks: Sequence[int],
+) -> Smaller:
+    """Kernels with these ranks."""
     _, small = factored(fn, params, splits, ranks)
     # Factors take the places of their kernels, to be trained where these were.
     factors = small["factors"]
@@ -204,7 +225,7 @@ def _svd(fn, params, batches, share, multiple_of, seed) -> Smaller:
 
         return apply
 
-    return Smaller(resized, arrays, cost(ranks))
+    return Smaller(resized, arrays, _cost(structure, splits, ranks))
 
 
 Rival = Callable[[Any, Any, Sequence[jax.Array], float, int, int], Smaller]
@@ -213,5 +234,6 @@ RIVALS: dict[str, Rival] = {
     "l1": _l1,
     "magnitude": _magnitude,
     "random": _random,
+    "factors": _factors,
     "svd": _svd,
 }

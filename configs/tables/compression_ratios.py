@@ -23,7 +23,7 @@ def table(scale: str) -> Table:
             *(
                 f"{method}:flops={share}"
                 for share in SHARES
-                for method in ("spectral", "l1", "magnitude")
+                for method in ("spectral", "factors", "l1", "magnitude")
             ),
         ),
         seeds=3,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsbp_jax.architecture.axis_walk import trace_axes
+from dsbp_jax.architecture.losses import Outputs, set_losses, tried
 from dsbp_jax.architecture.moments import Moments
 from dsbp_jax.architecture.selection import width_of_energy
 from dsbp_jax.architecture.widths import Curve, share_out
@@ -54,7 +55,8 @@ def factorize(
       batches: An iterable of x, at least one.
       energy: In (0, 1]: each kernel has the least rank with which at most `1 − energy`
         of the mean square of its answers is lost, where that saves operations.
-      flops: In (0, 1]: the share of the operations of all products that is kept.
+      flops: In (0, 1]: the share of the operations of all products that is kept; ranks
+        are shared out as `plan` shares out widths.
 
     Returns:
       A function and its parameters: a dict of `params`, the tree with None for each
@@ -81,6 +83,17 @@ def factorize(
       >>> bool(jnp.allclose(thin(small, x), fn(params, x), atol=1e-4))
       True
     """
+    return factored(fn, params, *ranked(fn, params, batches, energy, flops))
+
+
+def ranked(
+    fn: Callable[..., Any],
+    params: Any,
+    batches: Iterable[Any],
+    energy: float | None,
+    flops: float | None,
+) -> tuple[list["Split"], list[int]]:
+    """The kernels that can be split, and a rank for each; arguments as `factorize`."""
     given = {
         name: goal
         for name, goal in (("energy", energy), ("flops", flops))
@@ -113,13 +126,35 @@ def factorize(
             / max(whole, 1)
         )
         curves = [Curve(split.errors, split.full, 1) for split in splits]
+        _measure(fn, params, splits, curves, sample)
         ranks = share_out(curves, costs, goal)
     if not any(split.saved(max(1, r)) for split, r in zip(splits, ranks, strict=True)):
         raise ValueError(
             f"{name}={goal:g} saves no operations: none of the {len(splits)} kernels "
             "that can be split has a rank that is low enough"
         )
-    return factored(fn, params, splits, ranks)
+    return splits, ranks
+
+
+def _measure(
+    fn: Callable[..., Any],
+    params: Any,
+    splits: Sequence["Split"],
+    curves: Sequence[Curve],
+    batch: Any,
+) -> None:
+    """Puts into each curve what the outputs lose with a rank, if that can be said."""
+    ranks = [tried(curve) for curve in curves]
+    outputs = Outputs(fn, params, batch, sum(map(len, ranks)))
+    if not outputs.known:
+        return
+
+    def lost(split: Split, rank: int) -> float:
+        new = {split.site.path: split.product(rank)}
+        return outputs.lost(map_paths(lambda path, leaf: new.get(path, leaf), params))
+
+    both = zip(splits, ranks, strict=True)
+    set_losses(curves, ranks, [[lost(one, rank) for rank in at] for one, at in both])
 
 
 def factored(
@@ -270,6 +305,12 @@ class Split:
         whole = rows * self.window * self.d_in * self.d_out
         thin = rows_in * self.d_in * rank + rows * self.window * rank * self.d_out
         return 2 * times * max(whole - thin, 0)
+
+    def product(self, rank: int) -> jax.Array:
+        """The leaf that a rank leaves of it."""
+        thin = self.factors(rank)
+        whole = jnp.matmul(thin["a"][..., None, :, :], thin["b"])
+        return self.site.view.from_matrix(whole, self.site.shape)
 
     def factors(self, rank: int) -> dict[str, jax.Array]:
         """A and B of a rank, their columns and rows of one scale."""

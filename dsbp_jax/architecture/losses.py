@@ -1,4 +1,4 @@
-"""What the outputs lose with a width: measured, one group at a time.
+"""What the outputs lose with a width or a rank: measured, one at a time.
 
 A group that is cut can be written into kernels of the original size, whose rows for
 what is dropped are zero. So the function itself runs on them, compiled once, and its
@@ -32,10 +32,94 @@ _PASSES = 16  # within these bounds, so many passes of the first batch
 _TINY = 1e-12  # share of the largest loss that is none
 
 
-def measure_losses(
+class Outputs:
+    """What a function answers on some examples, and what others lose of it.
+
+    Args:
+      fn: The function.
+      params: Its parameters.
+      batch: Arrays whose leading axis is the batch; some of its examples are taken.
+      trials: How often `lost` will be asked.
+    """
+
+    def __init__(self, fn: Callable[..., Any], params: Any, batch: Any, trials: int):
+        number = _PASSES * examples.count(batch) // max(trials, 1)
+        trace_of = lambda batch: jax.eval_shape(lambda: array_leaves(fn(params, batch)))
+        number = examples.at_once(trace_of, batch, min(max(number, _LEAST), _MOST))
+        self._params, self._x = params, examples.some(batch, 0, number)
+        self._run, arrays = compiled(fn, params, self._x)
+        self._answers = _floating(self._run(arrays))
+        self._size = sum(_variance(one, number) for one in self._answers)
+
+    @property
+    def known(self) -> bool:
+        """Whether something can be lost: some output is floating, and not all alike."""
+        return 0 < self._size < np.inf
+
+    def lost(self, params: Any) -> float:
+        """What is lost with other numbers in the leaves, as a share of the variance."""
+        placed = _placed(params, self._params)
+        return self._share(self._run(array_leaves((placed, self._x))))
+
+    def lost_by(self, fn: Callable[..., Any], params: Any) -> float:
+        """What another function loses, with its own leaves."""
+        run, arrays = compiled(fn, params, self._x)
+        return self._share(run(arrays))
+
+    def _share(self, found: Sequence[Any]) -> float:
+        return sum(map(_change, _floating(found), self._answers)) / self._size
+
+
+def tried(curve: Curve) -> list[int]:
+    """Some of the widths that there may be, the least among them, but the whole.
+
+    None of the widest: matrices would be formed that are too large.
+    """
+    if curve.size > MAX_DENSE:
+        return []
+    count = _WIDTHS if curve.size <= _WIDE else _WIDTHS_WIDE
+    steps = np.linspace(0, len(curve.widths) - 1, count + 1)[:-1]
+    widths = curve.widths[np.unique(steps.astype(int))]
+    return [int(width) for width in widths if width < curve.size]
+
+
+def set_losses(
+    curves: Sequence[Curve], widths: Sequence[Sequence[int]], lost: Sequence[Any]
+) -> bool:
+    """Puts what was measured into the curves.
+
+    Between the widths that were tried the ratio of loss to error is interpolated, in
+    logarithms; where none was, it is that of the others in the mean.
+
+    Args:
+      curves: The curves; `losses` of each is set.
+      widths: Of each curve, those that were tried.
+      lost: What each of these lost.
+
+    Returns:
+      Whether all of it is finite; else nothing is set.
+    """
+    found = np.array([number for own in lost for number in own])
+    if not np.isfinite(found).all():
+        return False
+    floor = _TINY * float(np.max(found, initial=0)) + 1e-300
+    ratios = [
+        np.log(np.maximum(own, floor))
+        - np.log(np.maximum([curve.error(width) for width in at], _TINY))
+        for own, curve, at in zip(lost, curves, widths, strict=True)
+    ]
+    others = float(np.mean(np.concatenate(ratios))) if len(found) else 0.0
+    for curve, at, own in zip(curves, widths, ratios, strict=True):
+        errors = np.array([curve.error(width) for width in curve.widths])
+        losses = errors * np.exp(np.interp(curve.widths, at, own) if at else others)
+        # A narrower one may lose less by chance, which is nothing to count on.
+        curve.losses = np.maximum.accumulate(losses[::-1])[::-1]
+    return True
+
+
+def measure_groups(
     fn: Callable[..., Any],
     params: Any,
-    trace_of: Callable[[Any], AxisTrace],
     structure: AxisTrace,
     spectra: Sequence[Measured | Merged],
     curves: Sequence[Curve],
@@ -46,73 +130,37 @@ def measure_losses(
     Args:
       fn: The function.
       params: Its parameters.
-      trace_of: Traces it on a batch.
       structure: The function, traced.
       spectra: The groups.
       curves: Theirs; `losses` of each is set.
-      batch: Arrays whose leading axis is the batch; some of its examples are taken.
+      batch: Arrays whose leading axis is the batch.
 
     Returns:
-      Whether that can be said: no output is floating, or all are alike, where not.
+      Whether that can be said.
     """
-    tried = [_tried(one, curve) for one, curve in zip(spectra, curves, strict=True)]
-    whole = examples.count(batch)
-    number = _PASSES * whole // max(sum(map(len, tried)), 1)
-    number = examples.at_once(trace_of, batch, min(max(number, _LEAST), _MOST))
-    x = examples.some(batch, 0, number)
-    run, arrays = compiled(fn, params, x)
-    outputs = _floating(run(arrays))
-    size = sum(_variance(one, number) for one in outputs)
-    if not 0 < size < np.inf:
+    both = zip(spectra, curves, strict=True)
+    pairs = [(one, curve) for one, curve in both if isinstance(one, Measured)]
+    own = [curve for _, curve in pairs]  # copies go, and nothing is lost
+    widths = [tried(curve) for curve in own]
+    outputs = Outputs(fn, params, batch, sum(map(len, widths)))
+    if not outputs.known:
         return False
-    measured = []
-    for one, widths in zip(spectra, tried, strict=True):
-        lost = []
-        for width in widths:
-            assert isinstance(one, Measured)
-            cut = one.cut(width)
-            if _is_in_place(structure, cut):
-                small = apply_cuts(structure, params, (_in_place(structure, cut),))
-                found = run(array_leaves((_placed(small, params), x)))
-            else:
-                small = apply_cuts(structure, params, (cut,))
-                shorter, arrays = compiled(resized(fn, params, (cut,)), small, x)
-                found = shorter(arrays)
-            changes = map(_change, _floating(found), outputs)
-            lost.append(sum(changes) / size)
-        measured.append(np.array(lost))
-    found = np.concatenate(measured)
-    if not np.isfinite(found).all():
-        return False
-    floor = _TINY * float(np.max(found, initial=0)) + 1e-300
-    ratios = [
-        np.log(np.maximum(lost, floor))
-        - np.log(np.maximum([curve.error(width) for width in widths], _TINY))
-        for lost, curve, widths in zip(measured, curves, tried, strict=True)
-    ]
-    others = float(np.mean(np.concatenate(ratios))) if len(found) else 0.0
-    for one, curve, widths, own in zip(spectra, curves, tried, ratios, strict=True):
-        if isinstance(one, Measured):
-            errors = np.array([curve.error(width) for width in curve.widths])
-            between = np.interp(curve.widths, widths, own) if widths else others
-            losses = errors * np.exp(between)
-            # A narrower one may lose less by chance, which is nothing to count on.
-            curve.losses = np.maximum.accumulate(losses[::-1])[::-1]
-    return True
 
+    def lost(cut: Cut) -> float:
+        if _is_in_place(structure, cut):
+            whole = _in_place(structure, cut)
+            return outputs.lost(apply_cuts(structure, params, (whole,)))
+        small = apply_cuts(structure, params, (cut,))
+        return outputs.lost_by(resized(fn, params, (cut,)), small)
 
-def _tried(one: Measured | Merged, curve: Curve) -> list[int]:
-    """Some of the widths that a group may have, the least among them, but the whole.
-
-    None where copies go, which loses nothing, and none of the widest, whose kernels
-    would be multiplied by matrices that are too large.
-    """
-    if isinstance(one, Merged) or curve.size > MAX_DENSE:
-        return []
-    count = _WIDTHS if curve.size <= _WIDE else _WIDTHS_WIDE
-    steps = np.linspace(0, len(curve.widths) - 1, count + 1)[:-1]
-    widths = curve.widths[np.unique(steps.astype(int))]
-    return [int(width) for width in widths if width < curve.size]
+    return set_losses(
+        own,
+        widths,
+        [
+            [lost(one.cut(width)) for width in at]
+            for (one, _), at in zip(pairs, widths, strict=True)
+        ],
+    )
 
 
 def _is_in_place(structure: AxisTrace, cut: Cut) -> bool:

@@ -8,7 +8,7 @@ from dsbp_jax.architecture import selection
 from dsbp_jax.architecture.axis_walk import AxisTrace, trace_axes
 from dsbp_jax.architecture.collecting import collect
 from dsbp_jax.architecture.groups import Group, Groups, atom_of, groups_of
-from dsbp_jax.architecture.losses import measure_losses
+from dsbp_jax.architecture.losses import measure_groups
 from dsbp_jax.architecture.measured import Measured
 from dsbp_jax.architecture.merging import Merged
 from dsbp_jax.architecture.plans import GroupPlan, Plan
@@ -123,7 +123,7 @@ def plan(
     ]
     planner = _Planner(structure, spectra, multiple_of, left, sample)
     if energy is None:
-        planner.measure(fn, params, trace_of)
+        planner.measure(fn, params)
     if name == "latency":
         return to_latency(fn, params, planner, goal, sizes)
     result = planner.at(**{name: goal})
@@ -188,21 +188,10 @@ class _Planner:
         ]
         self.whole = structure.flops({}), structure.parameters({})
 
-    def measure(
-        self,
-        fn: Callable[..., Any],
-        params: Any,
-        trace_of: Callable[[Any], AxisTrace],
-    ) -> None:
+    def measure(self, fn: Callable[..., Any], params: Any) -> None:
         """Measures what the outputs lose with each width, if they can."""
-        self.losses_known = measure_losses(
-            fn,
-            params,
-            trace_of,
-            self.structure,
-            self.measured,
-            self.curves,
-            self.sample,
+        self.losses_known = measure_groups(
+            fn, params, self.structure, self.measured, self.curves, self.sample
         )
 
     def flops(self, widths: Sequence[int]) -> float:

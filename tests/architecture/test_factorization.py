@@ -100,3 +100,24 @@ def test_bad_input_is_one_clear_line(options, message):
         architecture.factorize(model.fn, model.params, [model.x], **options)
     with pytest.raises(ValueError, match="at least one batch"):
         architecture.factorize(model.fn, model.params, [], energy=0.5)
+
+
+def test_ranks_go_by_what_the_outputs_lose():
+    def fn(params, x):
+        for branch in params["branches"]:
+            x = x + 0.1 * jax.nn.relu(x @ branch["up"]) @ branch["down"]
+        return x @ params["head"]
+
+    branch = lambda seed: {
+        "up": normal(24, 24, seed=seed) / 5,
+        "down": normal(24, 24, seed=seed + 1) / 5,
+    }
+    params = {
+        "branches": [branch(seed) for seed in (1, 3)],
+        "head": normal(24, 24, seed=9) / 5,
+    }
+    x = normal(200, 24, seed=11)
+    thin, small = architecture.factorize(fn, params, [x], flops=0.5)
+    assert "head" not in small["factors"]
+    lost = jnp.sum((thin(small, x) - fn(params, x)) ** 2) / jnp.sum(fn(params, x) ** 2)
+    assert lost < 0.02

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -113,3 +115,35 @@ def test_rivals_cut_the_features_of_heads():
         small = RIVALS[method](apply, params, [x], 0.6, 2, 0)
         assert small.flops <= 0.6
         assert small.resized(apply)(small.arrays, x).shape == (4, 3)
+
+
+@pytest.mark.parametrize("method", ["svd", "factors"])
+def test_factors_are_trained_where_their_kernels_were(method):
+    fn = lambda arrays, x: (
+        np.tanh(1) * x @ arrays["params"]["up"] @ arrays["params"]["down"]
+        + arrays["rest"]["mean"]
+    )
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    arrays = {
+        "params": {"up": normal(24, 32), "down": normal(32, 16)},
+        "rest": {"mean": normal(16)},
+    }
+    x = normal(50, 24)
+    small = RIVALS[method](fn, arrays, [x], 0.6, 1, 0)
+    assert small.flops <= 0.6
+    assert set(small.arrays) == {"params", "rest"}
+    assert any(
+        set(kernel) == {"a", "b"}
+        for kernel in small.arrays["params"].values()
+        if isinstance(kernel, dict)
+    )
+    run = small.resized(fn)
+    twice = small.resized(lambda arrays, x: (2 * fn(arrays, x), arrays["rest"]))
+    y, rest = twice(small.arrays, x)
+    np.testing.assert_allclose(y, 2 * run(small.arrays, x), rtol=1e-5)
+    assert rest["mean"].shape == (16,)
+    grads = jax.grad(lambda params: run({**small.arrays, "params": params}, x).sum())
+    found = jax.tree.leaves(grads(small.arrays["params"]))
+    assert len(found) >= 3
+    assert all(jnp.any(one != 0) for one in found)

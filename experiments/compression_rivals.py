@@ -113,7 +113,12 @@ def _by_scores(
       across: Whether scores of all groups are compared; else all widths shrink alike.
     """
     structure = trace_axes(fn, params, (batches[0],))
-    groups = [group for group in groups_of(structure).groups if not group.reason]
+    # A width that LayerNorm sums over is not cut, by us neither: its mean would change.
+    groups = [
+        group
+        for group in groups_of(structure).groups
+        if not group.reason and not group.merged
+    ]
     found = [scores(structure, group) for group in groups]
     ranked = [np.argsort(-own, axis=-1, kind="stable") for own in found]
     relative = [own / max(own.mean(), 1e-30) for own in found]

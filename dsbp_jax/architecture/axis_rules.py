@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dsbp_jax.architecture.axes import UNIT, Axes
+from dsbp_jax.architecture.draw_rules import DRAWS
 from dsbp_jax.architecture.values import (
     ELEMENTWISE,
     LINEAR,
@@ -377,6 +378,7 @@ def _pad(axes: Axes, equation: Any, operands: Sequence[Value]) -> list[Value]:
 
 
 _RULES: dict[str, Rule] = {
+    **DRAWS,
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(REDUCTIONS, _reduce),
     **dict.fromkeys(WINDOWS, _window),

@@ -2,7 +2,8 @@
 
 A group that is cut can be written into kernels of the original size, whose rows for
 what is dropped are zero. So the function itself runs on them, compiled once, and its
-outputs say what the cut costs, whatever stands between.
+outputs say what the cut costs, whatever stands between. (Pairs that a nonlinearity
+precedes are measured on the smaller model.)
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import numpy as np
 
 from dsbp_jax.architecture import examples
 from dsbp_jax.architecture.axis_walk import AxisTrace
-from dsbp_jax.architecture.compression import compiled, resized
+from dsbp_jax.architecture.compression import MASKED, compiled, resized
 from dsbp_jax.architecture.cuts import Cut, apply_cuts
 from dsbp_jax.architecture.groups import atom_of
 from dsbp_jax.architecture.measured import Measured
@@ -29,7 +30,8 @@ from dsbp_jax.layers import array_leaves
 _WIDTHS, _WIDTHS_WIDE, _WIDE = 5, 3, 512  # of wider groups fewer: repairs are cubic
 _LEAST, _MOST = 4, 128  # examples that are looked at
 _PASSES = 16  # within these bounds, so many passes of the first batch
-_TINY = 1e-12  # share of the largest loss that is none
+_TINY = 1e-12  # of the largest loss: nothing is lost; of an answer's variance, no error
+_WORSE = 10.0  # times the largest loss: one that is not finite
 
 
 class Outputs:
@@ -89,7 +91,8 @@ def set_losses(
     """Puts what was measured into the curves.
 
     Between the widths that were tried the ratio of loss to error is interpolated, in
-    logarithms; where none was, it is that of the others in the mean.
+    logarithms; where none was, or none lost anything, it is that of the others in the
+    mean.
 
     Args:
       curves: The curves; `losses` of each is set.
@@ -97,23 +100,37 @@ def set_losses(
       lost: What each of these lost.
 
     Returns:
-      Whether all of it is finite; else nothing is set.
+      Whether anything was measured; else nothing is set.
     """
     found = np.array([number for own in lost for number in own])
-    if not np.isfinite(found).all():
+    finite = found[np.isfinite(found)]
+    if not len(finite):
         return False
-    floor = _TINY * float(np.max(found, initial=0)) + 1e-300
-    ratios = [
-        np.log(np.maximum(own, floor))
-        - np.log(np.maximum([curve.error(width) for width in at], _TINY))
-        for own, curve, at in zip(lost, curves, widths, strict=True)
+    most = float(np.max(finite))
+    floor = _TINY * most + 1e-300
+    measured, ratios = [], []
+    for own, curve, at in zip(lost, curves, widths, strict=True):
+        # What is not finite is worse than all else; a narrower width that loses less
+        # than a wider one does so by chance.
+        known = np.where(np.isfinite(own), own, _WORSE * most + floor)
+        known = np.maximum.accumulate(np.maximum(known, floor)[::-1])[::-1]
+        errors = np.maximum([curve.error(width) for width in at], _TINY)
+        measured.append(known)
+        ratios.append(np.log(known) - np.log(errors))
+    # Of what loses nothing the examples may not have reached any.
+    reached = [
+        own for own, known in zip(ratios, measured, strict=True) if any(known > floor)
     ]
-    others = float(np.mean(np.concatenate(ratios))) if len(found) else 0.0
-    for curve, at, own in zip(curves, widths, ratios, strict=True):
+    others = float(np.mean(np.concatenate(reached))) if reached else 0.0
+    for curve, at, known, own in zip(curves, widths, measured, ratios, strict=True):
         errors = np.array([curve.error(width) for width in curve.widths])
-        losses = errors * np.exp(np.interp(curve.widths, at, own) if at else others)
-        # A narrower one may lose less by chance, which is nothing to count on.
-        curve.losses = np.maximum.accumulate(losses[::-1])[::-1]
+        if any(known > floor):
+            between = errors * np.exp(np.interp(curve.widths, at, own))
+            narrower = np.searchsorted(at, curve.widths, side="right") - 1
+            curve.losses = np.minimum(between, known[narrower])
+        else:
+            curve.losses = errors * np.exp(others)
+        curve.losses = np.maximum.accumulate(curve.losses[::-1])[::-1]
     return True
 
 
@@ -221,12 +238,18 @@ def _floating(outputs: Sequence[Any]) -> list[jax.Array]:
 
 
 def _variance(output: jax.Array, number: int) -> float:
-    """Squares of how far examples are from the first; of what is finite."""
+    """Squares of how far examples are from the first, over 2."""
     shared = number == 1 or output.ndim == 0 or output.shape[0] != number
-    away = output if shared else (output - output[:1]) / 2**0.5
-    return float(jnp.sum(jnp.where(jnp.isfinite(away), away, 0) ** 2))
+    first = jnp.zeros_like(output) if shared else output[:1]
+    away = jnp.where(_counts(output) & _counts(first), output - first, 0)
+    return float(jnp.sum(away**2)) / (1 if shared else 2)
 
 
 def _change(new: jax.Array, old: jax.Array) -> float:
-    """The sum of squares of what changed; of what was finite."""
-    return float(jnp.sum(jnp.where(jnp.isfinite(old), new - old, 0) ** 2))
+    """The sum of squares of what changed."""
+    return float(jnp.sum(jnp.where(_counts(old), new - old, 0) ** 2))
+
+
+def _counts(output: jax.Array) -> jax.Array:
+    """Where an output says something: it is finite, and no mask."""
+    return jnp.abs(output) < MASKED

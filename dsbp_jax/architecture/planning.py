@@ -48,9 +48,9 @@ def plan(
         others.
       flops: In (0, 1]: the share of the operations of all products that is kept;
         widths are shared out so that what the outputs lose with each, measured one
-        by one, adds up to the least (where no output is floating: what the next layers
-        lose), and neurons are chosen by what the outputs feel of the next layers'
-        answers, where a derivative reaches them.
+        by one, adds up to the least (where that cannot be measured: what the next
+        layers lose), and neurons are chosen by what the outputs feel of the next
+        layers' answers, where a derivative reaches them.
       latency: In (0, 1]: the share of the time of a pass that is kept, at every size
         in `batch_sizes`, by measuring.
       multiple_of: Widths are rounded up to multiples of this, as hardware likes.

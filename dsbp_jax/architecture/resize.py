@@ -199,6 +199,7 @@ _PARAMS: dict[str, _New] = {
     "broadcast_in_dim": lambda *known: {"shape": _result(*known)},
     "reshape": lambda *known: {"new_sizes": _result(*known)},
     "iota": lambda *known: {"shape": _result(*known)},
+    "random_bits": lambda *known: {"shape": _result(*known)},
     "slice": _slice,
     "split": _split,
     "dynamic_slice": _slice_sizes,

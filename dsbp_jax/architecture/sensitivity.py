@@ -24,7 +24,7 @@ _TOGETHER = 8  # examples whose derivatives are held at once
 _SIGNS, _MOST = 2, 256  # random signs of each example; examples with them, in all
 _DENSE = 256  # widest answers whose G is formed
 _COLUMNS = 64  # of the sketch of a wider one
-_REST = 1e-3  # share of the layers' mean that every direction has at least
+_REST = 1e-3  # share of a layer's mean that is added to each direction
 
 
 def sensitivity(
@@ -51,7 +51,7 @@ def sensitivity(
     layers = [
         sites[name]
         for name in dict.fromkeys(names)
-        if sites[name].rule is None and sites[name].carries_gradient
+        if name in sites and _has_metric(sites[name])  # fewer examples, fewer sites
     ]
     if not layers:
         return {}
@@ -69,10 +69,15 @@ def sensitivity(
         total = {name: total[name] + np.asarray(one) for name, one in found.items()}
     if not all(np.isfinite(one).all() for one in total.values()):
         return {}
+    means = {name: _traces(one).mean() / one.shape[-2] for name, one in total.items()}
+    if not any(means.values()):
+        return {}
     # Directions that these examples do not feel, others may.
-    means = [_traces(one).mean() / one.shape[-2] for one in total.values()]
-    rest = _REST * float(np.mean(means))
-    return {name: _root(one, rest) for name, one in total.items()} if rest else {}
+    some = float(np.mean(list(means.values())))
+    return {
+        name: _root(one, _REST * float(means[name] or some))
+        for name, one in total.items()
+    }
 
 
 def _is_gram(found: np.ndarray) -> bool:
@@ -95,15 +100,21 @@ def _root(found: np.ndarray, rest: float) -> np.ndarray:
     return vectors * np.sqrt(np.maximum(values, 0) + rest)[..., None, :]
 
 
-def _columns(site: Site) -> int:
-    """Of what is summed up for a layer: all of G, or a sketch of its root.
+def _has_metric(site: Site) -> bool:
+    """Whether what the outputs feel of a layer can be said.
 
-    A sketch has one sign for each row, so of a kernel that a loop shares it would not
-    tell the rows of one iteration from those of another.
+    Of a kernel that a loop shares G is formed, not sketched: there is one sign for a
+    row of all iterations, which would mix them.
     """
     *_, width = site.view.matrix_shape(site.shape)
-    dense = width <= (MAX_DENSE if site.repeats > 1 else _DENSE)
-    return width if dense else _COLUMNS
+    formed = site.repeats == 1 or width <= MAX_DENSE
+    return formed and site.rule is None and site.carries_gradient
+
+
+def _columns(site: Site) -> int:
+    """Of what is summed up for a layer: all of G, or a sketch of its root."""
+    *_, width = site.view.matrix_shape(site.shape)
+    return width if width <= _DENSE or site.repeats > 1 else _COLUMNS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

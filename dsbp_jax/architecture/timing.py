@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dsbp_jax.architecture import examples
 from dsbp_jax.architecture.compression import compiled, resized
 from dsbp_jax.architecture.cuts import apply_cuts
 from dsbp_jax.architecture.plans import Plan
@@ -58,9 +59,10 @@ def to_latency(
     flops, nearest = goal, None
     for _ in range(_TRIES):
         try:
-            plan = timed(fn, params, planner.at(flops=flops), sizes, refuse=False)
-        except ValueError:
+            smaller = planner.at(flops=flops)
+        except ValueError:  # there is no smaller one
             break
+        plan = timed(fn, params, smaller, sizes, refuse=False)
         ratio = max(after / before for before, after in plan.latency.values())
         if nearest is None or ratio < nearest[0]:
             nearest = ratio, plan
@@ -87,7 +89,8 @@ def _medians(*programs: tuple[Callable[[Any], Any], Any]) -> tuple[float, float]
 
 
 def _sized(x: Any, size: int) -> Any:
-    """A batch of another size: rows repeated or left out."""
-    return jax.tree.map(
-        lambda leaf: leaf[np.arange(size) % leaf.shape[0]] if np.ndim(leaf) else leaf, x
-    )
+    """A batch of another size: examples repeated or left out."""
+    count = examples.count(x)
+    part = lambda leaf: leaf[np.arange(size) % count]
+    along = lambda leaf: np.ndim(leaf) and np.shape(leaf)[0] == count
+    return jax.tree.map(lambda leaf: part(leaf) if along(leaf) else leaf, x)

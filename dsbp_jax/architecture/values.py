@@ -37,7 +37,6 @@ WINDOWS = _names("reduce_window reduce_window_max reduce_window_min reduce_windo
 # Marks of a class.
 NONLINEAR = "nonlinear"  # its entries do not add up: no rotation passes
 REDUCED = "reduced"  # summed over, as by a normalisation
-PAIRED = "paired"  # contracted between two activations, as queries with keys
 
 
 class Value(NamedTuple):

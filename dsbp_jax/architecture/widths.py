@@ -79,17 +79,21 @@ def share_out(
     if (lowest := cost(least)) > target:
         raise ValueError(
             f"no plan keeps flops={target:g}: with every width at its least the "
-            f"nearest is {lowest:.3g}; lower multiple_of, protect less, or ask for more"
+            f"nearest is {lowest:.3g}; ask for more, or let widths be less"
         )
-    widths = whole
-    best = least
-    for _ in range(_ROUNDS):
-        prices = []
-        for index in range(len(curves)):
-            fewer = list(widths)
-            fewer[index] = max(1, widths[index] // 2)
-            drop = cost(widths) - cost(fewer)
-            prices.append(drop / max(widths[index] - fewer[index], 1e-9))
+    total = lambda widths: sum(
+        float(c.losses[np.searchsorted(c.widths, w)])
+        for c, w in zip(curves, widths, strict=True)
+    )
+    widths = best = least
+    for number in range(_ROUNDS):
+        # What a neuron costs where the other groups are as wide as they are so far.
+        at, prices = whole if number == 0 else widths, []
+        for index, curve in enumerate(curves):
+            thin, thick = list(at), list(at)
+            thin[index], thick[index] = least[index], curve.size
+            steps = max(curve.size - least[index], 1)
+            prices.append((cost(thick) - cost(thin)) / steps)
         low, high = 1e-15, 1e9
         for _ in range(_HALVINGS):
             price = (low * high) ** 0.5
@@ -98,10 +102,11 @@ def share_out(
                 for c, unit in zip(curves, prices, strict=True)
             ]
             if cost(found) <= target:
-                best, high = found, price
+                widths, high = found, price
             else:
                 low = price
-        widths = best
+        if total(widths) < total(best):
+            best = widths
     return _filled(curves, cost, target, best)
 
 

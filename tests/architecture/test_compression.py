@@ -255,3 +255,34 @@ def test_another_function_of_the_leaves_runs_on_the_smaller_ones():
     ignores = lambda params, x: fn(params, x, training=True)[0]
     with pytest.raises(ValueError, match="take axis 0 of 'mean' apart as the function"):
         architecture.resized(ignores, params, plan.cuts)(small.params, x)
+
+
+def test_a_network_is_trained_with_dropout_at_the_smaller_sizes():
+    def fn(params, x, key=None):
+        hidden = jax.nn.relu(x @ params["up"])
+        if key is not None:
+            kept = jax.random.bernoulli(key, 0.5, hidden.shape)
+            hidden = jnp.where(kept, 2 * hidden, 0)
+        return hidden @ params["down"]
+
+    params = {"up": normal(4, 32), "down": normal(32, 3, seed=1)}
+    x = normal(60, 4, seed=2)
+    plan = architecture.plan(fn, params, [x], flops=0.5)
+    small = architecture.compress(fn, params, plan)
+    training = lambda params, batch: fn(params, *batch)
+    run = architecture.resized(training, params, plan.cuts)
+    key = jax.random.key(0)
+    found = run(small.params, (x, key))
+    np.testing.assert_allclose(found, fn(small.params, x, key), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [-jnp.inf, -1e9])
+def test_the_same_function_is_seen_behind_masks_and_beside_other_outputs(masked):
+    fn, params, x = models.plain_mlp()
+    many = lambda params, x: (
+        jnp.pad(fn(params, x), ((0, 0), (0, 1)), constant_values=masked),
+        fn(params, x) > 0,
+        jnp.zeros((0,)),
+    )
+    plan = architecture.plan(many, params, [x], flops=0.5)
+    assert architecture.compress(many, params, plan).report.same_function

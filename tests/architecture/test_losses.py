@@ -8,6 +8,7 @@ from dsbp_jax.architecture import examples, losses, planning, sensitivity
 from dsbp_jax.architecture.axis_walk import trace_axes
 from dsbp_jax.architecture.compression import resized
 from dsbp_jax.architecture.cuts import apply_cuts
+from dsbp_jax.architecture.widths import Curve, share_out
 from dsbp_jax.layers import array_leaves, leaves_by_path
 from tests.architecture import models
 from tests.layers.models import normal
@@ -145,7 +146,9 @@ def test_stacks_and_convolutions_have_a_metric_each():
     names = [name for name in leaves_by_path(model.params) if name.endswith("kernel")]
     felt = roots(*model, *names)
     assert {one.ndim for one in felt.values()} == {2}
-    assert all(one.any() for one in felt.values())
+    for one in felt.values():  # more than what is added to each direction
+        values = np.linalg.eigvalsh(gram(one))
+        assert values[-1] > 100 * sensitivity._REST * values.mean()
 
 
 def test_wide_answers_are_sketched():
@@ -157,6 +160,7 @@ def test_wide_answers_are_sketched():
     rows = slopes * params["down"].sum(axis=1)
     wanted = 2 * np.asarray(rows.T @ rows)
     assert found.shape == (300, 64)
+    assert np.corrcoef(np.diag(gram(found)), np.diag(wanted))[0, 1] > 0.9
     assert np.trace(gram(found)) == pytest.approx(np.trace(wanted), rel=0.2)
 
 
@@ -203,6 +207,16 @@ def test_outputs_that_are_masked_count_for_nothing(masked):
     for one, other in zip(*(plan.groups for plan in plans), strict=True):
         assert abs(other.width - one.width) <= 1
         assert 0.5 * one.loss < other.loss < 2 * one.loss
+
+
+def test_a_mask_that_depends_on_the_input_counts_for_nothing():
+    fn, params, x = models.plain_mlp()
+    for masked in (-jnp.inf, -1e9, jnp.finfo(jnp.float32).min):
+        shut = lambda params, x, masked=masked: jnp.where(
+            jnp.arange(3.0) <= jnp.where(x[:, :1] > 0, 2, 1), fn(params, x), masked
+        )
+        plan = architecture.plan(shut, params, [x], flops=0.5, multiple_of=1)
+        assert all(1e-4 < one.loss < 1 for one in plan.groups)
 
 
 def test_outputs_in_half_precision_do_not_overflow():
@@ -282,8 +296,9 @@ def test_a_branch_that_the_examples_do_not_reach_keeps_its_order():
     found = roots(fn, params, x, "arms/0/down", "arms/1/down")
     assert all(np.linalg.matrix_rank(gram(one)) == 3 for one in found.values())
     far = x.at[0, 0].set(200.0)
-    plan = architecture.plan(fn, params, [x, far], flops=0.9, multiple_of=1)
-    assert plan.flops <= 0.9
+    plan = architecture.plan(fn, params, [x, far], flops=0.5, multiple_of=1)
+    widths = {one.group.name: one.width for one in plan.groups}
+    assert min(widths.values()) > 3  # neither is taken for useless
 
 
 def test_functions_of_one_batch_size_are_planned_on_all_of_it():
@@ -317,7 +332,63 @@ def test_groups_that_are_too_wide_are_estimated_from_the_others():
         "mid": normal(2100, 8, seed=1) / 45,
         "down": normal(8, 2, seed=2),
     }
-    plan = architecture.plan(fn, params, [normal(60, 4, seed=3)], flops=0.5)
+    x = normal(600, 4, seed=3)
+    plan = architecture.plan(fn, params, [x], flops=0.1, multiple_of=2)
     wide = {one.group.name: one for one in plan.groups}["up"]
     assert wide.width < 2100
-    assert wide.loss is not None
+    assert 0 < wide.loss < 1
+
+
+def test_losses_are_put_into_curves():
+    errors = np.linspace(1, 0, 17)
+    curves = [Curve(errors, 16, 1) for _ in range(4)]
+    widths = [[1, 8], [1, 8], [], [4, 8]]
+    lost = [[0.5, 0.25], [0.0, 0.0], [], [0.1, np.inf]]
+    assert losses.set_losses(curves, widths, lost)
+    first, unreached, wide, broken = curves
+    assert first.loss(1) == pytest.approx(0.5)
+    assert first.loss(8) == pytest.approx(0.25)
+    assert first.loss(16) == 0
+    assert 0.25 < first.loss(4) < 0.5
+    np.testing.assert_allclose(unreached.losses, wide.losses)  # as the others
+    assert wide.loss(1) > 0.5
+    assert broken.loss(8) == pytest.approx(5.0)  # worse than all else
+    assert broken.loss(4) == pytest.approx(5.0)  # and so is what is narrower
+    for curve in curves:
+        assert (np.diff(curve.losses) <= 0).all()
+
+
+def test_where_nothing_was_measured_errors_stay():
+    curve = Curve(np.linspace(1, 0, 17), 16, 1)
+    before = curve.losses
+    assert not losses.set_losses([curve], [[]], [[]])
+    assert not losses.set_losses([curve], [[1]], [[np.nan]])
+    assert curve.losses is before
+
+
+def test_rounding_where_no_error_is_expected_does_not_explode():
+    errors = np.concatenate([np.linspace(1, 0.01, 8), np.zeros(9)])
+    curve = Curve(errors, 16, 1)
+    losses.set_losses([curve], [[1, 7, 12]], [[0.6, 0.01, 1e-6]])
+    assert curve.loss(1) == pytest.approx(0.6)
+    assert max(curve.losses) == pytest.approx(0.6)
+
+
+def test_square_kernels_have_a_price():
+    flat = lambda n: Curve(np.concatenate([np.full(n, 1e-6), [0.0]]), n, 1)
+    saved = lambda n, rank: max(n * n - 2 * n * rank, 0)
+    cost = lambda ranks: 1 - sum(saved(64, rank) for rank in ranks) / (2 * 64**2)
+    ranks = share_out([flat(64), flat(64)], cost, 0.4)
+    assert cost(ranks) <= 0.4
+    assert max(ranks) < 32
+
+
+def test_fewer_examples_may_have_fewer_layers():
+    def fn(params, x):
+        one = lambda row: jnp.tanh(row @ params["up"]) @ params["down"]
+        return jax.lax.map(one, x, batch_size=32)
+
+    params = {"up": normal(6, 16), "down": normal(16, 3, seed=1)}
+    x = normal(200, 6, seed=2)
+    plan = architecture.plan(fn, params, [x], flops=0.6, multiple_of=1)
+    assert plan.flops <= 0.6

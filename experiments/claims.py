@@ -184,7 +184,7 @@ CLAIMS: tuple[Claim, ...] = (
             ),
             Duel("ViT", "table-compression-vit", "spectral", "magnitude", "accuracy"),
         ),
-        Duel("", "table-compression", "spectral", "l1", "before"),
+        Duel("", "table-compression", "factors", "magnitude", "accuracy"),
     ),
     Claim(
         "models survive shifted data",

@@ -29,7 +29,8 @@ def table(scale: str) -> Table:
         caption=(
             "Fashion-MNIST, two blocks of convolution and two dense layers, 2 epochs "
             "of Adam, cut to half of its FLOPs and tuned for one more; `before` is the "
-            "accuracy before that, latency that of a pass of 256 images; `unrepaired` "
-            "has our channels and widths, and no least squares."
+            "accuracy before that, latency that of a pass of 256 images; `factors` "
+            "splits kernels by what their layers see, `unrepaired` has our channels and "
+            "widths, and no least squares."
         ),
     )

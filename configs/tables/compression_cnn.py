@@ -30,7 +30,7 @@ def table(scale: str) -> Table:
             "Fashion-MNIST, two blocks of convolution and two dense layers, 2 epochs "
             "of Adam, cut to half of its FLOPs and tuned for one more; `before` is the "
             "accuracy before that, latency that of a pass of 256 images; `factors` "
-            "splits kernels by what their layers see, `unrepaired` has our channels and "
-            "widths, and no least squares."
+            "splits kernels by what their layers see, `unrepaired` has our channels "
+            "and widths, and no least squares."
         ),
     )

@@ -36,6 +36,7 @@ def table(scale: str) -> Table:
             "epochs of Adam, cut to half of its FLOPs and tuned for two more, with "
             "statistics of the batch; `before` is the accuracy before that, latency "
             "that of a pass of 256 images; `factors` splits kernels by what their "
-            "layers see, `unrepaired` has our channels and widths, and no least squares."
+            "layers see, `unrepaired` has our channels and widths, and no least "
+            "squares."
         ),
     )

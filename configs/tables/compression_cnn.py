@@ -26,6 +26,7 @@ def table(scale: str) -> Table:
         title="Smaller models: a convolutional network",
         claim="Channels and neurons: what is lost before and after tuning?",
         config=config,
+        contenders=(*first.contenders, "factors"),
         caption=(
             "Fashion-MNIST, two blocks of convolution and two dense layers, 2 epochs "
             "of Adam, cut to half of its FLOPs and tuned for one more; `before` is the "

@@ -20,23 +20,14 @@ def table(scale: str) -> Table:
             tune_epochs=2.0,
             multiple_of=2,
         ),
-        contenders=(
-            "whole",
-            "spectral",
-            "factors",
-            "unrepaired",
-            "l1",
-            "magnitude",
-            "random",
-        ),
+        contenders=("whole", "spectral", "unrepaired", "l1", "magnitude", "random"),
         metrics=("accuracy", "before", "flops", "latency"),
         seeds=3,
         caption=(
             "2,000 images a class of CIFAR-10, a ResNet-18 of 8 to 64 channels, 10 "
             "epochs of Adam, cut to half of its FLOPs and tuned for two more, with "
             "statistics of the batch; `before` is the accuracy before that, latency "
-            "that of a pass of 256 images; `factors` splits kernels by what their "
-            "layers see, `unrepaired` has our channels and widths, and no least "
-            "squares."
+            "that of a pass of 256 images; `unrepaired` has our channels and widths, "
+            "and no least squares."
         ),
     )

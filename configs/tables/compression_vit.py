@@ -28,7 +28,6 @@ def table(scale: str) -> Table:
             "2,000 images a class of CIFAR-10, a ViT of three blocks, 64 wide, 4 "
             "epochs of Adam, cut to half of its FLOPs and tuned for one more; `before` "
             "is the accuracy before that, latency that of a pass of 256 images; "
-            "`factors` splits kernels by what their layers see, `unrepaired` has our "
-            "features and widths, and no least squares."
+            "`unrepaired` has our features and widths, and no least squares."
         ),
     )

@@ -29,7 +29,6 @@ from dsbp_jax.layers import name_of
 
 Rule = Callable[[Axes, Any, Sequence[Value]], list[Value]]
 
-
 _ALONG_AXIS = {
     "cumsum": "axis",
     "cumprod": "axis",

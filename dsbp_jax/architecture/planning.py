@@ -41,8 +41,8 @@ def plan(
       params: All arrays that it needs. What it closes over keeps its axes.
       batches: An iterable of x, at least one; arrays or pytrees of arrays whose leading
         axis is the batch. The first should be like the others: what the outputs feel
-        and lose is measured on some of its examples, if `fn` takes so few, and where outputs are
-        below 1e8 (larger ones stand for masks).
+        and lose is measured on some of its examples, if `fn` takes so few, and where
+        outputs are below 1e8 (larger ones stand for masks).
       energy: In (0, 1]: each group keeps the fewest neurons with which at most this
         much of the variance of what its next layers answer is lost, `1 − energy`. At 1
         nothing goes but dead, constant and duplicated neurons, and what is a sum of

@@ -17,7 +17,13 @@ import numpy as np
 from dsbp_jax import architecture
 from dsbp_jax.architecture.axis_walk import trace_axes
 from dsbp_jax.architecture.cuts import Cut, apply_cuts, sizes_of
-from dsbp_jax.architecture.factorization import Split, factored, ranked, separable
+from dsbp_jax.architecture.factorization import (
+    Split,
+    factored,
+    ranked,
+    separable,
+    share_kept,
+)
 from dsbp_jax.architecture.groups import Group, groups_of
 from dsbp_jax.architecture.moments import Moments
 from dsbp_jax.architecture.widths import Curve, share_out
@@ -193,15 +199,9 @@ def _svd(fn, params, batches, share, multiple_of, seed) -> Smaller:
         white = Moments(math.prod(stack), d_in)
         white.add(np.sqrt(d_in) * np.stack([np.eye(d_in)] * math.prod(stack)))
         splits.append(Split(site, leaves[site.path], white))
-    cost = functools.partial(_cost, structure, splits)
+    cost = functools.partial(share_kept, structure.flops({}), splits)
     ranks = share_out([Curve(s.errors, s.full, 1) for s in splits], cost, share)
     return _split(fn, params, structure, splits, ranks)
-
-
-def _cost(structure: Any, splits: Sequence[Split], ranks: Sequence[int]) -> float:
-    """The share of the FLOPs that is kept."""
-    saved = sum(split.saved(rank) for split, rank in zip(splits, ranks, strict=True))
-    return 1 - saved / structure.flops({})
 
 
 def _split(
@@ -230,7 +230,8 @@ def _split(
 
         return apply
 
-    return Smaller(resized, arrays, _cost(structure, splits, ranks))
+    share = share_kept(structure.flops({}), splits, ranks)
+    return Smaller(resized, arrays, share)
 
 
 Rival = Callable[[Any, Any, Sequence[jax.Array], float, int, int], Smaller]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsbp_jax.architecture.axis_walk import AxisTrace
-from dsbp_jax.architecture.groups import Group, atom_of, beside_of
+from dsbp_jax.architecture.groups import Group, atom_of, beside_of, place_atom
 from dsbp_jax.architecture.leaf_maps import map_axis
 from dsbp_jax.layers import Site, leaves_by_path, map_paths
 
@@ -72,8 +72,7 @@ def _atoms(structure: AxisTrace, group: Group) -> set[int]:
     """
     found = set()
     for place in group.places:
-        axis = structure.leaves[place.path][place.axis]
-        atoms = [structure.axes.find(atom) for atom in structure.axes.atoms(axis)]
+        atoms = structure.axes.atoms(structure.leaves[place.path][place.axis])
         if place.digit >= len(atoms) or (
             structure.axes.size(atoms[place.digit]) != group.size
         ):
@@ -81,7 +80,7 @@ def _atoms(structure: AxisTrace, group: Group) -> set[int]:
                 f"fn must take axis {place.axis} of {place.path!r} apart as the "
                 "function that was planned does"
             )
-        found.add(atoms[place.digit])
+        found.add(place_atom(structure, place))
     return found
 
 

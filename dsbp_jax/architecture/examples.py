@@ -13,15 +13,16 @@ def count(batch: Any) -> int:
     return max(sizes, default=1)
 
 
+def taken(batch: Any, index: Any) -> Any:
+    """The examples of an index or a slice; what all of them share stays."""
+    whole = count(batch)
+    along = lambda leaf: np.ndim(leaf) and np.shape(leaf)[0] == whole
+    return jax.tree.map(lambda leaf: leaf[index] if along(leaf) else leaf, batch)
+
+
 def some(batch: Any, start: int, number: int) -> Any:
     """So many examples from one on; what all of them share stays."""
-    whole = count(batch)
-
-    def part(leaf: Any) -> Any:
-        along = np.ndim(leaf) and np.shape(leaf)[0] == whole
-        return leaf[start : start + number] if along else leaf
-
-    return jax.tree.map(part, batch)
+    return taken(batch, slice(start, start + number))
 
 
 def at_once(trace_of: Callable[[Any], Any], batch: Any, most: int) -> int:

@@ -4,6 +4,7 @@ For inputs h of second moments C and a kernel W, the best AB of rank r is that o
 leading singular triplets of C^½W: `hAB` is then nearest to `hW` in the mean.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -120,11 +121,7 @@ def ranked(
     if energy is not None:
         ranks = [width_of_energy(s.errors, energy, exact=True) for s in splits]
     else:
-        costs = lambda ranks: (
-            1
-            - sum(split.saved(rank) for split, rank in zip(splits, ranks, strict=True))
-            / max(whole, 1)
-        )
+        costs = functools.partial(share_kept, whole, splits)
         curves = [Curve(split.errors, split.full, 1) for split in splits]
         _measure(fn, params, splits, curves, sample)
         ranks = share_out(curves, costs, goal)
@@ -134,6 +131,12 @@ def ranked(
             "that can be split has a rank that is low enough"
         )
     return splits, ranks
+
+
+def share_kept(whole: float, splits: Sequence["Split"], ranks: Sequence[int]) -> float:
+    """The share of the whole function's operations that is left with these ranks."""
+    saved = sum(split.saved(rank) for split, rank in zip(splits, ranks, strict=True))
+    return 1 - saved / max(whole, 1)
 
 
 def _measure(

@@ -55,16 +55,14 @@ def sensitivity(
     ]
     if not layers:
         return {}
-    starts = range(0, examples.count(batch) - together + 1, together)
-    seeds = [(start, seed) for seed in range(_SIGNS) for start in starts]
-    seeds = seeds[: -(-_MOST // together)]
+    starts = [*range(0, examples.count(batch) - together + 1, together)] * _SIGNS
     arrays = lambda start: array_leaves((params, examples.some(batch, start, together)))
     try:
         program = _program(structure, layers).lower(arrays(0), np.int32(0)).compile()
     except (TypeError, ValueError, NotImplementedError):  # a loop without a reverse
         return {}
     total: dict[str, Any] = {site.name: 0.0 for site in layers}
-    for number, (start, _) in enumerate(seeds):
+    for number, start in enumerate(starts[: -(-_MOST // together)]):
         found = program(arrays(start), np.int32(number))
         total = {name: total[name] + np.asarray(one) for name, one in found.items()}
     if not all(np.isfinite(one).all() for one in total.values()):

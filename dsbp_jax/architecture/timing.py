@@ -90,7 +90,4 @@ def _medians(*programs: tuple[Callable[[Any], Any], Any]) -> tuple[float, float]
 
 def _sized(x: Any, size: int) -> Any:
     """A batch of another size: examples repeated or left out."""
-    count = examples.count(x)
-    part = lambda leaf: leaf[np.arange(size) % count]
-    along = lambda leaf: np.ndim(leaf) and np.shape(leaf)[0] == count
-    return jax.tree.map(lambda leaf: part(leaf) if along(leaf) else leaf, x)
+    return examples.taken(x, np.arange(size) % examples.count(x))

@@ -6,7 +6,7 @@ python -m experiments.tables tiny_imagenet --data-dir DIR
 import dataclasses
 
 from experiments import cli
-from experiments.config import DataConfig
+from experiments.config import DataConfig, ModelConfig
 from experiments.study.tables import Table
 
 
@@ -16,6 +16,7 @@ def table(scale: str) -> Table:
     config = dataclasses.replace(
         colour.config,
         data=DataConfig("tiny_imagenet"),
+        model=ModelConfig("conv4", {"channels": 48}),
         epochs=10 if scale == "cpu" else 50,
         sharpness=False,
     )
@@ -23,18 +24,12 @@ def table(scale: str) -> Table:
         colour,
         title="Photographs of 200 classes",
         config=config,
-        contenders=(
-            "adamw",
-            "sam",
-            "spectral_muon",
-        ),
         metrics=("accuracy", "loss"),
         seeds=3,
         caption=(
-            "50 images a class of Tiny ImageNet, ten passes, two blocks of convolution "
-            "and two dense layers, as many gradient evaluations for all. Two passes "
-            "were too few: AdamW and SAM stayed near chance, 0.5 %. Rates are chosen "
-            "on training images held out; Muon and the paper's rule were left out for "
-            "want of time."
+            "50 images a class of Tiny ImageNet, ten passes, four blocks of "
+            "convolution and batch normalisation, as many gradient evaluations for "
+            "all. Rates are chosen on training images held out. In a network without "
+            "normalisation AdamW and SAM stayed near chance, 0.5 %."
         ),
     )

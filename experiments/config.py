@@ -229,8 +229,9 @@ class ImageConfig(OptimizedConfig):
     """Epochs between evaluations; each is followed by a checkpoint."""
 
     sharpness: bool = False
-    """Measure the top eigenvalue of the Hessian at the end: of the training loss on
-    --probe.batch-size examples, found by at most --probe.hessian-steps restarts."""
+    """Measure the Hessian at the end, of the training loss on --probe.batch-size
+    examples: its top eigenvalue (`hessian`), found by at most --probe.hessian-steps
+    restarts, and its trace (`trace`), estimated."""
 
     def __post_init__(self):
         """Checks every value."""

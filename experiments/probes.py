@@ -3,8 +3,8 @@
 On a fixed batch of training images: per layer the leading eigenvalues of the
 covariance `C = YᵀY/n` of its linear response Y, the share of the trace that they
 hold, and how far their eigenspace has turned since the last measurement; for the
-whole network the top eigenvalue of the loss's Hessian. Nothing here feeds back
-into training.
+whole network the top eigenvalue of the loss's Hessian, and at the end its trace.
+Nothing here feeds back into training.
 """
 
 from functools import partial
@@ -21,6 +21,7 @@ from experiments.config import ProbeConfig
 
 MAX_ROWS = 8192  # of a layer's response; a convolution has many more
 TOLERANCE = 0.01  # relative change of the top Hessian eigenvalue at which it is found
+SIGNS = 16  # vectors of random signs that estimate the Hessian's trace
 
 
 class Seen(NamedTuple):
@@ -54,6 +55,7 @@ class Probe:
         self._batch = split.take(np.sort(chosen))
         self._measure = jax.jit(self._measure_layers)
         self._refresh = jax.jit(self._refresh_hessian)
+        self._along = jax.jit(self._curvature_along)
 
     def init(self, params: Any, rest: Any) -> Seen:
         """What stands for the last measurement before the first."""
@@ -108,6 +110,23 @@ class Probe:
         moved = not np.array_equal(basis.vectors, start.vectors)
         return float(basis.values[0]) if moved else None
 
+    def hessian_trace(self, params: Any, rest: Any) -> float | None:
+        """That of the training loss on the fixed batch, estimated.
+
+        The mean of `sᵀHs` over vectors s of random signs, the same at every call:
+        unbiased over signs (Hutchinson, A stochastic estimator of the trace, 1989).
+
+        None where it is not finite, or where nothing is to be measured.
+        """
+        if not len(self._batch):
+            return None
+        images, labels = self._batch.images, self._batch.labels
+        # The loop is the host's, as below.
+        keys = jax.random.split(jax.random.key(0), SIGNS)
+        found = [self._along(params, rest, images, labels, key) for key in keys]
+        trace = float(np.mean(jax.device_get(found)))
+        return trace if np.isfinite(trace) else None
+
     def _follow_hessian(
         self, params: Any, rest: Any, hessian: linalg.EigenBasis
     ) -> linalg.EigenBasis:
@@ -153,9 +172,27 @@ class Probe:
         labels: jax.Array,
         basis: linalg.EigenBasis,
     ) -> linalg.EigenBasis:
-        loss = lambda *args: self.classifier.loss(*args, mode="eval")[0]
-        operator = linalg.hessian(loss, params, rest, images, labels)
+        operator = self._hessian(params, rest, images, labels)
         return linalg.refresh_basis(operator, basis)
+
+    def _curvature_along(
+        self,
+        params: Any,
+        rest: Any,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        """`sᵀHs` for a vector s of random signs."""
+        operator = self._hessian(params, rest, images, labels)
+        signs = jax.random.rademacher(key, (operator.dim, 1), jnp.float32)
+        return jnp.vdot(signs, operator.matmat(signs))
+
+    def _hessian(
+        self, params: Any, rest: Any, images: jax.Array, labels: jax.Array
+    ) -> linalg.SymmetricOperator:
+        loss = lambda *args: self.classifier.loss(*args, mode="eval")[0]
+        return linalg.hessian(loss, params, rest, images, labels)
 
 
 def _random_start(params: Any) -> linalg.EigenBasis:

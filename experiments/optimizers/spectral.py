@@ -7,6 +7,7 @@ import optax
 
 import dsbp_jax
 from experiments.optimizers.optimizer import (
+    Count,
     CountOrZero,
     Follows,
     FollowsEither,
@@ -58,6 +59,9 @@ class Dsbp(Momentum, FollowsEither):
     energy: OptionalShare = None
     """Use only the leading columns that hold this share of the trace."""
 
+    num_blocks: Count = 2
+    """Krylov blocks of a refresh, at least 2."""
+
     def _transform(self, rate, uses):
         return dsbp_jax.dsbp(
             rate,
@@ -66,6 +70,7 @@ class Dsbp(Momentum, FollowsEither):
             momentum=self.momentum,
             decay=self.decay,
             energy=self.energy,
+            num_blocks=self.num_blocks,
             layout=uses.layout,
             **self._bases(),
         )

@@ -30,7 +30,7 @@ try:
 except ImportError:  # No such system: processes may do the same work, but lose none.
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1  # of the files
+FORMAT = 2  # of the files
 SAVE_EVERY = 20.0  # seconds between two checkpoints
 DISTURBED = 1.25  # mean over median time of a step
 SHORT = 1.0  # seconds: no time to speak of

@@ -19,6 +19,9 @@ from experiments.probes import Probe
 from experiments.study.task import Length, Metric
 from experiments.tasks.optimized import Optimized, TrainState
 
+# What is measured of the Hessian, by metric.
+CURVATURES = {"hessian": Probe.top_hessian_eigenvalue, "trace": Probe.hessian_trace}
+
 
 def load_data(config: DataConfig, number: int = 0) -> data.Dataset:
     """Loads the data set that a config names, and of its folds the one asked for."""
@@ -145,7 +148,8 @@ class ImageTask(Optimized):
             "loss": Metric("nats", math.log(classes), digits=4),
         }
         if config.sharpness:
-            self.metrics["hessian"] = Metric("", math.inf, chooses=False, digits=2)
+            for name in CURVATURES:
+                self.metrics[name] = Metric("", math.inf, chooses=False, digits=2)
         self._upcoming: tuple[Any, ...] = ()
 
     def length(self, config: ImageConfig) -> Length:
@@ -248,11 +252,9 @@ class ImageTask(Optimized):
         sums = np.sum(jax.device_get(pending), axis=0, dtype=np.float64)
         loss, accuracy = map(float, sums / len(split))
         found = {"accuracy": accuracy, "loss": loss}
-        if "hessian" in self.metrics:
-            curvature = None
-            if part == "test":
-                curvature = self.probe.top_hessian_eigenvalue(params, state.rest)
-            found["hessian"] = math.inf if curvature is None else curvature
+        for name, measure in CURVATURES.items() if self.config.sharpness else ():
+            value = measure(self.probe, params, state.rest) if part == "test" else None
+            found[name] = math.inf if value is None else value
         return found
 
     def observe(self, state: TrainState) -> tuple[dict[str, Any], TrainState]:

@@ -64,17 +64,39 @@ def test_spectra_are_those_of_the_dense_covariances(probed):
         np.testing.assert_allclose(v.T @ v, np.eye(4), atol=1e-5)
 
 
-def test_the_hessian_is_that_of_the_loss(probed, monkeypatch):
-    task, state, probe, _ = probed
-    monkeypatch.setattr(probes, "TOLERANCE", 1e-6)
-    record, _ = measure(probe, state)
+def dense_hessian(task, state, probe):
+    """The Hessian of the loss on the probe's batch."""
     flat, unravel = ravel_pytree(state.params)
     batch = probe._batch
     loss = lambda w: task.classifier.loss(
         unravel(w), state.rest, batch.images, batch.labels, mode="eval"
     )[0]
-    top = np.linalg.eigvalsh(jax.jit(jax.hessian(loss))(flat))[-1]
+    return np.asarray(jax.jit(jax.hessian(loss))(flat), np.float64)
+
+
+def test_the_hessian_is_that_of_the_loss(probed, monkeypatch):
+    task, state, probe, _ = probed
+    monkeypatch.setattr(probes, "TOLERANCE", 1e-6)
+    record, _ = measure(probe, state)
+    top = np.linalg.eigvalsh(dense_hessian(task, state, probe))[-1]
     assert record["hessian"] == pytest.approx(float(top), rel=1e-3)
+
+
+def test_the_trace_is_within_what_random_signs_vary(probed):
+    task, state, probe, _ = probed
+    h = dense_hessian(task, state, probe)
+    # The variance of sᵀHs is twice the sum of squares off the diagonal.
+    variance = 2 * (np.sum(h**2) - np.sum(np.diag(h) ** 2))
+    error = np.sqrt(variance / probes.SIGNS)
+    found = probe.hessian_trace(state.params, state.rest)
+    assert found == pytest.approx(np.trace(h), abs=3 * error)
+    assert error < 0.25 * np.trace(h)
+
+
+def test_no_trace_where_the_loss_is_not_finite(probed):
+    _, state, probe, _ = probed
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+    assert probe.hessian_trace(broken, state.rest) is None
 
 
 def test_drift_is_unknown_then_zero_then_positive(probed):

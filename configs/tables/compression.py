@@ -33,6 +33,7 @@ def table(scale: str) -> Table:
             "svd:flops=0.25",
         ),
         metrics=("accuracy", "before", "flops", "latency"),
+        trial_length=1.0,
         caption=(
             "Fashion-MNIST, an MLP 512×2 of 5 epochs of Adam, cut and tuned for one "
             "more; `before` is the accuracy before that, latency that of a pass of 256 "

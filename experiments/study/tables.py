@@ -23,7 +23,6 @@ from experiments.study.task import Metric
 
 VIEWS = ("evaluations", "time", "loss")
 FRACTIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # of the first contender's steps
-TUNING = 3  # a run that tunes has one step in so many
 FINALISTS, CONFIRMING = 2, 3  # best points, and seeds that decide between them
 SLOW, FEW = 3.0, 3  # slower than so many steps of the first: so few seeds
 CLOSE = 0.03  # relative difference of two times that are called equal
@@ -44,6 +43,7 @@ class Table:
       seeds: Runs of each contender.
       tune: The axes that are searched, of the config's.
       most: How many neighbours from the default a search may go.
+      trial_length: Length of the runs that search, as a share of the table's.
       margin: Where it is given, the table says which contenders are on the front of
         its columns; by so much, in the unit that is printed, none may be worse to
         beat another.
@@ -60,6 +60,7 @@ class Table:
     seeds: int = 5
     tune: tuple[str, ...] = ("rate",)
     most: int = tuning.MOST
+    trial_length: float = 1 / 3
     margin: float | None = None
     minutes: float = 60.0
     caption: str = ""
@@ -76,6 +77,7 @@ class Table:
             checks.one_of("tune", axis, self.config.axes)
         checks.count("seeds", self.seeds)
         checks.seed("seed with seeds", self.config.seed + self.seeds - 1)
+        checks.between("trial_length", self.trial_length, 0, 1)
         checks.positive("minutes", self.minutes)
         checks.at_least("margin", self.margin, 0)
 
@@ -162,7 +164,8 @@ class Contest:
         full = self.lengthened(base, self.steps(name))
         if not axes:
             return full, True
-        short = self.lengthened(base, self.steps(name, 1 / TUNING))
+        steps = self.steps(name, self.table.trial_length)
+        short = self.lengthened(base, steps)
         at = lambda config, point: config.at(dict(zip(axes, point, strict=True)))
         trials = self.trials.setdefault(name, [])
 
@@ -172,7 +175,7 @@ class Contest:
             for config, cell in zip(configs, found, strict=True):
                 trial = {
                     "setting": config.searched(),
-                    "steps": self.steps(name, 1 / TUNING),
+                    "steps": steps,
                     "validation": cell.validation,
                     "diverged": cell.diverged,
                 }

@@ -1,7 +1,7 @@
 """Search for rates: a grid that grows until its best point is inside.
 
 A point is a whole number for each axis, the neighbours away from the default. All
-contenders have the same axes, ratios and rules. At a third of the steps and with one
+contenders have the same axes, ratios and rules. At a part of the steps and with one
 seed the neighbours of the best point so far are tried until none is better: those along
 an axis, then, as a rate and its decay may have to move together, those along two at
 once. The two best points are run again at full length with three seeds, and the better

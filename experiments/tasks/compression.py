@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -132,6 +132,8 @@ class CompressionTask(tuned.Tuned):
             )
         apply = found.resized(self.apply)
         train = found.resized(functools.partial(self.logits, mode="train"))
+        if config.method != "whole":
+            found = found._replace(arrays=settled(train, found.arrays, batches))
 
         @jax.jit
         def sums(arrays: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -218,3 +220,44 @@ class CompressionTask(tuned.Tuned):
             "flops": small.flops,
             "latency": self._first["latency"],
         }
+
+
+def settled(
+    train: Callable[[Any, jax.Array], tuple[jax.Array, Any]],
+    arrays: Any,
+    batches: Sequence[jax.Array],
+) -> Any:
+    """A model with the statistics that batch normalisation has of it.
+
+    A cut model's activations are not those of the whole: their means and variances are
+    taken again from images, without labels or gradients. They are running means, of one
+    momentum, so two looks at the same batches say where all further ones would lead.
+
+    Args:
+      train: As `Small` has it.
+      arrays: Its parameters, and the rest.
+      batches: Normalised images.
+
+    Returns:
+      The arrays, with other statistics.
+    """
+    follow = jax.jit(lambda arrays, x: {**arrays, "rest": train(arrays, x)[1]})
+    once = functools.reduce(follow, batches, arrays)
+    twice = functools.reduce(follow, batches, once)
+    floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+
+    def moved(before: Any, after: Any) -> jax.Array:
+        moves = jax.tree.map(jnp.subtract, after["rest"], before["rest"])
+        return optax.tree.norm(list(filter(floating, jax.tree.leaves(moves))))
+
+    first, second = moved(arrays, once), moved(once, twice)
+    if not second < first:  # nothing follows the batches
+        return arrays
+    far = first / (first - second)
+    return twice | {
+        "rest": jax.tree.map(
+            lambda a, b: a + far * (b - a) if floating(a) else a,
+            once["rest"],
+            twice["rest"],
+        )
+    }

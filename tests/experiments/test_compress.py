@@ -71,6 +71,24 @@ def test_all_begin_with_the_same_model():
     )
 
 
+def test_cut_models_have_statistics_of_their_own():
+    config = dataclasses.replace(
+        CONFIG, model=ModelConfig("conv4", {"channels": 8}), epochs=2, multiple_of=2
+    ).with_contender("l1")
+    task = compression.CompressionTask(config)
+    small, batches = task.small(config), task.seen()
+    mean = lambda arrays: np.asarray(arrays["rest"]["norms"][1]["mean"])
+    arrays, follow = small.arrays, jax.jit(lambda *args: small.train(*args)[1])
+    for _ in range(600):  # of momentum 0.99
+        for x in batches:
+            arrays = {**arrays, "rest": follow(arrays, x)}
+    scale = np.abs(mean(arrays)).max()
+    np.testing.assert_allclose(mean(small.arrays), mean(arrays), atol=0.01 * scale)
+    model, images = small.arrays, jnp.zeros((1, 2))
+    fixed = lambda arrays, x: (x, arrays["rest"])
+    assert compression.settled(fixed, model, [images]) is model
+
+
 def test_bad_options_are_named(capsys):
     with pytest.raises(ValueError, match="method='taylor'; accepted are spectral"):
         CONFIG.with_contender("taylor")

@@ -6,7 +6,7 @@ device.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,8 +36,16 @@ class Seen(NamedTuple):
       pairs: By group, one for each product.
     """
 
-    sinks: Mapping[tuple[str, str], Moments]
-    pairs: Mapping[str, list[PairMoments]]
+    sinks: dict[tuple[str, str], Moments]
+    pairs: dict[str, list[PairMoments]]
+
+    def take(self, group: Group) -> "Seen":
+        """What was seen of one group, which is let go of here: it may be large."""
+        mine = [key for key in self.sinks if key[0] == group.name]
+        return Seen(
+            {key: self.sinks.pop(key) for key in mine},
+            {group.name: self.pairs.pop(group.name, [])},
+        )
 
 
 def collect(
@@ -87,10 +95,12 @@ def collect(
         own, run = programs[key]
         found = run(arrays)
         sites = {site.name: site for site in own.traced.sites}
-        for group in groups:
-            for sink in group.sinks:
-                for rows in rows_of(own, sites[sink], group, np.asarray(found[sink])):
-                    moments[group.name, sink].add(rows)
+        for sink in sorted(wanted):
+            rows = np.asarray(found.pop(sink))  # of all layers they are many
+            for group in groups:
+                if sink in group.sinks:
+                    for part in rows_of(own, sites[sink], group, rows):
+                        moments[group.name, sink].add(part)
         if paired:
             add(own, paired, found, pairs)
     return Seen(moments, pairs)

@@ -6,6 +6,8 @@ them stands for all, with their number as its weight in sums, and the kernels th
 contract the width add up what they had for each.
 """
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,11 +39,11 @@ class Merged:
             for place in group.places
             if (place.path, place.axis) not in taken
         ]
-        # Bit by bit but for the sign of zero, which no sum tells.
-        seen = np.concatenate([(row + 0.0).astype(np.float64) for row in rows], axis=1)
-        _, self.copies = np.unique(seen, axis=0, return_inverse=True)
-        self.copies = self.copies.reshape(-1)
-        self.least = int(self.copies.max()) + 1
+        kinds: dict[bytes, int] = {}
+        self.copies = np.array(
+            [kinds.setdefault(key, len(kinds)) for key in _digests(rows)]
+        )
+        self.least = len(kinds)
         self.errors = np.zeros(group.size + 1)
 
     def rank(self, share: float) -> int:
@@ -65,3 +67,15 @@ class Merged:
         encode[kept, np.arange(width)] = 1
         decode = {sink: member for sink in self.group.sinks}
         return Cut(self.group, width, encode, decode, {}, member.sum(axis=0))
+
+
+def _digests(rows: Sequence[np.ndarray]) -> Iterator[bytes]:
+    """Of each entry, of all arrays: bit by bit but for the sign of zero.
+
+    No sum tells that sign; and arrays sorted as a whole take many times their memory.
+    """
+    for entry in zip(*rows, strict=True):
+        digest = hashlib.blake2b()
+        for row in entry:
+            digest.update((row + 0.0).tobytes())
+        yield digest.digest()

@@ -108,7 +108,7 @@ def plan(
     if energy is None:
         sinks = [sink for group in measurable for sink in group.sinks]
         roots = sensitivity(trace_of, sinks, params, sample)
-    moments = collect(
+    seen = collect(
         structure,
         measurable,
         params,
@@ -119,10 +119,9 @@ def plan(
     spectra = [
         Merged(structure, one, params)
         if one.merged
-        else Measured(structure, one, params, moments, energy, roots)
+        else Measured(structure, one, params, seen.take(one), energy, roots)
         for one in chosen
     ]
-    del moments  # the groups have what they need of it
     planner = _Planner(structure, spectra, multiple_of, left, sample)
     if energy is None:
         planner.measure(fn, params)

@@ -23,7 +23,6 @@ def table(scale: str) -> Table:
         contenders=("whole", "spectral", "unrepaired", "l1", "magnitude", "random"),
         metrics=("accuracy", "before", "flops", "latency"),
         seeds=3,
-        trial_length=1.0,
         caption=(
             "2,000 images a class of CIFAR-10, a ResNet-18 of 8 to 64 channels, 10 "
             "epochs of Adam, cut to half of its FLOPs and tuned for two more; `before` "

@@ -32,8 +32,9 @@ What the outputs lose with a width is measured, and widths are shared out by it.
 are chosen by what the outputs feel of the next layer's answers, and its kernel is
 repaired by least squares; constants go into the next bias, and between linear maps
 directions are cut in place of neurons. Of a network that trains in another mode than it
-runs in, `resized(train_fn, params, plan.cuts)` is that mode at the smaller sizes. In
-place of `flops`, `energy=` keeps so much of each spectrum, and
+runs in, `resized(train_fn, params, plan.cuts)` is that mode at the smaller sizes: to
+tune it, or, under batch normalisation, to take running means and variances anew from a
+few batches, without labels, which a cut model is in need of. In place of `flops`, `energy=` keeps so much of each spectrum, and
 `latency=` with `batch_sizes=` goes by the clock: a plan that is not faster is refused.
 Where the function itself runs on the smaller leaves, `small.report.same_function` says
 so. Widths of MLPs and convolutional networks are cut, and inside attention the

@@ -15,7 +15,7 @@ def table(scale: str) -> Table:
     return dataclasses.replace(
         first,
         title="Projection, one option at a time",
-        claim="What do columns, their number by energy, sides and refreshes matter?",
+        claim="Which options of the projection matter?",
         contenders=(
             "dsbp",
             "momentum",
@@ -26,11 +26,11 @@ def table(scale: str) -> Table:
             "dsbp:num_blocks=3",
         ),
         caption=(
-            "Fashion-MNIST, an MLP 256×2. The first has 64 columns on the side of the "
-            "outputs, refreshed every 10 steps with two Krylov blocks; of the gradient "
-            "outside of them a tenth is kept. `energy` uses the leading ones that hold "
-            "this share of the trace; `refresh_every=None` keeps the first basis. "
-            "Sources and the share that is kept are in the table of the projection, "
-            "powers of the spectrum in that of the filter."
+            "Fashion-MNIST, an MLP 256×2. The first row has 64 columns on the side of "
+            "the outputs, refreshed every 10 steps with two Krylov blocks; of the "
+            "gradient outside of them a tenth is kept. `energy` uses of these 64 the "
+            "leading ones that hold this share of the trace; `refresh_every=None` "
+            "keeps the first basis. Sources and the share that is kept are in the "
+            "table of the projection, powers of the spectrum in that of the filter."
         ),
     )

@@ -26,9 +26,9 @@ def table(scale: str) -> Table:
         caption=(
             "2,000 images a class of CIFAR-10, a ResNet-18 of 8 to 64 channels, 10 "
             "epochs of Adam, cut to half of its FLOPs and tuned for two more; `before` "
-            "is the accuracy before that, of all with statistics of batch "
-            "normalisation that were taken again after the cut, latency that of a pass "
-            "of 256 images; `unrepaired` has our channels and widths, and no least "
-            "squares."
+            "is the accuracy before that: cut models first took the statistics of "
+            "batch normalisation again, from 4,000 images and no labels; latency is "
+            "that of a pass of 256 images; `unrepaired` has our channels and widths, "
+            "and no least squares."
         ),
     )

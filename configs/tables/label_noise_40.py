@@ -15,7 +15,7 @@ def table(scale: str) -> Table:
     data = dataclasses.replace(first.config.data, label_noise=0.4)
     return dataclasses.replace(
         first,
-        title="Perturbations under twice the label noise",
+        title="Perturbations where 40 % of the labels are wrong",
         config=dataclasses.replace(first.config, data=data),
         caption=first.caption.replace("20 %", "40 %"),
     )

@@ -29,7 +29,6 @@ def table(scale: str) -> Table:
         caption=(
             "50 images a class of Tiny ImageNet, ten passes, four blocks of "
             "convolution and batch normalisation, as many gradient evaluations for "
-            "all. Rates are chosen on training images held out. In a network without "
-            "normalisation AdamW and SAM stayed near chance, 0.5 %."
+            "all. Rates are chosen on training images held out."
         ),
     )

@@ -34,7 +34,7 @@ repaired by least squares; constants go into the next bias, and between linear m
 directions are cut in place of neurons. Of a network that trains in another mode than it
 runs in, `resized(train_fn, params, plan.cuts)` is that mode at the smaller sizes: to
 tune it, or, under batch normalisation, to take running means and variances anew from a
-few batches, without labels, which a cut model is in need of. In place of `flops`,
+few batches, without labels, as a cut model needs. In place of `flops`,
 `energy=` keeps so much of each spectrum, and `latency=` with `batch_sizes=` goes by the
 clock: a plan that is not faster is refused. Where the function itself runs on the
 smaller leaves, `small.report.same_function` says so. Widths of MLPs and convolutional

@@ -39,8 +39,8 @@ class Seen(NamedTuple):
     sinks: dict[tuple[str, str], Moments]
     pairs: dict[str, list[PairMoments]]
 
-    def take(self, group: Group) -> "Seen":
-        """What was seen of one group, which is let go of here: it may be large."""
+    def pop(self, group: Group) -> "Seen":
+        """What was seen of one group, and no longer held here: it may be large."""
         mine = [key for key in self.sinks if key[0] == group.name]
         return Seen(
             {key: self.sinks.pop(key) for key in mine},
@@ -96,7 +96,7 @@ def collect(
         found = run(arrays)
         sites = {site.name: site for site in own.traced.sites}
         for sink in sorted(wanted):
-            rows = np.asarray(found.pop(sink))  # of all layers they are many
+            rows = np.asarray(found.pop(sink))  # so that they are freed one by one
             for group in groups:
                 if sink in group.sinks:
                     for part in rows_of(own, sites[sink], group, rows):

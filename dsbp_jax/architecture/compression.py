@@ -109,10 +109,9 @@ def resized(
     """A function on smaller leaves; another one than was planned, too.
 
     So a network is trained after the cut: the smaller leaves were found for how it runs
-    at inference, and in training it runs otherwise, with statistics of the batch. These
-    are to be had anew without training, too: what is repaired in least squares varies
-    less than what it stands for, and running means and variances of the whole model no
-    longer fit.
+    at inference, and in training it runs otherwise, with statistics of the batch.
+    Running means and variances must be taken again even where nothing is trained: what
+    least squares repair varies less than what it stands for.
 
     Args:
       fn: A function `fn(params, x)` of the same leaves.

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dsbp_jax.architecture.axis_walk import AxisTrace
@@ -41,7 +42,7 @@ class Merged:
         ]
         kinds: dict[bytes, int] = {}
         self.copies = np.array(
-            [kinds.setdefault(key, len(kinds)) for key in _digests(rows)]
+            [kinds.setdefault(key, len(kinds)) for key in _digests(rows, group.size)]
         )
         self.least = len(kinds)
         self.errors = np.zeros(group.size + 1)
@@ -69,13 +70,15 @@ class Merged:
         return Cut(self.group, width, encode, decode, {}, member.sum(axis=0))
 
 
-def _digests(rows: Sequence[np.ndarray]) -> Iterator[bytes]:
+def _digests(rows: Sequence[np.ndarray], size: int) -> Iterator[bytes]:
     """Of each entry, of all arrays: bit by bit but for the sign of zero.
 
     No sum tells that sign; and arrays sorted as a whole take many times their memory.
     """
-    for entry in zip(*rows, strict=True):
+    for index in range(size):
         digest = hashlib.blake2b()
-        for row in entry:
-            digest.update((row + 0.0).tobytes())
+        for row in rows:
+            entry = row[index]
+            inexact = jnp.issubdtype(entry.dtype, jnp.inexact)
+            digest.update((entry + 0 if inexact else entry).tobytes())
         yield digest.digest()

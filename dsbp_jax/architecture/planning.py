@@ -119,7 +119,7 @@ def plan(
     spectra = [
         Merged(structure, one, params)
         if one.merged
-        else Measured(structure, one, params, seen.take(one), energy, roots)
+        else Measured(structure, one, params, seen.pop(one), energy, roots)
         for one in chosen
     ]
     planner = _Planner(structure, spectra, multiple_of, left, sample)

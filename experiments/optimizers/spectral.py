@@ -7,7 +7,7 @@ import optax
 
 import dsbp_jax
 from experiments.optimizers.optimizer import (
-    Count,
+    Blocks,
     CountOrZero,
     Follows,
     FollowsEither,
@@ -59,8 +59,8 @@ class Dsbp(Momentum, FollowsEither):
     energy: OptionalShare = None
     """Use only the leading columns that hold this share of the trace."""
 
-    num_blocks: Count = 2
-    """Krylov blocks of a refresh, at least 2."""
+    num_blocks: Blocks = 2
+    """Krylov blocks of a refresh of the projection's bases."""
 
     def _transform(self, rate, uses):
         return dsbp_jax.dsbp(

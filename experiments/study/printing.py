@@ -169,6 +169,8 @@ def notes(result: dict[str, Any]) -> str:
             "for all that could beat that one) and in no other worse by more than "
             f"{result['margin']:g} (bound of 95 %); few seeds show little. "
         )
+    if result.get("trial_length") == 1:
+        text += "Rates were searched at the length of the final runs. "
     budget = result["budget"]
     return text + (
         f"{budget['used']:.1f} minutes of training, tuning included (budget "

@@ -43,7 +43,7 @@ class Table:
       seeds: Runs of each contender.
       tune: The axes that are searched, of the config's.
       most: How many neighbours from the default a search may go.
-      trial_length: Length of the runs that search, as a share of the table's.
+      trial_length: Length of the runs that search, as a share of the final runs'.
       margin: Where it is given, the table says which contenders are on the front of
         its columns; by so much, in the unit that is printed, none may be worse to
         beat another.
@@ -77,6 +77,7 @@ class Table:
             checks.one_of("tune", axis, self.config.axes)
         checks.count("seeds", self.seeds)
         checks.seed("seed with seeds", self.config.seed + self.seeds - 1)
+        checks.positive("trial_length", self.trial_length)
         checks.between("trial_length", self.trial_length, 0, 1)
         checks.positive("minutes", self.minutes)
         checks.at_least("margin", self.margin, 0)
@@ -299,6 +300,7 @@ def compute(name: str, table: Table, store: Store, scale: str = "") -> dict[str,
         "config": what(table.config),
         "seeds": table.seeds,
         "tuned": list(table.tune),
+        "trial_length": table.trial_length,
         "margin": table.margin,
         "overlap": table.config.overlap,
         "evaluations": contest.length,

@@ -230,34 +230,33 @@ def settled(
     """A model with the statistics that batch normalisation has of it.
 
     A cut model's activations are not those of the whole: their means and variances are
-    taken again from images, without labels or gradients. They are running means, of one
-    momentum, so two looks at the same batches say where all further ones would lead.
+    taken again from images, without labels or gradients. They are running means, begun
+    here at zero: the first pass over the batches leaves s₁, the second s₂, and all
+    further ones would lead to `s₁/(2 − s₂/s₁)`, the ratio that of norms.
 
     Args:
       train: As `Small` has it.
       arrays: Its parameters, and the rest.
-      batches: Normalised images.
+      batches: Normalised images; all but a smaller last one are looked at.
 
     Returns:
-      The arrays, with other statistics.
+      The arrays, with other statistics; what no batch moves stays as it was.
     """
-    follow = jax.jit(lambda arrays, x: {**arrays, "rest": train(arrays, x)[1]})
-    once = functools.reduce(follow, batches, arrays)
-    twice = functools.reduce(follow, batches, once)
-    floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-
-    def moved(before: Any, after: Any) -> jax.Array:
-        moves = jax.tree.map(jnp.subtract, after["rest"], before["rest"])
-        return optax.tree.norm(list(filter(floating, jax.tree.leaves(moves))))
-
-    first, second = moved(arrays, once), moved(once, twice)
-    if not second < first:  # nothing follows the batches
+    floating = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    rest = arrays["rest"]
+    if not any(map(floating, jax.tree.leaves(rest))):
         return arrays
-    far = first / (first - second)
-    return twice | {
-        "rest": jax.tree.map(
-            lambda a, b: a + far * (b - a) if floating(a) else a,
-            once["rest"],
-            twice["rest"],
-        )
-    }
+    begun = jax.tree.map(lambda a: jnp.zeros_like(a) if floating(a) else a, rest)
+    follow = jax.jit(lambda arrays, x: {**arrays, "rest": train(arrays, x)[1]})
+    whole = [x for x in batches if len(x) == len(batches[0])]
+    once = functools.reduce(follow, whole, {**arrays, "rest": begun})
+    twice = functools.reduce(follow, whole, once)
+
+    def led_to(old: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+        if not floating(old):
+            return old
+        r1, r2 = jnp.linalg.norm(first), jnp.linalg.norm(second)
+        far = r1 / jnp.maximum(2 * r1 - r2, jnp.finfo(r1.dtype).tiny)
+        return jnp.where(r1 > 0, far * first, old).astype(old.dtype)
+
+    return {**arrays, "rest": jax.tree.map(led_to, rest, once["rest"], twice["rest"])}

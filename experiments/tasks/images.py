@@ -19,8 +19,8 @@ from experiments.probes import Probe
 from experiments.study.task import Length, Metric
 from experiments.tasks.optimized import Optimized, TrainState
 
-# What is measured of the Hessian, by metric.
-CURVATURES = {"hessian": Probe.top_hessian_eigenvalue, "trace": Probe.hessian_trace}
+# What is measured of the Hessian, by metric: methods of the probe.
+CURVATURES = {"hessian": "top_hessian_eigenvalue", "trace": "hessian_trace"}
 
 
 def load_data(config: DataConfig, number: int = 0) -> data.Dataset:
@@ -252,8 +252,10 @@ class ImageTask(Optimized):
         sums = np.sum(jax.device_get(pending), axis=0, dtype=np.float64)
         loss, accuracy = map(float, sums / len(split))
         found = {"accuracy": accuracy, "loss": loss}
-        for name, measure in CURVATURES.items() if self.config.sharpness else ():
-            value = measure(self.probe, params, state.rest) if part == "test" else None
+        for name, method in CURVATURES.items() if config.sharpness else ():
+            value = None
+            if part == "test":
+                value = getattr(self.probe, method)(params, state.rest)
             found[name] = math.inf if value is None else value
         return found
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dsbp_jax import architecture
+from dsbp_jax.architecture import merging
 from dsbp_jax.layers import map_paths
 from tests.architecture import models
 from tests.architecture.test_compression import close
@@ -131,3 +132,13 @@ def test_groups_of_a_group_norm_stay():
     params = filled(model.init, models.KEY, x)
     groups = architecture.groups(model.apply, params, x)
     assert all(group.reason for group in groups.groups), groups
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_entries_are_alike_bit_by_bit_but_for_the_sign_of_zero(dtype):
+    column = np.array([[1, 0], [1, 0], [2, 0], [1, 3]]).astype(dtype)
+    other = np.array([[-0.0], [0.0], [0.0], [0.0]]).astype(dtype)
+    first, second, *others = merging._digests([column, other], 4)
+    assert first == second
+    assert len({first, *others}) == 3
+    assert len(set(merging._digests([], 4))) == 1

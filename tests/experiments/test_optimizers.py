@@ -167,6 +167,7 @@ def test_an_option_of_both_goes_to_both():
         ("dsbp:rnk=3", "option of dsbp='rnk'; accepted are .*\\(nearest: rank\\)"),
         ("dsbp:rank", "accepted after : are words OPTION=VALUE"),
         ("dsbp:rank=0", "optimizer='dsbp:rank=0': rank=0; accepted are"),
+        ("dsbp:num_blocks=1", "num_blocks=1; accepted are"),
         ("dsbp:residual=1.5", "residual=1.5; accepted are values from 0 to 1"),
         ("dsbp:residual=most", "residual='most'; accepted are numbers"),
         ("dsbp:residual=None", "residual=None; accepted are numbers"),

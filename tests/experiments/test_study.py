@@ -285,6 +285,9 @@ def test_a_table_is_tuned_and_paired(tmp_path):
     assert json.loads(json.dumps(result)) == result
     again = tables.compute("toy", table(metrics=("error", "share")), store, "cpu")
     assert again["rows"] == result["rows"]
+    whole = dataclasses.replace(table(metrics=("error", "share")), trial_length=1.0)
+    trials = tables.compute("toy", whole, store, "cpu")["trials"]
+    assert {trial["steps"] for trial in trials["plain"]} == {12}
 
 
 def test_seeds_that_share_examples_say_less(tmp_path, monkeypatch):

@@ -165,6 +165,8 @@ def test_results_are_of_the_tables_that_are_declared():
             assert result[word] == getattr(table, word), (name, word)
         assert result["tuned"] == list(table.tune), name
         assert result.get("margin") == table.margin, name
+        # Files of before it could be chosen do not say it.
+        assert result.get("trial_length", 1 / 3) == table.trial_length, name
         columns = [(column["view"], column["metric"]) for column in result["columns"]]
         metrics = table.metrics or tuple(dict.fromkeys(m for _, m in columns))
         assert columns == [(v, m) for m in metrics for v in table.views], name

@@ -113,6 +113,7 @@ CLAIMS: tuple[Claim, ...] = (
             Duel("", "table-projection", "dsbp_paper", "sam"),
             Duel("", "table-projection", "dsbp_paper", "adam"),
             Duel("CIFAR-10", "table-cifar10", "dsbp_paper", "sam"),
+            Duel("Tiny ImageNet", "table-tiny-imagenet", "dsbp_paper", "sam"),
         ),
         Duel("CIFAR-10", "table-cifar10", "spectral_muon", "sam"),
     ),
@@ -130,7 +131,10 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "with SAM, minima are flatter than SAM's",
-        (Duel("", "table-label-noise", "dsbp_sam", "sam", "hessian"),),
+        (
+            Duel("", "table-label-noise", "dsbp_sam", "sam", "hessian"),
+            Duel("", "table-label-noise", "dsbp_sam", "sam", "trace"),
+        ),
         Duel("", "table-label-noise", "spectral_sam", "sam", "hessian"),
     ),
     Claim(

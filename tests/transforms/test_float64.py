@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.transforms import models
-from tests.transforms.test_conformance import TRANSFORMS, run
+from tests.transforms.catalogue import TRANSFORMS, run
 
 pytestmark = [pytest.mark.x64, pytest.mark.promotes]
 transforms = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)

@@ -57,6 +57,12 @@ def sets(config: SequenceConfig) -> list[data.Dataset]:
     """
     rng = np.random.default_rng(config.seed)
     if config.data.name == OMNIGLOT:
+        for name in ("label_noise", "labels"):
+            if value := getattr(config.data, name):
+                raise ValueError(
+                    f"data.{name}={value}; accepted is the default: alphabets keep all "
+                    "of their labels"
+                )
         found = data.load_alphabets(
             data_dir=config.data.data_dir, download=config.data.download
         )

@@ -116,6 +116,9 @@ def test_what_does_not_fit_is_said(capsys):
     many = dataclasses.replace(CONFIG, tasks=6)
     with pytest.raises(ValueError, match=r"tasks=6; accepted are up to 5, the pairs"):
         many.make()
+    few = dataclasses.replace(CONFIG, data=DataConfig("omniglot", labels=20))
+    with pytest.raises(ValueError, match=r"data\.labels=20; accepted is the default"):
+        few.make()
     norm = dataclasses.replace(CONFIG, model=ModelConfig("resnet18", {"width": 4}))
     with pytest.raises(ValueError, match="statistics of batches"):
         norm.make()

@@ -27,6 +27,7 @@ def table(scale: str) -> Table:
         claim="Channels and neurons: what is lost before and after tuning?",
         config=config,
         contenders=(*first.contenders, "factors"),
+        seeds=5,
         trial_length=1.0,
         caption=(
             "Fashion-MNIST, two blocks of convolution and two dense layers, 6 epochs "

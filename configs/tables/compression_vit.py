@@ -24,6 +24,7 @@ def table(scale: str) -> Table:
             tune_epochs=1.0,
             multiple_of=8,
         ),
+        seeds=5,
         caption=(
             "2,000 images a class of CIFAR-10, a ViT of three blocks, 64 wide, 4 "
             "epochs of Adam, cut to half of its FLOPs and tuned for one more; `before` "

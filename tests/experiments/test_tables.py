@@ -39,10 +39,8 @@ def test_every_table_says_its_command_and_has_every_scale(name):
 FEW = (
     "fewshot",
     "fewshot_whitened",
-    "compression_cnn",
     "compression_ratios",
     "compression_resnet",
-    "compression_vit",
     "text_long",
     "tiny_imagenet",
 )

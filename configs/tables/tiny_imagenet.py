@@ -24,7 +24,7 @@ def table(scale: str) -> Table:
         colour,
         title="Photographs of 200 classes",
         config=config,
-        metrics=("accuracy", "loss"),
+        metrics=("accuracy",),
         seeds=3,
         caption=(
             "50 images a class of Tiny ImageNet, ten passes, four blocks of "

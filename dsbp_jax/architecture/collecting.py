@@ -67,7 +67,7 @@ def collect(
       energy: What is to be kept: of all of it, moments are in double precision.
 
     Returns:
-      The moments.
+      What was seen.
     """
     wanted = {name for group in groups for name in group.sinks}
     sizes = {g.name: math.prod(g.entries) for g in groups}

@@ -21,6 +21,7 @@ from experiments.optimizers.optimizer import (
     kernels,
 )
 from experiments.optimizers.published import Momentum, Sam
+from experiments.study.config import LATER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Dsbp(Momentum, FollowsEither):
     energy: OptionalShare = None
     """Use only the leading columns that hold this share of the trace."""
 
-    num_blocks: Blocks = 2
+    num_blocks: Blocks = dataclasses.field(default=2, metadata=LATER)
     """Krylov blocks of a refresh of the projection's bases."""
 
     def _transform(self, rate, uses):

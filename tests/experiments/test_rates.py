@@ -36,8 +36,9 @@ def test_widths_are_those_of_all_hidden_layers():
         rates.widened(FewshotConfig(), 64)
 
 
-def test_what_is_not_accepted_is_said(capsys):
-    line = fails("rates", ["digits", "--metric", "los"], capsys)
+def test_what_is_not_accepted_is_said(capsys, tmp_path):
+    cells = ["--cells", str(tmp_path)]
+    line = fails("rates", ["digits", "--metric", "los", *cells], capsys)
     assert "metric='los'; accepted are" in line
-    line = fails("rates", ["digits", "--widths", "0"], capsys)
+    line = fails("rates", ["digits", "--widths", "0", *cells], capsys)
     assert "widths=(0,); accepted are" in line
